@@ -1,0 +1,1 @@
+"""Hydra configurations: one group per role."""

@@ -1,0 +1,49 @@
+"""`invdiff <command> [key=value ...]`: picks the command."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "reconstruct": "reconstruct images from measurements, with their uncertainty",
+    "train": "train a diffusion prior on a folder, .npz or .tar of images",
+    "list": "list operators, noise models, samplers, priors and example data",
+}
+
+HELP = """invdiff: reconstruct images from measurements with diffusion priors
+
+usage: invdiff COMMAND [key=value ...]
+
+{commands}
+
+examples:
+  invdiff reconstruct                                          a bundled photograph, 70 % of its pixels missing
+  invdiff reconstruct operator=super_resolution operator.factor=4 num_samples=8
+  invdiff reconstruct input=photo.jpg size=256 operator=gaussian_blur noise.sigma=0.02
+  invdiff reconstruct measurement=y.npy operator=inpainting operator.mask=mask.png prior=brain
+  invdiff list samplers
+
+`invdiff COMMAND --help` explains a command and its options; every value it shows can be overridden as key=value.
+`--cfg job` prints the composed configuration, `-m` sweeps over comma-separated values."""
+
+
+def main() -> None:
+    """Entry point of the `invdiff` script; exits with 0, with 2 after a message, or with 130 on Ctrl-C."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
+        return
+    if arguments[0] in ("-V", "--version"):
+        from invdiff._version import __version__
+
+        print(f"invdiff {__version__}")
+        return
+    if arguments[0] not in COMMANDS:
+        print(f"invdiff: error: unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    # Imported only now: --help must not wait for torch and hydra.
+    command = importlib.import_module(f"invdiff.cli.{arguments[0]}_command")
+    from invdiff.cli.app import guarded
+
+    sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]
+    sys.exit(guarded(command.main))

@@ -1,0 +1,102 @@
+"""What a run costs, counted where it happens: stand-ins around the prior and the operator that meter every call."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.operators import Operator
+from invdiff.priors import Prior
+from invdiff.priors.precision import autocast
+
+
+@dataclass
+class Cost:
+    """Counts are per image: one call on a batch of 8 counts 8.
+
+    forwards        evaluations of the prior's denoiser
+    vjps            vector-Jacobian products through it
+    operator_calls  forward, adjoint, pseudo-inverse, solve, and products with the operator's Jacobian
+    seconds         wall time of the sampler, callbacks and progress left out
+    peak_memory_mb  CUDA: peak of allocated memory; CPU: peak resident size of the process so far
+    """
+
+    forwards: int = 0
+    vjps: int = 0
+    operator_calls: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+
+class _CountBackward(torch.autograd.Function):
+    """The identity; its backward pass tells that a product with the Jacobian of what lies before it was taken."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: Callable[[], None]) -> Tensor:
+        ctx.count = count
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.count()
+        return gradient, None
+
+
+class MeteredPrior(Prior):
+    """A prior that counts its calls and runs its network under a precision."""
+
+    def __init__(self, prior: Prior, cost: Cost, *, precision: str = "auto", compile: bool = False) -> None:
+        super().__init__()
+        self._prior, self._cost, self._precision = prior, cost, precision
+        self._denoise = torch.compile(prior.denoise) if compile else prior.denoise
+        self.shape, self.channels = prior.shape, prior.channels
+        self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
+        self.differentiable = prior.differentiable
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        rows = x.shape[0]
+        self._cost.forwards += rows
+        with autocast(self._precision, x.device):
+            x0 = self._denoise(x, sigma)
+        return _CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0
+
+    def _count_vjp(self, rows: int) -> None:
+        self._cost.vjps += rows
+
+
+def metered_operator(operator: Operator, cost: Cost) -> Operator:
+    """A shallow copy of an operator that counts its calls, those that its own methods make included.
+
+    A closed-form `solve` or `pinv` counts as one call; an iterative one as the calls it makes.
+    """
+    metered = copy.copy(operator)
+
+    def count(rows: int) -> None:
+        cost.operator_calls += rows
+
+    def forward(self: Operator, x: Tensor) -> Tensor:
+        count(x.shape[0])
+        y = type(operator).forward(self, x)
+        return _CountBackward.apply(y, lambda: count(x.shape[0])) if y.requires_grad else y
+
+    def counted_once(name: str) -> Callable:
+        plain = getattr(type(operator), name)
+
+        def call(self: Operator, argument: Tensor, *rest: Any) -> Tensor:
+            before = cost.operator_calls
+            result = plain(self, argument, *rest)
+            if cost.operator_calls == before:
+                count(argument.shape[0])
+            return result
+
+        return call
+
+    metered.__dict__["forward"] = MethodType(forward, metered)
+    for name in ("adjoint", "pinv", "solve"):
+        if hasattr(type(operator), name):
+            metered.__dict__[name] = MethodType(counted_once(name), metered)
+    return metered

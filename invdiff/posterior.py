@@ -1,0 +1,43 @@
+"""What a sampler returns: samples, what can be said from them, and what they cost."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invdiff.cost import Cost
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """Posterior samples of a batch of images.
+
+    samples      (B, S, C, H, W), image units
+    diverged_at  (B, S) step at which a sample became non-finite or left every reasonable range; -1: it did not
+    cost         what was computed
+    """
+
+    samples: Tensor
+    diverged_at: Tensor
+    cost: Cost
+
+    @property
+    def diverged(self) -> Tensor:
+        """(B, S) bool: samples that are no samples; `mean` and `std` leave them out."""
+        return self.diverged_at >= 0
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior mean (B, C, H, W) over the samples that did not diverge; NaN where all did."""
+        return self._kept().nanmean(1)
+
+    @property
+    def std(self) -> Tensor:
+        """Posterior standard deviation (B, C, H, W), unbiased over the samples kept; NaN where fewer than two were."""
+        kept = self._kept()
+        count = (~self.diverged).sum(1).reshape(-1, 1, 1, 1)
+        squares = (kept - kept.nanmean(1, keepdim=True)).square().nansum(1)
+        return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.nan).sqrt()
+
+    def _kept(self) -> Tensor:
+        return torch.where(self.diverged[:, :, None, None, None], torch.nan, self.samples)

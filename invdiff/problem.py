@@ -1,0 +1,114 @@
+"""An inverse problem: what was measured (operator), how it scatters (noise), and the measurement y."""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from invdiff.operators import Noise, Operator, as_operator
+from invdiff.operators.base import describe_shape
+
+
+class InverseProblem:
+    """y = A(x) + noise, for a batch of B independent images.
+
+    operator     an `Operator`, a `deepinv` physics or any callable (see `as_operator`)
+    noise        the likelihood p(y | A x)
+    y            measurements (B, ...), real or complex
+    image_shape  (C, H, W) of the images; needed only where the operator cannot tell it from y
+
+    Everything is checked here, once: raises ValueError in one line where y holds NaN or infinity, where the number of
+    images differs between y and the operator's parameters, or where A of an image is not shaped like y.
+    """
+
+    def __init__(
+        self,
+        operator: Any,
+        noise: Noise,
+        y: Tensor,
+        *,
+        image_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.operator: Operator = as_operator(operator)
+        self.noise = noise
+        self.y = y
+        if y.dim() < 2:
+            raise ValueError(f"a measurement has a batch axis and at least one more, got shape {tuple(y.shape)}")
+        found = self.operator.image_shape(tuple(y.shape[1:]))
+        if found is None and image_shape is None:
+            raise ValueError(
+                f"{type(self.operator).__name__} cannot tell the image shape from y: give image_shape=(C, H, W)"
+            )
+        if found is not None and image_shape is not None and tuple(found) != tuple(image_shape):
+            raise ValueError(
+                f"the measurement belongs to images of {describe_shape(found)}, but image_shape says {describe_shape(image_shape)}"
+            )
+        shape = found if found is not None else image_shape
+        assert shape is not None  # the first check leaves no other case
+        self.image_shape = tuple(shape)
+        self._check()
+
+    def _check(self) -> None:
+        reason = self.operator.refuses(self.image_shape)
+        if reason is not None:
+            raise ValueError(reason)
+        observed = self.observed
+        values = self.y if observed is None else torch.where(observed, self.y, 0)
+        if not values.isfinite().all():
+            bad = int((~values.isfinite()).sum())
+            raise ValueError(f"the measurement holds {bad} NaN or infinite value(s); mask them out or repair them")
+        if self.operator.images not in (1, self.images):
+            raise ValueError(f"the operator has parameters for {self.operator.images} images, y has {self.images}")
+        with torch.no_grad():
+            one = self.select(torch.zeros(1, dtype=torch.long))
+            probe = one.operator(torch.zeros(1, *self.image_shape, device=self.y.device))
+        if probe.shape[1:] != self.y.shape[1:]:
+            raise ValueError(
+                f"{type(self.operator).__name__} measures {describe_shape(probe.shape[1:])} from an image of "
+                f"{describe_shape(self.image_shape)}, but y is {describe_shape(self.y.shape[1:])}"
+            )
+
+    @property
+    def images(self) -> int:
+        """B, the number of images."""
+        return self.y.shape[0]
+
+    @property
+    def observed(self) -> Tensor | None:
+        """Mask of the measured entries of y, None where all were measured."""
+        mask = self.operator.measured(tuple(self.y.shape[1:]))
+        return None if mask is None else mask.to(self.y.device)
+
+    def nll(self, x: Tensor) -> Tensor:
+        """Negative log-likelihood of images (B, C, H, W), one each, (B,)."""
+        return self.noise.nll(self.y, self.operator(x), self.observed)
+
+    def nll_gradient(self, x: Tensor) -> Tensor:
+        """Gradient of `nll` with respect to each image, shaped like x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.nll(x).sum(), x)  # images are independent: the sum mixes nothing
+        return gradient
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A(x), zero where nothing was measured; shaped like y."""
+        residual = self.y - self.operator(x)
+        observed = self.observed
+        return residual if observed is None else torch.where(observed, residual, 0)
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """Reduced chi-square of the residual of each image, (B,): 1 where x fits to the noise."""
+        return self.noise.misfit(self.y, self.operator(x), self.observed)
+
+    def select(self, index: Tensor) -> Self:
+        """The problem of these images, in this order, repetitions allowed."""
+        return self._with(self.operator.select(index), self.noise.select(index), self.y[index.to(self.y.device)])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._with(self.operator.to(device), self.noise.to(device), self.y.to(device))
+
+    def _with(self, operator: Operator, noise: Noise, y: Tensor) -> Self:
+        """A copy with other parts that are known to fit together."""
+        copy = object.__new__(type(self))
+        copy.operator, copy.noise, copy.y, copy.image_shape = operator, noise, y, self.image_shape
+        return copy

@@ -1,0 +1,22 @@
+"""Posterior samplers, one per file; every one is found by walking this package."""
+
+import inspect
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import Needs, Sampler, Step
+from .daps import DAPS
+from .dps import DPS
+
+__all__ = ["DAPS", "DPS", "Needs", "Sampler", "Step", "all_samplers"]
+
+
+def all_samplers() -> dict[str, type[Sampler]]:
+    """Every sampler of the package by the name of its file, in alphabetical order."""
+    found = {}
+    for module_info in iter_modules(__path__):
+        module = import_module(f"{__name__}.{module_info.name}")
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if issubclass(cls, Sampler) and not inspect.isabstract(cls) and cls.__module__ == module.__name__:
+                found[module_info.name] = cls
+    return dict(sorted(found.items()))

@@ -1,0 +1,69 @@
+"""Noise levels from sigma_max down to 0, in image units."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Schedule(ABC):
+    """Gives the noise levels that a sampler walks."""
+
+    steps: int
+
+    @abstractmethod
+    def sigmas(self) -> Tensor:
+        """float64 (steps + 1,), strictly decreasing, the last one 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM(Schedule):
+    """Karras et al. 2022, equation 5: `steps` levels evenly spaced in sigma^(1/rho), then 0.
+
+    The published sigma_max = 80 and sigma_min = 0.002 are for images in [-1, 1]; here they are in image units.
+    """
+
+    steps: int = 50
+    sigma_max: float = 40.0
+    sigma_min: float = 0.001
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min <= self.sigma_max:
+            raise ValueError(f"schedule: needs steps >= 1 and 0 < sigma_min <= sigma_max, got {self}")
+
+    def sigmas(self) -> Tensor:
+        return torch.cat(
+            [karras(self.sigma_max, self.sigma_min, self.steps, self.rho), torch.zeros(1, dtype=torch.float64)]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VP(Schedule):
+    """The 1000-step DDPM grid (beta from 1e-4 to 0.02, linear), as noise levels sigma = sqrt(1 / alpha_bar - 1).
+
+    With fewer than 1000 steps, timesteps are kept evenly spaced in t, both ends included, as guided-diffusion does.
+
+    unit  image units per unit of the DDPM network: 0.5, since it saw images in [-1, 1]
+    """
+
+    steps: int = 1000
+    unit: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"schedule: the DDPM grid has 1 to 1000 steps, got {self.steps}")
+
+    def sigmas(self) -> Tensor:
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        alpha_bar = (1 - betas).cumprod(0)
+        kept = torch.linspace(999, 0, self.steps, dtype=torch.float64).round().long()
+        levels = self.unit * (1 / alpha_bar[kept] - 1).sqrt()
+        return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+
+
+def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:
+    """`steps` levels from sigma_max to sigma_min, both included, evenly spaced in sigma^(1/rho); float64."""
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return torch.linspace(high, low, steps, dtype=torch.float64) ** rho

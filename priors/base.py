@@ -1,0 +1,66 @@
+"""What images look like: the `Prior` contract.
+
+A prior is a denoiser at every noise level, D(x, sigma) = E[x0 | x0 + sigma * eps = x], in image units and in the
+variance-exploding convention. Everything else (score, guidance, sampling) follows from it. Networks trained in another
+range or parametrisation are wrapped in their own file; a sampler never knows.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Prior(nn.Module, ABC):
+    """Base class of every prior.
+
+    shape           (C, H, W) of the images it knows, or None where it takes any size
+    channels        image channels; None where it takes any number (implied by `shape` where that is given)
+    sigma_range     noise levels it was made for, in image units
+    value_range     range of clean images in image units, (0, 1) for pictures
+    differentiable  whether autograd can go through `denoise`
+    """
+
+    shape: tuple[int, ...] | None = None
+    channels: int | None = None
+    sigma_range: tuple[float, float] = (0.002, 80.0)
+    value_range: tuple[float, float] = (0.0, 1.0)
+    differentiable: bool = True
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """E[x0 | x_sigma = x].
+
+        x      (B, *shape) noisy images, image units
+        sigma  noise level in image units, a float or one per image, (B,)
+
+        Returns the estimate of the clean images, (B, *shape).
+        """
+
+    def forward(self, x: Tensor, sigma: float | Tensor, *unused: Any) -> Tensor:
+        """`prior(x, sigma)`: the calling convention of a `deepinv` denoiser."""
+        return self.denoise(x, sigma)
+
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Gradient of log p_sigma at x, by Tweedie's formula; shapes as in `denoise`."""
+        return (self.denoise(x, sigma) - x) / per_row(sigma, x) ** 2
+
+    def accepts(self, shape: tuple[int, ...]) -> str | None:
+        """None where images of this (C, H, W) fit the prior, otherwise the reason why not, in words."""
+        if self.shape is not None and tuple(shape) != tuple(self.shape):
+            return f"this prior knows images of shape {tuple(self.shape)}, got {tuple(shape)}"
+        if self.channels is not None and shape[0] != self.channels:
+            return f"this prior knows images with {self.channels} channel(s), got {shape[0]}"
+        return None
+
+    @classmethod
+    def example(cls) -> "Prior":
+        """A small instance for the conformance tests."""
+        raise NotImplementedError(f"{cls.__name__} gives no example()")
+
+
+def per_row(value: float | Tensor, like: Tensor) -> Tensor:
+    """A scalar or one value per row, (B,), shaped to multiply `like`, (B, ...)."""
+    value = torch.as_tensor(value, dtype=like.dtype if like.is_floating_point() else None, device=like.device)
+    return value.reshape(-1, *[1] * (like.dim() - 1)) if value.dim() else value

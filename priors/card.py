@@ -1,0 +1,36 @@
+"""Model cards: what a prior was trained on, how, and what it can do."""
+
+import shlex
+from pathlib import Path
+
+from .training import Recipe, Trainer
+
+
+def write_card(
+    path: Path, *, name: str, recipe: Recipe, trainer: Trainer, images: int, psnr: dict[float, float]
+) -> None:
+    """A Markdown card with the measured facts; data, terms and purpose are for its author to add."""
+    parameters = sum(p.numel() for p in trainer.prior.parameters())
+    levels = "\n".join(f"| {sigma:.3f} | {value:.2f} |" for sigma, value in psnr.items())
+    size = "any size" if recipe.shape is None else "x".join(map(str, recipe.shape[1:]))
+    command = f"invdiff train recipe={name} data=IMAGES recipe.minutes={recipe.minutes:g}"
+    path.write_text(f"""# Prior `{name}`
+
+![unconditional samples](grid.png)
+
+| | |
+| --- | --- |
+| images | {recipe.unet.channels} channel(s), {size} |
+| network | U-Net, {parameters / 1e6:.2f} M parameters, widths {recipe.unet.widths}, blocks {recipe.unet.blocks} |
+| trained on | {images} images, crops of {recipe.crop}, batch {recipe.batch} |
+| trained for | {trainer.step} steps, {trainer.seconds / 60:.0f} minutes |
+| noise levels | {recipe.sigma_range[0]} to {recipe.sigma_range[1]}, image units |
+
+Command: `{shlex.join(shlex.split(command))}`
+
+Denoising of {len(trainer.validation)} held-out images (centre crops of {recipe.crop}), one network call, average PSNR:
+
+| sigma | PSNR, dB |
+| --- | --- |
+{levels}
+""")

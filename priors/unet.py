@@ -1,0 +1,135 @@
+"""The network behind the bundled priors: a compact U-Net, fully convolutional, sized for CPUs.
+
+What makes it cheap: pixels are folded into channels first (`patch`), so that no convolution runs at full resolution;
+each residual block has one normalisation and two 3x3 convolutions; there is no attention, so the cost is linear in the
+number of pixels and any image size works. Normalisation is over the channels of one pixel, never over the image: what
+the network does to a pixel does not depend on how large the picture around it is.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSpec:
+    """Everything needed to build the network again; stored in the header of a weights file.
+
+    channels  image channels (1 grey, 3 RGB)
+    patch     side of the square of pixels folded into channels before the first convolution
+    widths    channels of each level; every level halves the resolution of the one before
+    blocks    residual blocks of each level, the same number on the way down and on the way up
+    """
+
+    channels: int
+    patch: int = 2
+    widths: tuple[int, ...] = (64, 128, 192, 256)
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if len(self.widths) != len(self.blocks):
+            raise ValueError(f"widths and blocks must have one entry a level, got {self.widths} and {self.blocks}")
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be divisible by this; `UNet.forward` pads where they are not."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sines and cosines of the noise coordinate, then a small perceptron: (B,) -> (B, width)."""
+
+    def __init__(self, width: int, frequencies: int = 32) -> None:
+        super().__init__()
+        # Log-spaced from 1/4 to 16 cycles over one unit of c_noise = ln(sigma)/4: neighbouring noise levels stay neighbours.
+        self.register_buffer("frequencies", 2 * math.pi * torch.logspace(-2, 4, frequencies, base=2), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, noise: Tensor) -> Tensor:
+        phase = noise[:, None] * self.frequencies
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+def channel_norm(x: Tensor) -> Tensor:
+    """Zero mean and unit variance over the channels of each pixel; a view in channels_last, so no copy."""
+    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(FiLM(norm(x), noise)))))."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(embedding, 2 * width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, channel_norm(x), 1 + scale))
+        return x + self.conv2(F.silu(self.conv1(h)))
+
+
+class UNet(nn.Module):
+    """(B, C, H, W) and noise coordinate (B,) -> (B, C, H, W), any H and W."""
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        embedding = 4 * spec.widths[0]
+        folded = spec.channels * spec.patch**2
+        self.embed = NoiseEmbedding(embedding)
+        self.head = nn.Conv2d(folded, spec.widths[0], 3, padding=1)
+        self.down = nn.ModuleList(self._level(w, n, embedding) for w, n in zip(spec.widths, spec.blocks, strict=True))
+        self.up = nn.ModuleList(
+            self._level(w, n, embedding) for w, n in zip(spec.widths[:-1], spec.blocks[:-1], strict=True)
+        )
+        pairs = list(zip(spec.widths[:-1], spec.widths[1:], strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs)
+        self.tail = nn.Conv2d(spec.widths[0], folded, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+        nn.init.zeros_(self.tail.bias)
+
+    @staticmethod
+    def _level(width: int, count: int, embedding: int) -> nn.ModuleList:
+        return nn.ModuleList(ResidualBlock(width, embedding) for _ in range(count))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        multiple = self.spec.multiple
+        pad = (-width % multiple, -height % multiple)
+        if any(pad):
+            x = F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate")
+        embedding = self.embed(noise)
+
+        h = self.head(F.pixel_unshuffle(x, self.spec.patch))
+        skips = []
+        for level, blocks in enumerate(self.down):
+            h = run(blocks, h, embedding)
+            if level < len(self.shrink):
+                skips.append(h)
+                h = self.shrink[level](h)
+        for level in reversed(range(len(self.up))):
+            h = run(self.up[level], self.grow[level](h) + skips[level], embedding)
+        out = F.pixel_shuffle(self.tail(F.silu(channel_norm(h))), self.spec.patch)
+        return out[..., :height, :width]
+
+
+def run(blocks: nn.ModuleList | Sequence[nn.Module], h: Tensor, embedding: Tensor) -> Tensor:
+    for block in blocks:
+        h = block(h, embedding)
+    return h
