@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -71,32 +70,36 @@ class MeteredPrior(Prior):
 def metered_operator(operator: Operator, cost: Cost) -> Operator:
     """A shallow copy of an operator that counts its calls, those that its own methods make included.
 
-    A closed-form `solve` or `pinv` counts as one call; an iterative one as the calls it makes.
+    A closed-form `solve` or `pinv` counts as one call; an iterative one as the calls it makes. What `select` makes of
+    the copy is metered too.
     """
-    metered = copy.copy(operator)
-
-    def count(rows: int) -> None:
-        cost.operator_calls += rows
+    plain = type(operator)
 
     def forward(self: Operator, x: Tensor) -> Tensor:
-        count(x.shape[0])
-        y = type(operator).forward(self, x)
-        return _CountBackward.apply(y, lambda: count(x.shape[0])) if y.requires_grad else y
+        rows = x.shape[0]
+        cost.operator_calls += rows
+        y = plain.forward(self, x)
+        return _CountBackward.apply(y, lambda: _add_calls(cost, rows)) if y.requires_grad else y
 
     def counted_once(name: str) -> Callable:
-        plain = getattr(type(operator), name)
+        method = getattr(plain, name)
 
-        def call(self: Operator, argument: Tensor, *rest: Any) -> Tensor:
+        def call(self: Operator, argument: Tensor, *rest: Any, **named: Any) -> Tensor:
             before = cost.operator_calls
-            result = plain(self, argument, *rest)
+            result = method(self, argument, *rest, **named)
             if cost.operator_calls == before:
-                count(argument.shape[0])
+                _add_calls(cost, argument.shape[0])
             return result
 
         return call
 
-    metered.__dict__["forward"] = MethodType(forward, metered)
-    for name in ("adjoint", "pinv", "solve"):
-        if hasattr(type(operator), name):
-            metered.__dict__[name] = MethodType(counted_once(name), metered)
+    names = [name for name in ("vjp", "adjoint", "pinv", "solve") if hasattr(plain, name)]
+    methods = {"forward": forward, **{name: counted_once(name) for name in names}}
+    metered = copy.copy(operator)
+    # A class and not methods of the instance: those would stay bound to this copy in the copies that `select` makes.
+    metered.__class__ = type(plain.__name__, (plain,), {"__module__": plain.__module__, **methods})
     return metered
+
+
+def _add_calls(cost: Cost, rows: int) -> None:
+    cost.operator_calls += rows

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from invdiff.cost import Cost, MeteredPrior, metered_operator
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
+from invdiff.priors.precision import PRECISIONS
 from invdiff.problem import InverseProblem
 from invdiff.progress import progress_bar
 from invdiff.streams import Streams, generator
@@ -82,6 +83,12 @@ class Compute:
     max_rows: int | None = None
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"compute: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"compute: max_rows must be at least 1, or null, got {self.max_rows}")
+
     def resolve_device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -111,6 +118,8 @@ def run(
     check(sampler, problem, prior)
     device = compute.resolve_device()
     cost = Cost()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # else the peak of an earlier run would be this one's
     metered = MeteredPrior(prior.to(device), cost, precision=compute.precision, compile=compute.compile)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
@@ -120,6 +129,7 @@ def run(
     start = 0
     with progress_bar(total * sampler.num_steps, "step", type(sampler).__name__, show=compute.progress) as bar:
         while start < total:
+            bar.update(start * sampler.num_steps - bar.n)  # back, after a chunk that did not fit
             rows = torch.arange(start, min(start + limit, total))
             image, sample = rows // num_samples, rows % num_samples
             streams = Streams(
@@ -128,7 +138,8 @@ def run(
                 device,
             )
             try:
-                part = problem.select(image).to(device)
+                with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
+                    part = problem.select(image).to(device)
                 part.operator = metered_operator(part.operator, cost)
                 x, diverged_at = _run_chunk(
                     sampler.iterate(part, metered, streams),
@@ -148,6 +159,7 @@ def run(
                 continue
             except KeyboardInterrupt as stop:
                 images = start // num_samples
+                cost.peak_memory_mb = _peak_memory_mb(device)
                 raise Interrupted(_assemble(done, images, num_samples, cost) if images else None, images) from stop
             done.samples.append(x.cpu())
             done.diverged_at.append(diverged_at.cpu())
@@ -165,7 +177,11 @@ def check(sampler: "Sampler", problem: InverseProblem, prior: Prior) -> None:
     if missing:
         from invdiff.samplers import all_samplers
 
-        able = [name for name, cls in all_samplers().items() if not cls().needs().missing(problem, prior)]
+        able = [
+            f"{name} with its default settings" if cls is type(sampler) else name
+            for name, cls in all_samplers().items()
+            if not cls().needs().missing(problem, prior)
+        ]
         raise Unsupported(
             f"{type(sampler).__name__} needs {' and '.join(missing)}; "
             + (f"samplers that would do: {', '.join(able)}" if able else "no sampler of this installation would do")
@@ -190,13 +206,14 @@ def _run_chunk(
     while True:
         began = time.perf_counter()
         # Gradients are off here and not inside the generator: a mode set around a `yield` would leak out of it.
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             following = next(steps, None)
-        cost.seconds += time.perf_counter() - began
+            if following is not None:
+                bad = _diverged(following, (low + high) / 2, DIVERGED * (high - low)).cpu()
+        cost.seconds += time.perf_counter() - began  # `.cpu()` has waited for the GPU to finish the step
         if following is None:
             break
         step = following
-        bad = _diverged(step, (low + high) / 2, DIVERGED * (high - low)).cpu()
         diverged_at[bad & (diverged_at < 0)] = index
         bar.update(len(image))
         if callback is not None:

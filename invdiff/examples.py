@@ -34,6 +34,8 @@ def drawn_from_prior(
 
     Image i depends on (seed, i) alone. Needs a prior of a fixed shape.
     """
+    if count < 1 or steps < 1:
+        raise ValueError(f"data=generated: count and steps must be at least 1, got {count} and {steps}")
     if prior.shape is None:
         raise ValueError(
             "data=generated draws images from the prior, which must have a fixed size; give input= instead"

@@ -1,20 +1,32 @@
 """Reading what users have and writing what they look at: images, folders of images, measurements."""
 
-from collections.abc import Sequence
+import pickle
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from skimage.transform import resize
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MEASUREMENT_SUFFIXES = (".npy", ".npz", ".pt")
 
-# What Pillow opens without loss; 16-bit colour files would silently lose half of their bits.
+# What Pillow may try; among the others it knows are scripts (EPS) and depths that it does not scale (JPEG 2000).
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
 _EIGHT_BIT = {"1", "L", "RGB", "P", "LA", "RGBA", "PA"}
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I"}
+
+# Tags of a TIFF file.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+
+# What Pillow raises on damaged files, besides its own errors, which are OSErrors.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class BadInput(ValueError):
@@ -22,41 +34,70 @@ class BadInput(ValueError):
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """One image file as float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour).
+    """One image file as float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour), upright as its EXIF data says.
 
     8 and 16 bit, grey and colour, palettes, and float TIFF in [0, 1]. An alpha channel is dropped where it is opaque
-    and refused where it is not. A colour file whose channels are equal stays colour here; see `match_channels`.
+    and refused where it is not; so is everything else that could only be read with a loss or a guess. A colour file
+    whose channels are equal stays colour here; see `match_channels`.
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"no such file: {path}")
+        raise BadInput(f"a folder, not an image: {path}" if path.is_dir() else f"no such file: {path}")
     try:
-        with Image.open(path) as file:
+        # Opened here and not by Pillow, which would map the file and scramble uncompressed TIFF that lies on its side.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as raw,
+            Image.open(raw, formats=_FORMATS) as file,
+        ):
             _refuse_lossy(file, path)
-            image = np.asarray(_without_palette(file))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise BadInput(f"not an image: {path} ({str(error).splitlines()[0]})") from error
+            image = np.asarray(_with_alpha(ImageOps.exif_transpose(file)))
+            key = file.info.get("transparency")
+    except BadInput:
+        raise
+    except _DAMAGED as error:
+        raise BadInput(f"not an image: {path} ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+    if image.dtype == np.uint16 and key is not None and (image == key).any():
+        raise BadInput(f"the image has transparent parts: {path}; flatten it onto a background first")
     return _to_unit(image, path)
 
 
 def _refuse_lossy(file: Image.Image, path: Path) -> None:
-    if file.format == "PNG" and file.mode in ("RGB", "RGBA"):
-        with path.open("rb") as raw:
-            depth = raw.read(25)[24]  # the bit depth of the IHDR chunk, which always comes first
-        if depth == 16:
-            raise BadInput(f"16-bit colour PNG cannot be read without loss: {path}; save it with 8 bits, or as grey")
+    """BadInput for files that Pillow opens with fewer bits than they have, or whose full scale nobody knows."""
     if file.mode not in _EIGHT_BIT | _SIXTEEN_BIT | {"F"}:
         raise BadInput(f"unsupported kind of image: {path} (mode {file.mode}); save it as grey or RGB")
-    if getattr(file, "n_frames", 1) > 1:
-        raise BadInput(f"several images in one file: {path} ({file.n_frames} frames); save the one you want")
+    # A phone's MPO is a JPEG photograph followed by previews or depth maps: the first is the one that viewers show.
+    frames = getattr(file, "n_frames", 1)
+    if frames > 1 and file.format != "MPO":
+        raise BadInput(f"several images in one file: {path} ({frames} frames); save the one you want")
+    sixteen = file.mode in _SIXTEEN_BIT
+    if file.format == "PNG":
+        with path.open("rb") as raw:
+            depth = raw.read(25)[24]  # the bit depth of the IHDR chunk, which always comes first
+        if depth == 16 and not sixteen:
+            raise BadInput(f"16-bit colour PNG cannot be read without loss: {path}; save it with 8 bits, or as grey")
+    elif isinstance(file, TiffImageFile) and file.mode != "F":
+        tags = file.tag_v2
+        bits, signed = max(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}
+        if bits > 8 and not sixteen:
+            raise BadInput(
+                f"{bits}-bit colour TIFF cannot be read without loss: {path}; save it with 8 bits, or as grey"
+            )
+        if sixteen and (bits != 16 or signed or tags.get(_PHOTOMETRIC, 1) != 1):
+            kind = "signed" if signed else "inverted" if bits == 16 else f"{bits}-bit"
+            raise BadInput(
+                f"{kind} integer TIFF has no agreed full scale: {path}; save it as 16-bit unsigned or floats in [0, 1]"
+            )
 
 
-def _without_palette(file: Image.Image) -> Image.Image:
-    if file.mode == "1":
+def _with_alpha(file: Image.Image) -> Image.Image:
+    """Palettes resolved, and a transparent colour made an alpha channel, so that it is not mistaken for a colour."""
+    transparent = "transparency" in file.info
+    if file.mode == "1" and not transparent:
         return file.convert("L")
-    if file.mode in ("P", "PA"):
-        return file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
-    return file
+    if file.mode == "PA" or (transparent and file.mode in ("1", "L", "P", "RGB")):
+        return file.convert("RGBA" if file.mode in ("P", "PA", "RGB") else "LA")
+    return file.convert("RGB") if file.mode == "P" else file
 
 
 def _to_unit(image: np.ndarray, path: Path) -> np.ndarray:
@@ -91,12 +132,14 @@ def match_channels(image: np.ndarray, channels: int | None, name: str) -> np.nda
     kinds = {1: "grey", 3: "colour"}
     raise BadInput(
         f"prior and image do not match: {name} is {kinds[image.shape[-1]]} ({image.shape[-1]} channels), "
-        f"the prior knows {kinds.get(channels, 'images')} ({channels} channels); choose another prior= or convert the image"
+        f"the prior knows {kinds.get(channels, 'images')} ({channels} channels); choose another prior= or convert it"
     )
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
     """The shorter side resized to `size` with antialiasing, then the centre cropped to size x size."""
+    from skimage.transform import resize  # slow to import, and most runs do not need it
+
     height, width = image.shape[:2]
     scale = size / min(height, width)
     if scale != 1:
@@ -109,7 +152,9 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
 
 def to_tensor(images: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
     """[H, W, C] arrays of one size as (B, C, H, W)."""
-    sizes = {image.shape[:2]: name for image, name in zip(images, names, strict=True)}
+    sizes: dict[tuple[int, ...], str] = {}
+    for image, name in zip(images, names, strict=True):
+        sizes.setdefault(image.shape[:2], name)
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
         raise BadInput(
@@ -119,10 +164,12 @@ def to_tensor(images: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
 
 
 def image_files(source: str | Path) -> list[Path]:
-    """The image files of a folder, sorted by name, or the one file."""
+    """The image files of a folder, sorted by name, hidden ones left out; or the one file."""
     source = Path(source)
     if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(
+            p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+        )
         if not found:
             raise BadInput(f"no images in {source}; known suffixes: {', '.join(SUFFIXES)}")
         return found
@@ -131,38 +178,79 @@ def image_files(source: str | Path) -> list[Path]:
     return [source]
 
 
-def read_measurement(path: str | Path) -> Tensor:
-    """A measurement from `.npy`, `.npz` (array `y`, or the only one) or `.pt` (one tensor); float32 or complex64."""
+def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
+    """A measurement from `.npy`, `.npz` (array `y`, or the only one) or `.pt` (one tensor); float32 or complex64.
+
+    allow_nan  let NaN pass, as a mark of what was not measured; `InverseProblem` knows whether that is so
+    """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"no such file: {path}")
-    if path.suffix not in MEASUREMENT_SUFFIXES:
+        raise BadInput(f"a folder, not a measurement: {path}" if path.is_dir() else f"no such file: {path}")
+    if path.suffix.lower() not in MEASUREMENT_SUFFIXES:
         raise BadInput(f"a measurement is a {', '.join(MEASUREMENT_SUFFIXES)} file, got {path}; images go in input=")
     try:
-        array = _load_array(path)
-    except (OSError, ValueError, EOFError, RuntimeError, KeyError) as error:
-        raise BadInput(f"the measurement cannot be read: {path} ({str(error).splitlines()[0]})") from error
+        array = _load_tensor(path) if path.suffix.lower() == ".pt" else _load_array(path)
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
+        words = (str(error) or "it ends too early").splitlines()[0].partition(". ")[0]
+        reason = _SAFE if isinstance(error, pickle.UnpicklingError) else words
+        raise BadInput(f"the measurement cannot be read: {path} ({reason})") from error
     if array.dtype.kind not in "fciub":
         raise BadInput(f"the measurement must be numeric: {path} holds {array.dtype}")
-    y = torch.from_numpy(array.astype(np.complex64 if array.dtype.kind == "c" else np.float32))
-    if not y.isfinite().all():
-        raise BadInput(f"the measurement holds {int((~y.isfinite()).sum())} NaN or infinite value(s): {path}")
+    if array.size == 0:
+        raise BadInput(f"the measurement is empty: {path} has the shape {array.shape}")
+    with np.errstate(over="ignore"):  # what becomes infinite in float32 is told below
+        y = torch.from_numpy(array.astype(np.complex64 if array.dtype.kind == "c" else np.float32))
+    bad = y.isinf() if allow_nan else ~y.isfinite()
+    if bad.any():
+        raise BadInput(f"the measurement holds {int(bad.sum())} NaN or infinite value(s): {path}")
     return y
 
 
+_SAFE = "only plain arrays and tensors are loaded, nothing that could run code"
+
+
 def _load_array(path: Path) -> np.ndarray:
-    if path.suffix == ".pt":
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start[:2] != b"PK" and start != b"\x93NUMPY":
+        # NumPy would take it for a pickle and advise to load it as one.
+        raise ValueError(f"it is no NumPy file; {_SAFE}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            if "y" not in names and len(names) != 1:
+                raise ValueError(f"it has the arrays {', '.join(names) or 'none'}; name the measurement 'y'")
+            return loaded["y" if "y" in names else names[0]]
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise ValueError(f"it holds Python objects; {_SAFE}") from error
+        raise
+
+
+def _load_tensor(path: Path) -> np.ndarray:
+    with warnings.catch_warnings(action="ignore"):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(loaded, Tensor):
-            raise ValueError(f"it holds a {type(loaded).__name__}, not a tensor")
-        return loaded.resolve_conj().numpy()
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    names = loaded.files
-    if "y" not in names and len(names) != 1:
-        raise ValueError(f"it has the arrays {', '.join(names)}; name the measurement 'y'")
-    return loaded["y" if "y" in names else names[0]]
+    if isinstance(loaded, Mapping) and ("y" in loaded or len(loaded) == 1):
+        loaded = loaded["y"] if "y" in loaded else next(iter(loaded.values()))
+    if not isinstance(loaded, Tensor):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a tensor")
+    if loaded.layout != torch.strided or loaded.is_quantized:
+        raise ValueError("it holds a sparse or quantised tensor, not a dense one")
+    if loaded.dtype == torch.bfloat16:  # which NumPy does not know
+        loaded = loaded.float()
+    return loaded.detach().resolve_conj().resolve_neg().numpy()
 
 
 def write_image(path: str | Path, image: Tensor) -> None:

@@ -4,22 +4,28 @@ Images are clamped to the value range first, as every published figure does.
 """
 
 import math
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
+# scikit-image and lpips are imported where they are used: they are slow to import, and much works without them.
+
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+SSIM_WINDOW = 11  # pixels: 3.5 standard deviations of 1.5 to both sides
+LPIPS_SIDE = 32  # pixels: less does not survive AlexNet's strides
 
 
 def psnr(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)) -> float:
-    """Peak signal-to-noise ratio of one image (C, H, W), dB; infinite where they are equal, NaN where x is not finite."""
+    """Peak signal-to-noise ratio of one image (C, H, W), dB; infinite where equal, NaN where x is not finite."""
     if not x.isfinite().all():
         return math.nan
+    from skimage.metrics import peak_signal_noise_ratio
+
     x, truth = x.clamp(*value_range), truth.clamp(*value_range)
     if torch.equal(x, truth):
         return math.inf
@@ -27,9 +33,14 @@ def psnr(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
 
 
 def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)) -> float:
-    """Structural similarity of one image (C, H, W), scikit-image's defaults with Wang et al.'s Gaussian window."""
-    if not x.isfinite().all():
+    """Structural similarity of one image (C, H, W), scikit-image's defaults with Wang et al.'s Gaussian window.
+
+    NaN where x is not finite, or smaller than the window.
+    """
+    if not x.isfinite().all() or min(x.shape[-2:]) < SSIM_WINDOW:
         return math.nan
+    from skimage.metrics import structural_similarity
+
     return float(
         structural_similarity(
             truth.clamp(*value_range).numpy(),
@@ -43,8 +54,10 @@ def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
     )
 
 
-def lpips_unavailable() -> str | None:
-    """None where LPIPS can be computed, otherwise why not. Never tries to download."""
+def lpips_unavailable(image_shape: tuple[int, ...] = (LPIPS_SIDE, LPIPS_SIDE)) -> str | None:
+    """None where LPIPS of images (C, H, W) can be computed, otherwise why not. Never tries to download."""
+    if min(image_shape[-2:]) < LPIPS_SIDE:
+        return f"LPIPS needs images of {LPIPS_SIDE}x{LPIPS_SIDE} or more"
     path = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
     return (
         None
@@ -57,7 +70,8 @@ def lpips_unavailable() -> str | None:
 def _lpips_model() -> Any:
     import lpips
 
-    return lpips.LPIPS(net="alex", verbose=False).eval()
+    with warnings.catch_warnings(action="ignore"):  # torchvision's, about an argument that lpips passes
+        return lpips.LPIPS(net="alex", verbose=False).eval()
 
 
 @torch.no_grad()

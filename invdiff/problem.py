@@ -1,9 +1,10 @@
 """An inverse problem: what was measured (operator), how it scatters (noise), and the measurement y."""
 
-from typing import Any, Self
+import copy
+from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invdiff.operators import Noise, Operator, as_operator
 from invdiff.operators.base import describe_shape
@@ -18,7 +19,7 @@ class InverseProblem:
     image_shape  (C, H, W) of the images; needed only where the operator cannot tell it from y
 
     Everything is checked here, once: raises ValueError in one line where y holds NaN or infinity, where the number of
-    images differs between y and the operator's parameters, or where A of an image is not shaped like y.
+    images differs between y and the parameters of operator or noise, or where A of an image is not shaped like y.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class InverseProblem:
         self.y = y
         if y.dim() < 2:
             raise ValueError(f"a measurement has a batch axis and at least one more, got shape {tuple(y.shape)}")
+        if y.shape[0] == 0:
+            raise ValueError(f"the measurement holds no image, its shape is {tuple(y.shape)}")
         found = self.operator.image_shape(tuple(y.shape[1:]))
         if found is None and image_shape is None:
             raise ValueError(
@@ -52,13 +55,16 @@ class InverseProblem:
         reason = self.operator.refuses(self.image_shape)
         if reason is not None:
             raise ValueError(reason)
+        if self.operator.images not in (1, self.images):
+            raise ValueError(f"the operator has parameters for {self.operator.images} images, y has {self.images}")
+        levels = self.noise.variance(torch.zeros(self.images, *[1] * (self.y.dim() - 1), device=self.y.device))
+        if levels.dim() and levels.shape[0] not in (1, self.images):
+            raise ValueError(f"the noise has levels for {levels.shape[0]} images, y has {self.images}")
         observed = self.observed
         values = self.y if observed is None else torch.where(observed, self.y, 0)
         if not values.isfinite().all():
             bad = int((~values.isfinite()).sum())
             raise ValueError(f"the measurement holds {bad} NaN or infinite value(s); mask them out or repair them")
-        if self.operator.images not in (1, self.images):
-            raise ValueError(f"the operator has parameters for {self.operator.images} images, y has {self.images}")
         with torch.no_grad():
             one = self.select(torch.zeros(1, dtype=torch.long))
             probe = one.operator(torch.zeros(1, *self.image_shape, device=self.y.device))
@@ -105,10 +111,22 @@ class InverseProblem:
         return self._with(self.operator.select(index), self.noise.select(index), self.y[index.to(self.y.device)])
 
     def to(self, device: torch.device | str) -> Self:
-        return self._with(self.operator.to(device), self.noise.to(device), self.y.to(device))
+        """This problem on a device; operator and noise are copied, so that those of the caller stay where they are."""
+        return self._with(_detached(self.operator).to(device), _detached(self.noise).to(device), self.y.to(device))
 
     def _with(self, operator: Operator, noise: Noise, y: Tensor) -> Self:
         """A copy with other parts that are known to fit together."""
-        copy = object.__new__(type(self))
-        copy.operator, copy.noise, copy.y, copy.image_shape = operator, noise, y, self.image_shape
-        return copy
+        twin = object.__new__(type(self))
+        twin.operator, twin.noise, twin.y, twin.image_shape = operator, noise, y, self.image_shape
+        return twin
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _detached(module: _Module) -> _Module:
+    """A copy that shares every tensor; `Module.to` replaces them in place, in the copy only."""
+    twin = copy.copy(module)
+    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+    twin._modules = {name: child if child is None else _detached(child) for name, child in module._modules.items()}
+    return twin

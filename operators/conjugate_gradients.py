@@ -37,7 +37,7 @@ def conjugate_gradients(
         sound = sound & (curvature.isfinite() | ~active)
         active = active & (curvature > 0)  # else a direction in the null space: nothing more to gain in this row
         step = torch.where(active, energy / curvature.where(active, 1), 0)
-        x = torch.where(spread(active, b), x + spread(step, b) * direction, x)
+        x = x + spread(step, b) * direction
         residual = residual - spread(step, b) * product
         new_energy = torch.where(active, row_dot(residual, residual), 0)  # 0: this row is done
         ratio = torch.where(active, new_energy / energy.where(active, 1), 0)

@@ -101,8 +101,8 @@ class PoissonNoise(Noise):
 
     gain  value of one count, in the units of the measurement: 1 / gain photons where A x = 1
 
-    A noiseless measurement below zero counts as zero when drawing. So it does in the likelihood where nothing was counted;
-    where something was, the likelihood is zero there, and its negative logarithm is continued below a tenth of a count by
+    A noiseless measurement below zero counts as zero when drawing, and in the likelihood where nothing was counted.
+    Where something was counted, the negative log-likelihood, infinite there, is continued below a tenth of a count by
     its tangent, so that samplers which leave the positive range are pulled back.
     """
 

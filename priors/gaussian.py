@@ -31,7 +31,8 @@ class GaussianPrior(Prior):
                 f"covariance must be symmetric, {n} x {n} for a mean of {n} values, got {tuple(covariance.shape)}"
             )
         eigenvalues, basis = torch.linalg.eigh(covariance.double())
-        if eigenvalues[0] < -1e-8 * eigenvalues[-1].abs():
+        rounding = max(1e-8, 100 * torch.finfo(covariance.dtype).eps)  # of a covariance with fewer ranks than pixels
+        if eigenvalues[0] < -rounding * eigenvalues[-1].abs():
             raise ValueError(f"covariance must be positive semi-definite, its least eigenvalue is {eigenvalues[0]:.3g}")
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         spread = 10 * float(eigenvalues[-1].sqrt())
@@ -46,6 +47,11 @@ class GaussianPrior(Prior):
         return (self.basis * self.eigenvalues) @ self.basis.mT
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        # A closed form is no network: under a driver's bf16 it would lose the digits that it is there for.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._denoise(x, sigma)
+
+    def _denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         variance = per_row(sigma, x.flatten(1)) ** 2
         z = (x - self.mean).flatten(1) @ self.basis
         # At sigma = 0 the image is known: the gain is one, also where the prior has no variance.
@@ -56,7 +62,7 @@ class GaussianPrior(Prior):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Exact draws, (count, C, H, W)."""
-        z = torch.randn(count, self.eigenvalues.numel(), generator=generator, dtype=self.mean.dtype)
+        z = torch.randn(count, self.eigenvalues.numel(), generator=generator, dtype=self.mean.dtype).to(self.mean.device)
         return self.mean + ((z * self.eigenvalues.sqrt()) @ self.basis.mT).reshape(count, *self.mean.shape)
 
     def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
@@ -67,11 +73,16 @@ class GaussianPrior(Prior):
 
     def posterior(self, matrix: Tensor, y: Tensor, noise_std: float) -> "GaussianPrior":
         """p(x | y) for y = matrix x + noise_std n, with matrix (m, n) and y (m,): Gaussian again."""
-        gain = self.covariance @ matrix.mT
-        inner = matrix @ gain + noise_std**2 * torch.eye(matrix.shape[0], dtype=matrix.dtype)
-        mean = self.mean.flatten() + gain @ torch.linalg.solve(inner, y - matrix @ self.mean.flatten())
-        covariance = self.covariance - gain @ torch.linalg.solve(inner, gain.mT)
-        return GaussianPrior(mean.reshape(self.mean.shape), (covariance + covariance.mT) / 2)
+        # x = mean + root z with z standard normal: p(z | y) has the covariance (I + H^T H)^-1, H = matrix root / noise_std,
+        # which stays positive where the textbook formula, a difference, loses every digit. In float64 for the same reason.
+        root = self.basis.double() * self.eigenvalues.double().sqrt()
+        whitened = matrix.double() @ root / noise_std
+        residual = (y.double() - matrix.double() @ self.mean.double().flatten()) / noise_std
+        precision, directions = torch.linalg.eigh(whitened.mT @ whitened)
+        shrink = 1 / (1 + precision.clamp(min=0))
+        shift = root @ directions @ (shrink * (directions.mT @ (whitened.mT @ residual)))
+        narrowed = root @ directions * shrink.sqrt()
+        return GaussianPrior(self.mean + shift.to(self.mean.dtype).reshape(self.mean.shape), narrowed @ narrowed.mT)
 
     @classmethod
     def example(cls) -> "GaussianPrior":

@@ -99,6 +99,6 @@ def random_batch(
         if flip and rng.random() < 0.5:
             patch = patch[:, ::-1]
         if rotate:
-            patch = np.rot90(patch, rng.integers(4))
+            patch = np.rot90(patch, int(rng.integers(4)))
         patches.append(patch)
     return np.stack(patches).transpose(0, 3, 1, 2).astype(np.float32) / 255

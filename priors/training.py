@@ -11,7 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
 
@@ -80,13 +80,12 @@ def draw_sigmas(recipe: Recipe, rng: np.random.Generator) -> Tensor:
     low, high = np.log(recipe.sigma_range)
     normal = NormalDist(*recipe.log_sigma)
     share = recipe.uniform_share
-    # The mixture is stratified too: the first `share` of the quantiles is spent on the log-uniform part.
-    logs = [
-        low + (high - low) * q / share
-        if q < share
-        else normal.inv_cdf(min(max((q - share) / (1 - share), 1e-6), 1 - 1e-6))
-        for q in quantiles
-    ]
+    logs = []
+    for q in quantiles:
+        if q < share:  # stratified as well: the lowest quantiles are the log-uniform part
+            logs.append(low + (high - low) * q / share)
+        else:
+            logs.append(normal.inv_cdf(min(max((q - share) / (1 - share), 1e-6), 1 - 1e-6)))
     return torch.tensor(np.exp(np.clip(logs, low, high)), dtype=torch.float32)
 
 
@@ -98,10 +97,19 @@ def edm_loss(prior: EDMPrior, clean: Tensor, noise: Tensor, sigma: Tensor) -> Te
 
 
 class Trainer:
-    """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`."""
+    """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`.
+
+    init  a trained prior with the recipe's network, to start from its weights instead of random ones
+    """
 
     def __init__(
-        self, recipe: Recipe, train: Sequence[np.ndarray], validation: Sequence[np.ndarray], folder: Path
+        self,
+        recipe: Recipe,
+        train: Sequence[np.ndarray],
+        validation: Sequence[np.ndarray],
+        folder: Path,
+        *,
+        init: EDMPrior | None = None,
     ) -> None:
         self.recipe, self.train_images, self.folder = recipe, train, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -112,6 +120,10 @@ class Trainer:
             sigma_data=recipe.sigma_data,
             sigma_range=recipe.sigma_range,
         ).to(self.device)
+        if init is not None:
+            if init.network.spec != recipe.unet:
+                raise ValueError(f"the weights to start from belong to another network: {init.network.spec}")
+            self.prior.load_state_dict(init.state_dict())
         self.average = copy.deepcopy(self.prior).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(
             self.prior.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
@@ -241,8 +253,3 @@ def denoising_psnr(
             errors.append((estimate.clamp(0, 1) - x).square().flatten(1).mean(1))
         result[sigma] = float(-10 * torch.cat(errors).log10().mean())
     return result
-
-
-def with_bounds(recipe: Recipe, **bounds: float | int) -> Recipe:
-    """The same recipe with other bounds (steps, minutes)."""
-    return replace(recipe, **bounds)

@@ -7,7 +7,6 @@ the network does to a pixel does not depend on how large the picture around it i
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -48,15 +47,17 @@ class UNetSpec:
 class NoiseEmbedding(nn.Module):
     """Sines and cosines of the noise coordinate, then a small perceptron: (B,) -> (B, width)."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, frequencies: int = 32) -> None:
         super().__init__()
-        # Log-spaced from 1/4 to 16 cycles over one unit of c_noise = ln(sigma)/4: neighbouring noise levels stay neighbours.
+        # From 1/4 to 16 cycles over one unit of c_noise = ln(sigma) / 4: neighbouring noise levels stay neighbours.
         self.register_buffer("frequencies", 2 * math.pi * torch.logspace(-2, 4, frequencies, base=2), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, noise: Tensor) -> Tensor:
         phase = noise[:, None] * self.frequencies
-        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([phase.cos(), phase.sin()], dim=1))
 
 
 def channel_norm(x: Tensor) -> Tensor:
@@ -72,15 +73,28 @@ class ResidualBlock(nn.Module):
         self.film = nn.Linear(embedding, 2 * width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        nn.init.zeros_(self.conv2.weight)  # the block starts as the identity
-        nn.init.zeros_(self.conv2.bias)
+        zero(self.film)
+        zero(self.conv2)  # the block starts as the identity
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, channel_norm(x), 1 + scale))
         return x + self.conv2(F.silu(self.conv1(h)))
+
+
+class Level(nn.ModuleList):
+    """The residual blocks of one resolution, one after the other."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, embedding)
+        return h
+
+
+def zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Zero weights and bias: a branch that starts with no say."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class UNet(nn.Module):
@@ -101,12 +115,11 @@ class UNet(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairs)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs)
         self.tail = nn.Conv2d(spec.widths[0], folded, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        zero(self.tail)
 
     @staticmethod
-    def _level(width: int, count: int, embedding: int) -> nn.ModuleList:
-        return nn.ModuleList(ResidualBlock(width, embedding) for _ in range(count))
+    def _level(width: int, count: int, embedding: int) -> "Level":
+        return Level(ResidualBlock(width, embedding) for _ in range(count))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -119,17 +132,11 @@ class UNet(nn.Module):
         h = self.head(F.pixel_unshuffle(x, self.spec.patch))
         skips = []
         for level, blocks in enumerate(self.down):
-            h = run(blocks, h, embedding)
+            h = blocks(h, embedding)
             if level < len(self.shrink):
                 skips.append(h)
                 h = self.shrink[level](h)
         for level in reversed(range(len(self.up))):
-            h = run(self.up[level], self.grow[level](h) + skips[level], embedding)
+            h = self.up[level](self.grow[level](h) + skips[level], embedding)
         out = F.pixel_shuffle(self.tail(F.silu(channel_norm(h))), self.spec.patch)
         return out[..., :height, :width]
-
-
-def run(blocks: nn.ModuleList | Sequence[nn.Module], h: Tensor, embedding: Tensor) -> Tensor:
-    for block in blocks:
-        h = block(h, embedding)
-    return h

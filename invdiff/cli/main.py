@@ -1,6 +1,7 @@
 """`invdiff <command> [key=value ...]`: picks the command."""
 
 import importlib
+import io
 import sys
 
 COMMANDS = {
@@ -33,7 +34,7 @@ def main() -> None:
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
         return
-    if arguments[0] in ("-V", "--version"):
+    if arguments[0] == "-V" or "--version" in arguments:  # after a command, it would be hydra's
         from invdiff._version import __version__
 
         print(f"invdiff {__version__}")
@@ -41,9 +42,16 @@ def main() -> None:
     if arguments[0] not in COMMANDS:
         print(f"invdiff: error: unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    # Imported only now: --help must not wait for torch and hydra.
-    command = importlib.import_module(f"invdiff.cli.{arguments[0]}_command")
-    from invdiff.cli.app import guarded
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
+    try:
+        # Imported only now: --help must not wait for torch and hydra.
+        command = importlib.import_module(f"invdiff.cli.{arguments[0]}_command")
+        from invdiff.cli.app import guarded
+    except KeyboardInterrupt:
+        print("invdiff: interrupted", file=sys.stderr)
+        sys.exit(130)
 
     sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]
     sys.exit(guarded(command.main))

@@ -1,7 +1,10 @@
 """`invdiff reconstruct`: from images or measurements to posterior samples, pictures and scores."""
 
+import errno
+import glob
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,14 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from invdiff.cli.app import command
+from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, Interrupted, check
 from invdiff.evaluation import evaluate
 from invdiff.io import (
@@ -30,10 +35,10 @@ from invdiff.io import (
     write_image,
 )
 from invdiff.operators import Noise, Operator
+from invdiff.operators.base import describe_shape
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
-from invdiff.report.comparison import comparison, save_figure, save_map
 from invdiff.streams import generator
 
 
@@ -41,22 +46,25 @@ from invdiff.streams import generator
 def main(config: DictConfig, output: Path) -> None:
     """Do what the configuration says and write everything under `output`; see `configs/reconstruct.yaml`."""
     _check_values(config)
+    compute: Compute = instantiate(config.compute)
+    _check_device(compute)
     prior: Prior = instantiate(config.prior)
     operator: Operator = instantiate(config.operator)
     noise: Noise = instantiate(config.noise)
     sampler = instantiate(config.sampler)
-    compute: Compute = instantiate(config.compute)
 
     if config.measurement is not None:
         y, names, truth = _given_measurement(config, operator, prior)
+        told = operator.image_shape(tuple(y.shape[1:]))
+        shape = prior.shape if told is None else None
     else:
-        truth, names = _true_images(config, operator, prior)
+        truth, names = _true_images(config, prior)
         y = measure(operator, noise, truth, config.seed)
-    problem = InverseProblem(operator, noise, y, image_shape=None if truth is None else tuple(truth.shape[1:]))
+        shape = tuple(truth.shape[1:])
+    problem = InverseProblem(operator, noise, y, image_shape=shape)
     check(sampler, problem, prior)
 
-    output.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, output / "config.yaml", resolve=True)
+    _open(output)
     stopped = None
     try:
         posterior = sampler.sample(problem, prior, num_samples=config.num_samples, seed=config.seed, compute=compute)
@@ -66,15 +74,17 @@ def main(config: DictConfig, output: Path) -> None:
         stopped, posterior = stop, stop.posterior
         problem = problem.select(torch.arange(stop.images))
         names, truth = names[: stop.images], None if truth is None else truth[: stop.images]
+    result = Result(problem, posterior, names, truth)
+    write_arrays(output, config, result)  # first of all: nothing that comes after may lose them
     metrics = evaluate(problem, posterior, names, truth, prior.value_range)
-    write(output, config, Result(problem, posterior, names, truth), metrics, prior.value_range)
+    write_pictures(output, config, result, metrics, prior.value_range)
     _print_summary(metrics, output, config)
     if stopped is not None:
         raise stopped
     if posterior.diverged.all():
         raise FloatingPointError(
-            f"every sample diverged, first at step {int(posterior.diverged_at.min())}; a smaller guidance weight or step "
-            f"size may help; what there is was written to {output}"
+            f"every sample diverged, first at step {int(posterior.diverged_at.min())}; a smaller guidance weight or "
+            f"step size may help; what there is was written to {output}"
         )
 
 
@@ -104,27 +114,45 @@ def measure(operator: Operator, noise: Noise, truth: Tensor, seed: int) -> Tenso
 
 
 def _check_values(config: DictConfig) -> None:
+    check_kinds(config, "operator", "noise", "prior", "sampler", "data", "compute")
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
-    if not isinstance(config.num_samples, int) or config.num_samples < 1:
-        raise BadInput(f"num_samples must be a whole number from 1 on, got {config.num_samples}")
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise BadInput(f"seed must be a whole number from 0 on, got {config.seed}")
-    if config.size is not None and (not isinstance(config.size, int) or config.size < 8):
-        raise BadInput(f"size must be a whole number of pixels from 8 on, got {config.size}")
+    for key in ("input", "measurement"):
+        if isinstance(config[key], (DictConfig, ListConfig)):
+            raise BadInput(f"{key} must be one file{' or a folder' if key == 'input' else ''}, got {config[key]}")
+    for key, least in (("num_samples", 1), ("seed", 0), ("size", 8)):
+        value = config[key]
+        if key == "size" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BadInput(f"{key} must be a whole number from {least} on, got {value}")
 
 
-def _true_images(config: DictConfig, operator: Operator, prior: Prior) -> tuple[Tensor, list[str]]:
+def _check_device(compute: Compute) -> None:
+    """Found out now, not after the data have been made and read."""
+    try:
+        torch.ones(1, device=compute.resolve_device()).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"compute.device={compute.device} cannot be used here: {reason}") from error
+
+
+def _true_images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str]]:
     """The images to measure and reconstruct, (B, C, H, W), and their names."""
     if config.input is not None:
-        files = image_files(config.input)
-        # A folder may hold a.png and a.jpg: the name must still tell them apart.
-        stems = [f.stem for f in files]
-        names = [f.stem if stems.count(f.stem) == 1 else f.name for f in files]
+        files = image_files(str(config.input))
+        names = [f.stem for f in files]
+        if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
+            names = [f.name for f in files]
         images = [read_image(f) for f in files]
     else:
         names, images = instantiate(config.data, prior=prior, seed=config.seed)
-    images = [match_channels(image, prior.channels, name) for image, name in zip(images, names, strict=True)]
+    try:
+        images = [match_channels(image, prior.channels, name) for image, name in zip(images, names, strict=True)]
+    except BadInput as error:
+        if config.input is not None or prior.shape is None:
+            raise
+        raise BadInput(f"{error}; data=generated draws one from the prior itself") from error
     if config.size is not None:
         images = [square(image, config.size) for image in images]
     truth = to_tensor(images, names)
@@ -136,33 +164,71 @@ def _true_images(config: DictConfig, operator: Operator, prior: Prior) -> tuple[
 
 
 def _given_measurement(config: DictConfig, operator: Operator, prior: Prior) -> tuple[Tensor, list[str], None]:
-    """Real data: (B, ...), with a batch axis added where the file has none."""
-    y = read_measurement(config.measurement)
+    """Real data: (B, ...), with the batch axis, and the channel axis of a grey image, added where the file has none."""
+    path = Path(str(config.measurement))
+    y = read_measurement(path, allow_nan=True)
+    given = describe_shape(tuple(y.shape))
     if prior.shape is not None:
         reason = operator.refuses(prior.shape)
         if reason is not None:
             raise BadInput(reason)
         with torch.no_grad():
-            expected = operator(torch.zeros(1, *prior.shape)).dim()
-    else:
-        expected = 4  # a prior of any size goes with image-like measurements, unless the operator says otherwise
-    shape = tuple(y.shape)
-    while y.dim() < expected:
-        y = y[None]
-    if y.dim() != expected:
-        raise BadInput(f"the measurement has shape {shape}; with this operator and prior {expected} axes are expected")
-    name = Path(config.measurement).stem
+            expected = tuple(operator(torch.zeros(1, *prior.shape)).shape[1:])
+        readings = [y, y[None], y[:, None], y[None, None]] if y.dim() else []
+        fitting = [reading for reading in readings if tuple(reading.shape[1:]) == expected]
+        if not fitting:
+            raise BadInput(
+                f"the measurement is {given}: {path}; this operator measures {describe_shape(expected)} of the prior's "
+                f"{describe_shape(prior.shape)} images, with or without an axis for several in front"
+            )
+        y = fitting[0]
+    else:  # a prior of any size goes with image-like measurements
+        if y.dim() not in (2, 3, 4):
+            raise BadInput(
+                f"the measurement is {given}: {path}; with this prior it is an image, (C, H, W) or (B, C, H, W)"
+            )
+        y = y.reshape(*[1] * (4 - y.dim()), *y.shape)
+    name = path.stem
     return y, [name] if len(y) == 1 else [f"{name}_{i:03d}" for i in range(len(y))], None
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
-def write(
+def _open(output: Path) -> None:
+    """Make the folder, or fail before the work and not after it; pictures of an earlier run in it go."""
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
+    try:
+        earlier = [row["name"] for row in json.loads((output / "metrics.json").read_text())["images"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no run of ours was here
+    for name in earlier:
+        # With fewer samples or other images now, they would be taken for results of this run.
+        pictures = [output / f"{name}_mean.png", output / f"{name}_std.png", output / "mean.png", output / "std.png"]
+        for path in [*pictures, *(output / "samples").glob(f"{glob.escape(name)}_[0-9][0-9][0-9].png")]:
+            path.unlink(missing_ok=True)
+
+
+def write_arrays(output: Path, config: DictConfig, result: Result) -> None:
+    """`config.yaml` and `samples.npz`."""
+    OmegaConf.save(config, output / "config.yaml", resolve=True)
+    posterior = result.posterior
+    arrays = {"samples": posterior.samples, "mean": posterior.mean, "std": posterior.std, "y": result.problem.y}
+    if result.truth is not None:
+        arrays["x"] = result.truth
+    saved: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
+    np.savez_compressed(output / "samples.npz", names=np.array(result.names), **saved)
+
+
+def write_pictures(
     output: Path, config: DictConfig, result: Result, metrics: dict[str, Any], value_range: tuple[float, float]
 ) -> None:
-    """All files of a run, under `output`; with several images, `mean.png` and `std.png` are one for each."""
-    problem, posterior, names, truth = result.problem, result.posterior, result.names, result.truth
+    """`metrics.json` and all pictures; with several images, `mean.png` and `std.png` are one for each."""
+    from invdiff.report.comparison import comparison, save_figure, save_map  # matplotlib is slow to import
+
+    posterior, names = result.posterior, result.names
     mean, std = posterior.mean, posterior.std
     low, high = value_range
     (output / "samples").mkdir(exist_ok=True)
@@ -176,30 +242,32 @@ def write(
         for s in range(posterior.samples.shape[1]):
             if not posterior.diverged[i, s]:
                 write_image(output / "samples" / f"{name}_{s:03d}.png", (posterior.samples[i, s] - low) / (high - low))
-    arrays = {"samples": posterior.samples, "mean": mean, "std": std, "y": problem.y}
-    if truth is not None:
-        arrays["x"] = truth
-    np.savez_compressed(
-        output / "samples.npz", **{name: tensor.numpy() for name, tensor in arrays.items()}, names=np.array(names)
-    )
     if scales:
         metrics["notes"]["std.png"] = {"brightest colour": scales}
+    elif posterior.samples.shape[1] == 1:
+        metrics["notes"]["std.png"] = "needs num_samples of 2 or more; std in samples.npz is NaN"
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    figure = comparison(problem, posterior, metrics, truth, title=_title(config, metrics), value_range=value_range)
+    figure = comparison(
+        result.problem, posterior, metrics, result.truth, title=_title(config, metrics), value_range=value_range
+    )
     save_figure(figure, output / "comparison.png")
 
 
 def _title(config: DictConfig, metrics: dict[str, Any]) -> str:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    words = [f"{choices.get('operator', 'operator')}", f"{choices.get('prior', 'prior')} prior"]
+
+    def name(group: str) -> str:
+        # A saved configuration knows no choices any more, only what was chosen.
+        return str(choices.get(group) or config[group].get("name") or config[group]["_target_"].rpartition(".")[2])
+
     cost = metrics["cost"]
-    words.append(f"{choices.get('sampler', 'sampler')}: {cost['forwards']} network calls, {cost['seconds']:.0f} s")
-    return " · ".join(words)
+    calls = f"{name('sampler')}: {cost['forwards']} network calls, {cost['seconds']:.0f} s"
+    return f"{name('operator')} · {name('prior')} prior · {calls}"
 
 
 def _print_summary(metrics: dict[str, Any], output: Path, config: DictConfig) -> None:
-    console = Console(highlight=False)
-    table = Table(title=_title(config, metrics), title_justify="left")
+    console = Console(highlight=False, markup=False)
+    table = Table(title=Text(_title(config, metrics)), title_justify="left")
     columns = {
         "image": "name",
         "baseline": "baseline_psnr",
@@ -212,7 +280,7 @@ def _print_summary(metrics: dict[str, Any], output: Path, config: DictConfig) ->
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for row in metrics["images"]:
-        table.add_row(*(_cell(row[key]) for key in columns.values()))
+        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
     console.print(table)
     cost = metrics["cost"]
     console.print(

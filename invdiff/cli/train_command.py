@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from invdiff.cli.app import command
+from invdiff.cli.values import check_kinds
+from invdiff.io import BadInput
 from invdiff.priors.card import write_card
 from invdiff.priors.edm import EDMPrior
 from invdiff.priors.images import read_images, split
@@ -18,36 +20,51 @@ from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
 
 
-@command("train")
+@command("train", values=("data",))
 def main(config: DictConfig, output: Path) -> None:
     """Train, or go on where a checkpoint under `output` stopped; writes `prior.safetensors`, `grid.png`, `card.md`."""
     if config.data is None:
-        raise ValueError("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
-    recipe: Recipe = instantiate(config.recipe)
-    images = read_images(config.data, channels=recipe.unet.channels, pad_to=config.pad_to)
+        raise BadInput("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
+    if not isinstance(config.grid, int) or config.grid < 1:
+        raise BadInput(f"grid must be a whole number from 1 on, got {config.grid}")
+    check_kinds(config, "recipe")
+    recipe: Recipe = instantiate(config.recipe, _convert_="all")
+    images = read_images(str(config.data), channels=recipe.unet.channels, pad_to=config.pad_to)
+    crop, (height, width, _) = recipe.crop, min((image.shape for image in images), key=lambda shape: min(shape[:2]))
+    if min(height, width) < crop:
+        raise BadInput(f"recipe.crop={crop} does not fit an image of {height}x{width}; pad_to={crop} pads it")
     training, validation = split(images, recipe.held_out)
-    output.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, output / "config.yaml", resolve=True)
-    trainer = Trainer(recipe, training, validation, output)
-    prior = run_with_progress(trainer)
+    init = None if config.init is None else EDMPrior.load(config.init)
+    trainer = Trainer(recipe, training, validation, output, init=init)
+    try:
+        prior = run_with_progress(trainer, config)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"interrupted at step {trainer.step}; the same command goes on from there") from stop
 
-    clean = validation_set(validation, recipe.crop)
+    clean = validation_set(validation, crop)
     psnr = denoising_psnr(prior, clean, REPORT_SIGMAS, precision=recipe.precision)
-    count, columns = config.grid, max(1, round(config.grid**0.5))
-    thumbnails(sample_grid(prior, recipe.crop, count), output / "grid.png", columns)
+    thumbnails(sample_grid(prior, crop, config.grid), output / "grid.png", max(1, round(config.grid**0.5)))
     write_card(output / "card.md", name=config.name, recipe=recipe, trainer=trainer, images=len(training), psnr=psnr)
-    Console(highlight=False).print(
+    Console(highlight=False, markup=False).print(
         f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes; weights, card and samples are in {output}\n"
         f"use them with prior.weights={output / 'prior.safetensors'}",
         soft_wrap=True,
     )
 
 
-def run_with_progress(trainer: Trainer) -> EDMPrior:
-    """Train behind a bar that counts per mille of the run, which steps or minutes may bound."""
+def run_with_progress(trainer: Trainer, config: DictConfig) -> EDMPrior:
+    """Train behind a bar that counts per mille of the run, which steps or minutes may bound.
+
+    The configuration is saved with the first step: what cannot start must not overwrite that of a run that did.
+    """
+    saved = False
     with progress_bar(1000, "‰", "training") as bar:
 
         def on_step(step: int, loss: float) -> None:
+            nonlocal saved
+            if not saved:
+                OmegaConf.save(config, trainer.folder / "config.yaml", resolve=True)
+                saved = True
             bar.update(int(1000 * min(1.0, trainer.progress())) - bar.n)
             bar.set_postfix(step=step, loss=f"{loss:.3f}", refresh=False)
 
@@ -56,7 +73,7 @@ def run_with_progress(trainer: Trainer) -> EDMPrior:
 
 def sample_grid(prior: EDMPrior, size: int, count: int, steps: int = 40, seed: int = 0) -> torch.Tensor:
     """Unconditional samples (count, C, H, W); a prior of any size is sampled at its training crop."""
-    shape = prior.shape or (prior.channels, size, size)
+    shape = prior.shape or (prior.network.spec.channels, size, size)
     streams = Streams([generator(seed, "generate", i) for i in range(count)], shape, "cpu")
     with progress_bar(steps, "step", "sampling") as bar:
         return generate(prior.cpu(), streams.normal(), steps=steps, on_step=lambda _: bar.update())

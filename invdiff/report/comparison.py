@@ -1,26 +1,55 @@
-"""One picture that tells the whole reconstruction: truth, measurement, samples, mean, uncertainty, error."""
+"""One picture that tells the whole reconstruction: truth, measurement, samples, mean, uncertainty, error.
 
+The layout is computed in inches, so that panels line up whatever their size; matplotlib only draws.
+"""
+
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)  # files only: no screen is needed
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
+# matplotlib is imported where something is drawn: it is slow to import, and `thumbnails` works without it.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_ROWS = 8  # more images than this make a picture that nobody can read
+
+# Inches.
+_SIDE_ALONE, _SIDE = 2.9, 1.9  # longer side of an image: of the only one, of one of several
+_NARROWEST = 1.55  # what the words above a panel need
+_GAP, _HEADING, _NAME = 0.12, 0.44, 0.3
+_TITLE, _FOOTER = 0.5, 0.3
+_BAR, _BAR_SPACE = 0.12, 0.75  # width of the colour bar, and of what it takes with its numbers
+
+Draw = Callable[["Axes"], None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One cell: a heading, a second line (a score, say), and how to draw it; `is_map`: in the colours of the bar."""
+
+    heading: str
+    line: str
+    draw: Draw
+    is_map: bool = False
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """What all panels of one image share: the value range of pictures, and the top of its error maps."""
+
+    low: float
+    high: float
+    top: float
 
 
 def comparison(
@@ -31,124 +60,230 @@ def comparison(
     *,
     title: str,
     value_range: tuple[float, float] = (0.0, 1.0),
-) -> Figure:
-    """A labelled figure, one image after the other; a single image is laid out in two rows of larger panels."""
-    images = min(len(metrics["images"]), MOST_ROWS)
-    panels = [_panels(problem, posterior, metrics, truth, i, value_range) for i in range(images)]
-    columns = 3 if images == 1 else len(panels[0])
-    rows = images * -(-len(panels[0]) // columns)
+) -> "Figure":
+    """A labelled figure: a row for each image, at most `MOST_ROWS`; a single image gets two rows of larger panels.
+
+    The standard deviation and the error of the mean share one colour scale, so that they can be compared.
+    """
+    shown = min(len(metrics["images"]), MOST_ROWS)
+    drawn = problem.select(torch.arange(shown))
+    observed = drawn.observed
+    y = drawn.y if observed is None else torch.where(observed, drawn.y, 0)  # not measured: it may be NaN
+    with torch.no_grad():
+        baseline = drawn.operator.first_guess(y)
+    images = [
+        _panels(y[i], None if baseline is None else baseline[i], posterior, metrics, truth, i, value_range)
+        for i in range(shown)
+    ]
+    if shown == 1:
+        panels, top = images[0]
+        columns = math.ceil(len(panels) / 2)
+        rows = [(panels[:columns], top), (panels[columns:], top)]
+        names = ["", ""]
+    else:
+        columns = max(len(panels) for panels, _ in images)
+        rows = images
+        names = [row["name"] for row in metrics["images"][:shown]]
+    footers = []
+    diverged = sum(row["diverged"] for row in metrics["images"])
+    if diverged:
+        footers.append(f"{diverged} of {posterior.diverged.numel()} samples diverged and are left out")
+    if len(metrics["images"]) > shown:
+        footers.append(f"{len(metrics['images']) - shown} more image(s) in samples.npz and metrics.json")
     height, width = posterior.samples.shape[-2:]
-    cell = 3.4 if images == 1 else 2.4
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(cell * columns * 1.06, cell * rows * height / width * 1.14 + 0.9),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, draw in zip(axes.flat, [panel for row in panels for panel in row], strict=False):
-        draw(axis)
-    figure.suptitle(title, fontsize=11)
-    hidden = len(metrics["images"]) - images
-    if hidden:
-        figure.supxlabel(f"and {hidden} more image(s): see samples.npz and metrics.json", fontsize=9)
+    return _lay_out(rows, names, columns, height / width, title, "; ".join(footers))
+
+
+def _lay_out(
+    rows: Sequence[tuple[Sequence[Panel], float]],
+    names: Sequence[str],
+    columns: int,
+    aspect: float,
+    title: str,
+    footer: str,
+) -> "Figure":
+    from matplotlib.figure import Figure
+
+    side = _SIDE if any(names) else _SIDE_ALONE
+    width, height = side * min(1, 1 / aspect), side * min(1, aspect)
+    slot = max(width, _NARROWEST)
+    left = _GAP + (_NAME if any(names) else 0)
+    total_width = left + columns * (slot + _GAP) + _BAR_SPACE
+    total_height = _TITLE + len(rows) * (_HEADING + height + _GAP) + (_FOOTER if footer else 0)
+    figure = Figure(figsize=(total_width, total_height))
+
+    def axes(x: float, y: float, w: float, h: float) -> "Axes":
+        """A box given in inches from the left upper corner."""
+        return figure.add_axes((x / total_width, 1 - (y + h) / total_height, w / total_width, h / total_height))
+
+    y = _TITLE
+    for (panels, top), name in zip(rows, names, strict=True):
+        y += _HEADING
+        if name:
+            figure.text(
+                (_GAP + 0.1) / total_width,
+                1 - (y + height / 2) / total_height,
+                _plain(_shortened(name, int(height * 13))),
+                rotation=90,
+                ha="center",
+                va="center",
+                fontsize=9,
+            )
+        for column, panel in enumerate(panels):
+            x = left + column * (slot + _GAP)
+            axis = axes(x + (slot - width) / 2, y, width, height)
+            axis.axis("off")
+            panel.draw(axis)
+            # Two lines of a fixed height: headings stay level where only some panels have a score.
+            axis.annotate(panel.heading, (0.5, 1), (0, 16), textcoords="offset points", **_ABOVE, fontsize=10)
+            axis.annotate(panel.line, (0.5, 1), (0, 3), textcoords="offset points", **_ABOVE, fontsize=9, color="0.35")
+        last = len(panels) - 1
+        if panels and panels[last].is_map:
+            beside = left + last * (slot + _GAP) + (slot + width) / 2 + 0.08
+            bar = axes(beside, y, _BAR, height)
+            bar.imshow(
+                np.linspace(1, 0, 256)[:, None], cmap="magma", aspect="auto", extent=(0, 1, 0, top), vmin=0, vmax=1
+            )
+            bar.set_xticks([])
+            bar.yaxis.tick_right()
+            bar.tick_params(labelsize=8)
+        y += height + _GAP
+    for text, inches, size in ((title, total_height - 0.22, 11.0), (footer, 0.15, 9.0)):
+        fitting = min(size, 130 * total_width / max(len(text), 1))  # a letter is about half as wide as high
+        figure.text(0.5, inches / total_height, _plain(text), ha="center", va="center", fontsize=fitting)
     return figure
 
 
+_ABOVE: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "bottom", "annotation_clip": False}
+
+
+def _plain(text: str) -> str:
+    """Words as they are: matplotlib would set what stands between dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
+def _shortened(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
+
+
 def _panels(
-    problem: InverseProblem,
+    y: Tensor,
+    baseline: Tensor | None,
     posterior: Posterior,
     metrics: dict[str, Any],
     truth: Tensor | None,
     i: int,
     value_range: tuple[float, float],
-) -> "list[Callable[[Axes], None]]":
+) -> tuple[list[Panel], float]:
+    """The panels of one image, maps last, and the top of their colour scale."""
     scores = metrics["images"][i]
     samples = posterior.samples[i]
     kept = [s for s in range(len(samples)) if not posterior.diverged[i, s]]
-    mean, std = posterior.mean[i], posterior.std[i]
-    panels = []
-    if truth is not None:
-        panels.append(_picture(truth[i], "Truth", value_range))
-    panels.append(_measurement(problem, i, scores["baseline_psnr"], value_range))
-    if kept:
-        panels.append(_picture(samples[kept[0]], _with_psnr("One posterior sample", scores["psnr"]), value_range))
-        panels.append(_picture(mean, _with_psnr(f"Mean of {len(kept)} samples", scores["psnr_mean"]), value_range))
-    else:
-        panels.append(_words("every sample diverged"))
+    mean = posterior.mean[i]
+    maps = {}
     if len(kept) > 1:
-        panels.append(_map(std.square().mean(0).sqrt(), "Standard deviation"))
-    elif kept:
-        panels.append(_words("standard deviation:\nneeds num_samples of 2 or more"))
-    if truth is not None and kept:
-        panels.append(_map((mean - truth[i]).square().mean(0).sqrt(), "Error of the mean"))
-    return panels
+        maps["Standard deviation"] = _rms(posterior.std[i])
+    if kept and truth is not None:
+        maps["Error of the mean" if len(kept) > 1 else "Error"] = _rms(mean - truth[i])
+    top = max([_bright(values) for values in maps.values()], default=1.0)
+    scales = _Scales(*value_range, top)
+
+    panels = [] if truth is None else [Panel("Truth", "", _picture(truth[i], scales))]
+    same = baseline is not None and torch.equal(baseline, y)
+    baseline_psnr = _decibels(scores["baseline_psnr"])
+    panels.append(_measurement(y, baseline_psnr if same else "", scales))
+    if baseline is not None and not same:
+        panels.append(Panel("Pseudo-inverse", baseline_psnr, _picture(baseline, scales)))
+    if not kept:
+        panels.append(Panel("", "", _words("every sample\ndiverged")))
+        return panels, top
+    average = _decibels(scores["psnr"])
+    if len(kept) == 1:
+        panels.append(Panel("Posterior sample", average, _picture(samples[kept[0]], scales)))
+    else:
+        # A second sample where the two rows of a single image would end with a hole.
+        fixed = len(panels) + 1 + len(maps)
+        count = 1 if len(metrics["images"]) > 1 or fixed % 2 else 2
+        for n, s in enumerate(kept[:count]):
+            heading = "Posterior sample" if count == 1 else f"Posterior sample {n + 1}"
+            panels.append(Panel(heading, average and f"{average} on average", _picture(samples[s], scales)))
+        panels.append(Panel(f"Mean of {len(kept)} samples", _decibels(scores["psnr_mean"]), _picture(mean, scales)))
+    panels += [Panel(name, "image units", _map(values, scales), is_map=True) for name, values in maps.items()]
+    return panels, top
 
 
-def _with_psnr(words: str, psnr: float | None) -> str:
-    return words if psnr is None else f"{words}\n{psnr:.1f} dB"
+def _rms(values: Tensor) -> Tensor:
+    """(C, H, W) -> (H, W): root mean square over the channels."""
+    return values.square().mean(0).sqrt()
 
 
-def _picture(image: Tensor, title: str, value_range: tuple[float, float]) -> "Callable[[Axes], None]":
-    low, high = value_range
+def _bright(values: Tensor) -> float:
+    """The value of the brightest colour: a few outliers must not darken the rest."""
+    return max(float(np.quantile(values.numpy(), 0.995)), 1e-6)
 
+
+def _decibels(psnr: float | None) -> str:
+    return "" if psnr is None else f"{psnr:.1f} dB"
+
+
+def _picture(image: Tensor, scales: _Scales) -> Draw:
     def draw(axis: "Axes") -> None:
-        pixels = ((image - low) / (high - low)).clamp(0, 1).permute(1, 2, 0).numpy()
+        pixels = ((image - scales.low) / (scales.high - scales.low)).nan_to_num().clamp(0, 1).permute(1, 2, 0).numpy()
         axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title, fontsize=10)
 
     return draw
 
 
-def _map(values: Tensor, title: str) -> "Callable[[Axes], None]":
+def _map(values: Tensor, scales: _Scales) -> Draw:
     def draw(axis: "Axes") -> None:
-        shown = values.numpy()
-        image = axis.imshow(shown, cmap="magma", vmin=0, vmax=max(float(np.quantile(shown, 0.995)), 1e-6))
-        axis.figure.colorbar(image, ax=axis, shrink=0.8, pad=0.02).ax.tick_params(labelsize=8)
-        axis.set_title(f"{title}\n(image units)", fontsize=10)
+        axis.imshow(values.numpy(), cmap="magma", vmin=0, vmax=scales.top)
 
     return draw
 
 
-def _measurement(
-    problem: InverseProblem, i: int, baseline: float | None, value_range: tuple[float, float]
-) -> "Callable[[Axes], None]":
-    y = problem.y[i]
-    title = "Measurement" if baseline is None else f"Measurement\npseudo-inverse: {baseline:.1f} dB"
+def _measurement(y: Tensor, line: str, scales: _Scales) -> Panel:
+    """A measurement (...) as a picture where it is one, else as a plane in grey; complex numbers by their magnitude."""
     if not y.is_complex() and y.dim() == 3 and y.shape[0] in (1, 3):
-        return _picture(y, title, value_range)
-    plane = (y.abs() if y.is_complex() else y).reshape(-1, y.shape[-1])
+        return Panel("Measurement", line and f"pseudo-inverse: {line}", _picture(y, scales))
+    plane = (y.abs() if y.is_complex() else y).double().nan_to_num()
+    plane = plane.reshape(-1, *plane.shape[-2:] if y.dim() > 1 else (1, len(y)))
+    # Leading axes (coils, masks) are averaged: a stack of them would be too thin to see.
+    plane = plane[0] if len(plane) == 1 else _rms(plane)
+    shape = "x".join(map(str, y.shape))
+    if y.is_complex():
+        plane = (plane / plane.max().clamp(min=1e-12)).clamp(min=1e-4).log10()
 
     def draw(axis: "Axes") -> None:
         axis.imshow(plane.numpy(), cmap="gray", aspect="auto")
-        axis.set_title(title, fontsize=10)
+
+    return Panel("Measurement", f"{shape}, log magnitude" if y.is_complex() else shape, draw)
+
+
+def _words(text: str) -> Draw:
+    def draw(axis: "Axes") -> None:
+        axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=10)
 
     return draw
 
 
-def _words(text: str) -> "Callable[[Axes], None]":
-    return lambda axis: axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9) and None
-
-
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     figure.savefig(path, dpi=150, facecolor="white")
-    plt.close(figure)
 
 
 def save_map(values: Tensor, path: Path) -> float:
     """A map (H, W) in false colours, black is 0; returns the value of the brightest colour."""
-    top = max(float(np.quantile(values.numpy(), 0.995)), 1e-6)
-    plt.imsave(path, values.numpy(), cmap="magma", vmin=0, vmax=top)
+    from matplotlib.image import imsave
+
+    top = _bright(values)
+    imsave(path, values.numpy(), cmap="magma", vmin=0, vmax=top)
     return top
 
 
 def thumbnails(images: Tensor, path: Path, columns: int) -> None:
-    """A plain grid of (N, C, H, W) images in [0, 1], without labels."""
+    """A plain grid of (N, C, H, W) images in [0, 1], without labels; black where the last row ends early."""
     from invdiff.io import write_image
 
     count, channels, height, width = images.shape
-    rows: Sequence[int] = range(0, count - count % columns, columns)
-    grid = [images[r : r + columns].permute(1, 2, 0, 3).reshape(channels, height, columns * width) for r in rows]
-    write_image(path, torch.cat(grid, dim=1))
+    blank = images.new_zeros(-count % columns, channels, height, width)
+    grid = torch.cat([images, blank]).unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4)
+    write_image(path, grid.reshape(channels, -1, columns * width))

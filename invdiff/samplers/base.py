@@ -7,6 +7,7 @@ its paper. Progress, random streams, chunking, precision, costs and divergence b
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -90,6 +91,11 @@ class Sampler(ABC):
     @abstractmethod
     def expected_cost(self) -> Cost:
         """Network forwards and VJPs of one sample; a test compares them with the meter."""
+
+    @classmethod
+    def example(cls) -> Self:
+        """An instance with a budget of a few steps, for the conformance tests."""
+        raise NotImplementedError(f"{cls.__name__} gives no example()")
 
     def sample(
         self,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +64,10 @@ class DPS(Sampler):
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.num_steps, vjps=self.num_steps)
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(schedule=VP(steps=10), zeta=0.3)
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.sigmas().tolist()

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from invdiff.operators import Operator
 from torch import Tensor
+
+from invdiff.operators import Operator
 
 
 @pytest.fixture(scope="session", autouse=True)

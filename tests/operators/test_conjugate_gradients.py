@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from invdiff.operators.conjugate_gradients import conjugate_gradients
 from torch import Tensor
+
+from invdiff.operators.conjugate_gradients import conjugate_gradients
 
 Normal = Callable[..., Tensor]
 

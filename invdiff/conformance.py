@@ -1,0 +1,724 @@
+"""The rules of the contracts as functions that anyone can run on an operator, a prior or a sampler of their own.
+
+    from invdiff.conformance import check_operator, check_prior, check_sampler
+
+    check_operator(MyOperator(), image_shape=(1, 32, 32))
+
+Each raises AssertionError and says in words which rule is broken. Everything is small and runs on the CPU; the package
+runs them over all that it finds in itself (`tests/conformance/`).
+"""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.driver import Compute, Event, Unsupported
+from invdiff.operators import (
+    CallableOperator,
+    GaussianBlur,
+    GaussianNoise,
+    Inpainting,
+    LinearCallableOperator,
+    LinearOperator,
+    Noise,
+    Operator,
+    PoissonNoise,
+    SpectralOperator,
+)
+from invdiff.posterior import Posterior
+from invdiff.priors import Prior
+from invdiff.priors.base import per_row
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler
+from invdiff.streams import generator
+
+# float32, and sums of a few thousand of its numbers.
+TOLERANCE = 1e-5
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+def check_operator(operator: Operator, image_shape: tuple[int, ...]) -> None:
+    """An operator is a pure function of each image, and what its traits promise is true.
+
+    image_shape  (C, H, W) of images to try it on
+    """
+    name = type(operator).__name__
+    reason = operator.refuses(image_shape)
+    _require(reason is None, f"{name} refuses the image it should be checked on: {reason}")
+    images = operator.images if operator.images > 1 else 3
+    x = 0.5 + 0.25 * _normal(0, images, *image_shape)
+    y = _check_pure(name, operator, x)
+    _check_operator_rows(name, operator, x, y)
+    _check_operator_copies(name, operator, x, y)
+    _check_measured(name, operator, x, y)
+    if operator.differentiable:
+        _check_vjp(name, operator, x)
+        _check_after_inference(name, operator, x, y)
+    else:
+        with torch.enable_grad():
+            graph = operator(x.clone().requires_grad_(True)).requires_grad
+        _require(not graph, f"{name} says that it is not differentiable, yet autograd goes through it")
+        _raises(RuntimeError, lambda: operator.vjp(x, torch.zeros_like(y)), f"{name}.vjp of a black box must raise")
+    if operator.linear:
+        _require(isinstance(operator, LinearOperator), f"{name} says that it is linear but is no LinearOperator")
+        assert isinstance(operator, LinearOperator)
+        _check_linear(name, operator, image_shape, images)
+    if operator.spectral:
+        _require(isinstance(operator, SpectralOperator), f"{name} says that it is spectral but is no SpectralOperator")
+        assert isinstance(operator, SpectralOperator)
+        _check_spectral(name, operator, image_shape, images)
+
+
+def _check_pure(name: str, operator: Operator, x: Tensor) -> Tensor:
+    before, state = x.clone(), torch.get_rng_state()
+    with torch.no_grad():
+        y = operator(x)
+        again = operator(x)
+    _require(y.shape[:1] == x.shape[:1] and y.dim() > 1, f"{name}(x) must be (B, ...), got {tuple(y.shape)}")
+    _require(y.dtype in (torch.float32, torch.complex64), f"{name} of float32 images gives {y.dtype}")
+    _require(bool(y.isfinite().all()), f"{name}(x) holds NaN or infinity for an ordinary image")
+    _require(torch.equal(y, again), f"{name} gives another measurement of the same images at the second call")
+    _require(torch.equal(x, before), f"{name} changes the images that it is given")
+    _require(torch.equal(state, torch.get_rng_state()), f"{name} draws from the global random state")
+    _require(not y.requires_grad, f"{name}(x) carries a graph although gradients are off")
+    return y
+
+
+def _check_operator_rows(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        for i in range(len(x)):
+            alone = operator.select(torch.tensor([i]))(x[i : i + 1])
+            _close(alone, y[i : i + 1], f"{name}: image {i} measured alone differs from the same image in a batch")
+        order = torch.tensor([1, 0, 1, 2])[: len(x) + 1] % len(x)
+        chosen = operator.select(order)(x[order])
+        _close(chosen, y[order], f"{name}.select does not give the operator of the images in that order")
+        _close(operator(x), y, f"{name}.select changes the operator that it is called on")
+
+
+def _check_operator_copies(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+    with torch.no_grad():
+        _require(torch.equal(copy.deepcopy(operator)(x), y), f"a deep copy of {name} measures something else")
+        try:
+            text = pickle.dumps(operator)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            _require(_wraps_a_function(operator), f"{name} cannot be pickled, so not sent to another process: {error}")
+            return
+        _require(torch.equal(pickle.loads(text)(x), y), f"{name} measures something else after pickling")
+
+
+def _wraps_a_function(operator: Operator) -> bool:
+    """Whether it holds code of the user, which pickle may refuse (a lambda)."""
+    return isinstance(operator, CallableOperator) or hasattr(operator, "physics")
+
+
+def _check_measured(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+    shape = tuple(y.shape[1:])
+    found = operator.image_shape(shape)
+    _require(
+        found is None or tuple(found) == tuple(x.shape[1:]), f"{name}.image_shape says {found} for {tuple(x.shape[1:])}"
+    )
+    mask = operator.measured(shape)
+    holed = y
+    if mask is not None:
+        _require(mask.dtype == torch.bool, f"{name}.measured must be boolean, got {mask.dtype}")
+        _require(
+            torch.broadcast_shapes(mask.shape, y.shape) == y.shape, f"{name}.measured does not broadcast to {shape}"
+        )
+        _require(bool(mask.any()), f"{name} measures nothing at all")
+        holed = torch.where(mask, y, torch.nan)
+    problem = InverseProblem(operator, GaussianNoise(0.1), holed, image_shape=tuple(x.shape[1:]))
+    nll = problem.nll(x)
+    _require(nll.shape == (len(x),), f"{name}: the likelihood has shape {tuple(nll.shape)} for {len(x)} images")
+    _require(bool((nll <= 1e-6 * _size(y) ** 2 / 0.1**2).all()), f"{name}: an image does not fit its own measurement")
+
+
+def _check_vjp(name: str, operator: Operator, x: Tensor) -> None:
+    """<v, J d> = <J^T v, d>, with J d by finite differences: nothing that autograd could get wrong twice."""
+    operator, x, step, tolerance = _in_double(operator, x)
+    d = _normal(1, *x.shape).to(x)
+    with torch.no_grad():
+        jd = (operator(x + step * d) - operator(x - step * d)) / (2 * step)
+    for v in (jd, _normal_like(2, jd)):
+        with torch.no_grad():
+            product = operator.vjp(x, v)
+        _require(product.shape == x.shape, f"{name}.vjp gives {tuple(product.shape)} for images {tuple(x.shape)}")
+        _require(not product.requires_grad, f"{name}.vjp leaves a graph behind although nothing asked for one")
+        scale = float(_norm(v) * _norm(jd))
+        error = abs(float(_dot(v, jd) - (product * d).sum()))
+        _require(error <= tolerance * scale, f"{name}.vjp differs from finite differences by {error / scale:.1e}")
+    with torch.enable_grad():
+        v = jd.clone().requires_grad_(True)
+        (back,) = torch.autograd.grad((operator.vjp(x, v) * d).sum(), v)
+    _close(back, jd, f"{name}.vjp is not differentiable in its vector", 10 * tolerance)
+
+
+def _check_after_inference(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+    """What an operator keeps from a call in inference mode must serve a call that differentiates."""
+    fresh = copy.deepcopy(operator)
+    with torch.inference_mode():
+        fresh(x)
+    try:
+        fresh.vjp(x, torch.ones_like(y))
+    except RuntimeError as error:
+        raise AssertionError(f"{name} cannot be differentiated after a call in inference mode: {error}") from error
+
+
+def _check_linear(name: str, operator: LinearOperator, image_shape: tuple[int, ...], images: int) -> None:
+    a, b = _normal(3, images, *image_shape), _normal(4, images, *image_shape)
+    with torch.no_grad():
+        ya, yb = operator(a), operator(b)
+        _close(operator(2 * a - 3 * b), 2 * ya - 3 * yb, f"{name} is not linear", 1e-4)
+        zero = operator(torch.zeros_like(a))
+        _require(bool((zero == 0).all()), f"{name} of a black image is not zero: affine, not linear")
+
+        # v is half in the range of A, so that the two sides are large where they should be equal.
+        v = ya + _size(ya) * _normal_like(5, ya)
+        back = operator.adjoint(v)
+        _require(back.shape == a.shape and back.dtype == a.dtype, f"{name}.adjoint gives {back.dtype} {back.shape}")
+        for x, y in ((a, ya), (b, yb)):
+            error = abs(float(_dot(y, v) - (x * back).sum())) / float(_norm(y) * _norm(v))
+            _require(error < 10 * TOLERANCE, f"{name}.adjoint is not the transpose: <Ax, v> - <x, A'v> is {error:.1e}")
+        if operator.differentiable:
+            _close(operator.vjp(a, v), back, f"{name}.vjp and {name}.adjoint differ", 1e-4)
+
+        largest = _squared_norm(operator, a)
+        rhos = 0.1 * largest * torch.arange(1, images + 1)
+        solved = operator.solve(a, rhos)
+        rest = operator.adjoint(operator(solved)) + per_row(rhos, a) * solved - a
+        _require(
+            bool((_row_norms(rest) < 1e-3 * _row_norms(a)).all()), f"{name}.solve does not solve (A'A + rho I) x = b"
+        )
+        for i in range(images):
+            one = operator.select(torch.tensor([i])).solve(a[i : i + 1], float(rhos[i]))
+            _close(one, solved[i : i + 1], f"{name}.solve with one rho per row differs from one row alone", 1e-3)
+
+        guess = operator.pinv(ya)
+        _require(guess.shape == a.shape, f"{name}.pinv gives {tuple(guess.shape)} for images {tuple(a.shape)}")
+        misfit = _row_norms(operator(guess) - ya)
+        _require(
+            bool((misfit < 0.02 * _row_norms(ya)).all()),
+            f"{name}.pinv misses a noiseless measurement by {float((misfit / _row_norms(ya)).max()):.1e} of it",
+        )
+        _require(
+            bool((_row_norms(guess) < 1.001 * _row_norms(a)).all()),
+            f"{name}.pinv is not the image of least norm: the truth is smaller",
+        )
+
+
+def _check_spectral(name: str, operator: SpectralOperator, image_shape: tuple[int, ...], images: int) -> None:
+    x, z = _normal(6, images, *image_shape), _normal(7, images, *image_shape)
+    with torch.no_grad():
+        s = operator.singular_values(x)
+        _require(bool((s >= 0).all()), f"{name} has negative singular values")
+        _require(torch.broadcast_shapes(s.shape, x.shape) == x.shape, f"{name}: singular values {tuple(s.shape)}")
+        _close(operator.v(operator.vt(x)), x, f"{name}: V V' is not the identity", 1e-4)
+        _close(operator.vt(operator.v(z)), z, f"{name}: V' V is not the identity", 1e-4)
+        _close(_row_norms(operator.vt(x)), _row_norms(x), f"{name}: V' does not keep lengths", 1e-4)
+        y = operator(x)
+        _close(operator.u(s * operator.vt(x)), y, f"{name}: A is not U S V'", 1e-4)
+        _close(operator.ut(y), s * operator.vt(x), f"{name}: U' A is not S V'", 1e-4)
+        v = y + _size(y) * _normal_like(8, y)
+        _close(operator.v(s * operator.ut(v)), operator.adjoint(v), f"{name}.adjoint is not V S U'", 1e-4)
+
+
+# -- priors ------------------------------------------------------------------------------------------------------------
+
+
+def check_prior(prior: Prior) -> None:
+    """A prior is a pure function of each image and its noise level, and denoises less the less noise there is."""
+    name = type(prior).__name__
+    low, high = prior.value_range
+    _require(low < high, f"{name}.value_range {prior.value_range} is empty")
+    _require(0 <= prior.sigma_range[0] < prior.sigma_range[1], f"{name}.sigma_range {prior.sigma_range} is empty")
+    sizes = (
+        [tuple(prior.shape)] if prior.shape is not None else [(prior.channels or 1, *s) for s in ((16, 16), (13, 21))]
+    )
+    for size in sizes:
+        _check_prior_on(name, prior, size)
+    other = (sizes[0][0] + 1, *sizes[0][1:])
+    if prior.shape is not None or prior.channels is not None:
+        _require(prior.accepts(other) is not None, f"{name} accepts images of shape {other}, which it does not know")
+    if prior.differentiable:
+        _check_prior_gradient(name, prior, sizes[0])
+
+
+def _check_prior_on(name: str, prior: Prior, size: tuple[int, ...]) -> None:
+    low, high = prior.value_range
+    _require(prior.accepts(size) is None, f"{name} refuses images of its own shape: {prior.accepts(size)}")
+    width = min(high - low, 1e3)
+    x = (low + high) / 2 + 0.5 * width * _normal(0, 3, *size)
+    sigmas = torch.tensor([0.05, 0.4, 2.0]) * width
+    before, state = x.clone(), torch.get_rng_state()
+    with torch.no_grad():
+        together = prior.denoise(x, sigmas)
+        _require(together.shape == x.shape, f"{name} gives {tuple(together.shape)} for images {tuple(x.shape)}")
+        _require(together.dtype == x.dtype, f"{name} gives {together.dtype} for {x.dtype}")
+        _require(bool(together.isfinite().all()), f"{name} gives NaN or infinity for an ordinary image")
+        _require(torch.equal(together, prior.denoise(x, sigmas)), f"{name} answers differently at the second call")
+        _require(torch.equal(x, before), f"{name} changes the images that it is given")
+        _require(torch.equal(state, torch.get_rng_state()), f"{name} draws from the global random state")
+        for i, sigma in enumerate(sigmas):
+            one = x[i : i + 1]
+            wanted = together[i : i + 1]
+            _close(prior.denoise(one, float(sigma)), wanted, f"{name}: a float sigma and one per row differ", 1e-4)
+            _close(prior.denoise(one, sigma), wanted, f"{name}: a scalar tensor sigma and one per row differ", 1e-4)
+            alone = prior.denoise(x, float(sigma))[i : i + 1]
+            _close(alone, wanted, f"{name}: image {i} alone differs from the same image in a batch", 1e-4)
+        _require(torch.equal(prior(x, sigmas), together), f"{name}(x, sigma) is not {name}.denoise(x, sigma)")
+        score = (together - x) / per_row(sigmas, x) ** 2
+        _close(prior.score(x, sigmas), score, f"{name}.score is not (D(x, sigma) - x) / sigma^2")
+        copied = copy.deepcopy(prior)
+        _require(torch.equal(copied.denoise(x, sigmas), together), f"a deep copy of {name} answers differently")
+        copied = pickle.loads(pickle.dumps(prior))
+        _require(torch.equal(copied.denoise(x, sigmas), together), f"{name} answers differently after pickling")
+
+        # An image that the prior likes, with hardly any noise on it, is hardly changed.
+        likely = prior.denoise(x[1:2], float(sigmas[1]))
+        faint = 1e-3 * width
+        moved = prior.denoise(likely + faint * _normal(1, 1, *size), faint) - likely
+        rms = float(moved.square().mean().sqrt()) / faint
+        _require(rms < 10, f"{name} moves an image with noise {faint:.1e} by {rms:.1f} times that noise")
+
+
+def _check_prior_gradient(name: str, prior: Prior, size: tuple[int, ...]) -> None:
+    low, high = prior.value_range
+    sigma = 0.4 * min(high - low, 1e3)
+    x = (low + high) / 2 + sigma * _normal(2, 2, *size)
+    double, x, step, tolerance = _prior_in_double(prior, x, sigma)
+    d, v = _normal(3, *x.shape).to(x), _normal(4, *x.shape).to(x)
+    with torch.no_grad():
+        jd = (double.denoise(x + step * d, sigma) - double.denoise(x - step * d, sigma)) / (2 * step)
+    with torch.enable_grad():
+        x = x.clone().requires_grad_(True)
+        (product,) = torch.autograd.grad((double.denoise(x, sigma) * (v + jd)).sum(), x)
+    scale = float(_norm(v + jd) * _norm(jd))
+    error = abs(float(((v + jd) * jd).sum() - (product * d).sum()))
+    _require(error <= tolerance * scale, f"{name}: autograd differs from finite differences by {error / scale:.1e}")
+
+
+# -- samplers ----------------------------------------------------------------------------------------------------------
+
+
+class WhitePrior(Prior):
+    """N(mean, std^2 I) on images of any shape, in closed form: the cheapest prior whose posteriors are known."""
+
+    def __init__(self, mean: float = 0.4, std: float = 0.25) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        gain = self.std**2 / (self.std**2 + per_row(sigma, x) ** 2)
+        return self.mean + gain * (x - self.mean)
+
+    @classmethod
+    def example(cls) -> "WhitePrior":
+        return cls()
+
+
+class Gain(SpectralOperator):
+    """A x = g x with a gain for each image; NaN for one of them makes that one sick and must leave the others well."""
+
+    per_image = ("gain",)
+    gain: Tensor
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gain", gain.reshape(-1, 1, 1, 1))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self.gain.to(like) * torch.ones(1, 1, *like.shape[2:], dtype=like.dtype, device=like.device)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return x
+
+    def v(self, z: Tensor) -> Tensor:
+        return z
+
+    def ut(self, y: Tensor) -> Tensor:
+        return y
+
+    def u(self, z: Tensor) -> Tensor:
+        return z
+
+    @classmethod
+    def example(cls) -> tuple["Gain", tuple[int, ...]]:
+        return cls(torch.tensor([1.0, 0.5])), (1, 8, 8)
+
+
+COMPUTE = Compute(device="cpu", precision="float32", progress=False)
+SMALL = (1, 8, 8)
+
+
+def check_sampler(sampler: Sampler) -> None:
+    """A sampler keeps the rules of the house: its rows are independent, its costs are true, its failures are said.
+
+    The problems are small, linear and Gaussian, with an operator that has every trait; the budget is the sampler's own,
+    so give one of a few steps. Whether it draws from the posterior is another question: `check_posterior`.
+    """
+    name = type(sampler).__name__
+    prior = WhitePrior()
+    problem = _small_problem(images=4)
+    missing = sampler.needs().missing(problem, prior)
+    _require(not missing, f"{name} needs {' and '.join(missing)}: not even a masked image with Gaussian noise will do")
+    _require(pickle.loads(pickle.dumps(sampler)) == sampler, f"{name} is another one after pickling")
+    _require(hash(sampler) == hash(copy.deepcopy(sampler)), f"{name} is no frozen dataclass")
+
+    reference = _check_steps(name, sampler, problem, prior)
+    _check_seeds(name, sampler, problem, prior, reference)
+    _check_sampler_rows(name, sampler, problem, prior, reference)
+    _check_unmeasured(name, sampler, prior)
+    _check_sick_image(name, sampler, prior)
+    _check_needs(name, sampler, prior)
+
+
+def _small_problem(images: int) -> InverseProblem:
+    operator = GaussianBlur(std=0.8, kernel_size=5)
+    x = 0.4 + 0.25 * _normal(0, images, *SMALL)
+    return InverseProblem(operator, GaussianNoise(0.1), operator(x) + 0.1 * _normal(1, images, *SMALL))
+
+
+def _check_steps(name: str, sampler: Sampler, problem: InverseProblem, prior: Prior) -> Posterior:
+    """What is yielded, what it costs, and that a callback may turn gradients on and off as it likes."""
+    modes: list[bool] = []
+    events: list[Event] = []
+
+    def watch(event: Event) -> None:
+        modes.append(torch.is_grad_enabled())
+        events.append(event)
+
+    y, state = problem.y.clone(), torch.get_rng_state()
+    with torch.enable_grad():
+        posterior = sampler.sample(problem, prior, num_samples=2, seed=0, compute=COMPUTE, callback=watch)
+        modes.append(torch.is_grad_enabled())
+    _require(all(modes), f"{name} leaves gradients switched off for the caller: no `yield` inside `no_grad`")
+    with torch.no_grad():
+        modes.clear()
+        again = sampler.sample(problem, prior, num_samples=2, seed=0, compute=COMPUTE, callback=watch)
+        modes.append(torch.is_grad_enabled())
+    _require(not any(modes), f"{name} leaves gradients switched on for the caller: no `yield` inside `enable_grad`")
+    _require(torch.equal(posterior.samples, again.samples), f"{name}: what the caller does with gradients matters")
+    _require(torch.equal(problem.y, y), f"{name} changes the measurement that it is given")
+    _require(torch.equal(state, torch.get_rng_state()), f"{name} draws from the global random state")
+
+    steps = [event.step for event in events[: len(events) // 2]]
+    _require(len(steps) == sampler.num_steps, f"{name} yields {len(steps)} steps and promises {sampler.num_steps}")
+    shape = (2 * problem.images, *problem.image_shape)
+    for step in steps:
+        _require(step.x.shape == shape and step.x0.shape == shape, f"{name} yields {tuple(step.x.shape)}, not {shape}")
+        _require(
+            not step.x.requires_grad and not step.x0.requires_grad, f"{name} yields a state with a graph behind it"
+        )
+    levels = [step.sigma for step in steps]
+    _require(levels == sorted(levels, reverse=True), f"{name}: noise levels go up: {levels}")
+    _require(levels[-1] == 0, f"{name} ends at noise level {levels[-1]}: the last iterate is no sample")
+    _require(torch.equal(steps[-1].x.reshape(posterior.samples.shape), posterior.samples), f"{name}: other last x")
+    _require(not posterior.diverged.any(), f"{name} diverges on a problem of the kindest sort")
+
+    expected, rows = sampler.expected_cost(), 2 * problem.images
+    for kind in ("forwards", "vjps"):
+        found, wanted = getattr(posterior.cost, kind), rows * getattr(expected, kind)
+        _require(found == wanted, f"{name} promises {wanted} {kind} and takes {found}")
+    return posterior
+
+
+def _check_seeds(name: str, sampler: Sampler, problem: InverseProblem, prior: Prior, first: Posterior) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        again = sampler.sample(problem, prior, num_samples=2, seed=0, compute=COMPUTE)
+    _require(torch.equal(first.samples, again.samples), f"{name}: the same seed gives other samples")
+    other = sampler.sample(problem, prior, num_samples=2, seed=1, compute=COMPUTE)
+    same = (other.samples == first.samples).flatten(2).all(2)
+    _require(not same.any(), f"{name}: seeds 0 and 1 give the same samples")
+    twin = (first.samples[:, 0] == first.samples[:, 1]).flatten(1).all(1)
+    _require(not twin.any(), f"{name}: the samples of an image are all the same")
+
+
+def _check_sampler_rows(
+    name: str, sampler: Sampler, problem: InverseProblem, prior: Prior, together: Posterior
+) -> None:
+    """Image 2 alone, in chunks, and among strangers: always the same."""
+    chunked = sampler.sample(problem, prior, num_samples=2, seed=0, compute=Compute(device="cpu", max_rows=3))
+    _same(chunked.samples, together.samples, f"{name}: samples depend on how many rows fit into a chunk")
+    alone = sampler.sample(problem.select(torch.tensor([2])), prior, num_samples=2, first_image=2, compute=COMPUTE)
+    _same(alone.samples[0], together.samples[2], f"{name}: an image alone gives other samples than in a batch")
+    strangers = torch.full_like(problem.y, 2.5)
+    strangers[2] = problem.y[2]
+    replaced = InverseProblem(problem.operator, problem.noise, strangers)
+    among = sampler.sample(replaced, prior, num_samples=2, seed=0, compute=COMPUTE)
+    _same(among.samples[2], together.samples[2], f"{name}: the samples of an image depend on the others in the batch")
+    fewer = sampler.sample(problem, prior, num_samples=1, seed=0, compute=COMPUTE)
+    _same(fewer.samples[:, 0], together.samples[:, 0], f"{name}: sample 0 depends on how many are drawn")
+
+
+def _check_unmeasured(name: str, sampler: Sampler, prior: Prior) -> None:
+    operator = Inpainting(keep=0.5)
+    y = operator(0.4 + 0.25 * _normal(2, 2, *SMALL))
+    seen = operator.measured(SMALL)
+    results = [
+        sampler.sample(
+            InverseProblem(operator, GaussianNoise(0.1), torch.where(seen, y, value)), prior, compute=COMPUTE
+        )
+        for value in (0.0, 5.0, torch.nan)
+    ]
+    for other in results[1:]:
+        _require(
+            torch.equal(results[0].samples, other.samples), f"{name}: what y holds where nothing was measured matters"
+        )
+
+
+def _check_sick_image(name: str, sampler: Sampler, prior: Prior) -> None:
+    y = 0.4 + 0.25 * _normal(3, 3, *SMALL)
+    well = sampler.sample(
+        InverseProblem(Gain(torch.ones(3)), GaussianNoise(0.1), y), prior, num_samples=2, compute=COMPUTE
+    )
+    sick = sampler.sample(
+        InverseProblem(Gain(torch.tensor([1.0, torch.nan, 1.0])), GaussianNoise(0.1), y),
+        prior,
+        num_samples=2,
+        compute=COMPUTE,
+    )
+    reported = sick.diverged.all(1).tolist()
+    _require(reported[1], f"{name}: an operator that gives NaN for an image passes unreported")
+    _require(reported == [False, True, False], f"{name}: NaN in one image makes others diverge: {reported}")
+    _same(sick.samples[[0, 2]], well.samples[[0, 2]], f"{name}: NaN in one image changes the others")
+
+
+def _check_needs(name: str, sampler: Sampler, prior: Prior) -> None:
+    """Each declared need, missing, is refused in words before the first network call."""
+    noise, image = GaussianNoise(0.1), torch.full((1, *SMALL), 0.4)
+    linear = LinearCallableOperator(_halved, image_shape=SMALL)
+    square = CallableOperator(torch.square, image_shape=SMALL)
+    black_box = CallableOperator(torch.square, differentiable=False, image_shape=SMALL)
+    stubborn = WhitePrior()
+    stubborn.differentiable = False
+    cases: dict[str, tuple[Operator, Noise, Prior]] = {
+        "linear": (square, noise, prior),
+        "differentiable": (black_box, noise, prior),
+        "spectral": (linear, noise, prior),
+        "gaussian_noise": (Inpainting(keep=0.5), PoissonNoise(0.01), prior),
+        "differentiable_prior": (Inpainting(keep=0.5), noise, stubborn),
+    }
+    needs = sampler.needs()
+    for need, (operator, level, known) in cases.items():
+        if getattr(needs, need):
+            with torch.no_grad():
+                problem = InverseProblem(operator, level, operator(image))
+            check_pair(sampler, problem, known)
+            _require(bool(needs.missing(problem, known)), f"{name} needs {need} but does not miss it")
+
+
+def _halved(x: Tensor) -> Tensor:
+    return x / 2
+
+
+def check_pair(sampler: Sampler, problem: InverseProblem, prior: Prior) -> bool:
+    """A sampler runs on a problem with a prior, or says in words why it does not; returns whether it ran."""
+    name = f"{type(sampler).__name__} with {type(problem.operator).__name__} and {type(prior).__name__}"
+    counted = _Counted(prior)
+    missing = sampler.needs().missing(problem, prior)
+    if missing or prior.accepts(problem.image_shape) is not None:
+        try:
+            sampler.sample(problem, counted, compute=COMPUTE)
+        except Unsupported as error:
+            _require(counted.calls == 0, f"{name}: refused only after {counted.calls} network calls")
+            for words in missing[:1] if prior.accepts(problem.image_shape) is None else []:
+                _require(words.split(" (")[0] in str(error), f"{name}: {error} does not name {words}")
+            return False
+        raise AssertionError(f"{name} do not fit together, yet nothing is said")
+    posterior = sampler.sample(problem, counted, num_samples=2, compute=COMPUTE)
+    shape = (problem.images, 2, *problem.image_shape)
+    _require(posterior.samples.shape == shape, f"{name}: samples are {tuple(posterior.samples.shape)}, not {shape}")
+    sound = posterior.samples.flatten(2).isfinite().all(2)
+    _require(bool((sound | posterior.diverged).all()), f"{name}: NaN that is not reported")
+    if not posterior.diverged.any():
+        wanted = 2 * problem.images * sampler.expected_cost().forwards
+        _require(posterior.cost.forwards == wanted, f"{name}: {posterior.cost.forwards} forwards, promised {wanted}")
+    return True
+
+
+class _Counted(Prior):
+    """Another prior, with its calls counted."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.calls = prior, 0
+        self.shape, self.channels, self.differentiable = prior.shape, prior.channels, prior.differentiable
+        self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        self.calls += 1
+        return self.prior.denoise(x, sigma)
+
+
+# -- is it the posterior? ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Law:
+    """Samples seen in the eigenbasis of the true posterior, in its units: mean 0 and variance 1 where they are exact.
+
+    mean, variance              of each direction, the most certain one first
+    mean_error, variance_error  their standard errors
+    """
+
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+    mean_error: tuple[float, ...]
+    variance_error: tuple[float, ...]
+
+
+def exact_law(directions: int = 16) -> Law:
+    return Law((0.0,) * directions, (1.0,) * directions, (0.0,) * directions, (0.0,) * directions)
+
+
+def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
+    """The law of a sampler on a small blurred image under a Gaussian prior, where the posterior is known."""
+    shape, prior, sigma = (1, 4, 4), WhitePrior(), 0.1
+    operator = GaussianBlur(std=0.8, kernel_size=5)
+    y = operator(0.4 + 0.25 * _normal(0, 1, *shape))
+    posterior = sampler.sample(
+        InverseProblem(operator, GaussianNoise(sigma), y), prior, num_samples=samples, compute=COMPUTE
+    )
+    diverged = int(posterior.diverged.sum())
+    _require(diverged == 0, f"{type(sampler).__name__}: {diverged} of {samples} samples of a Gaussian problem diverge")
+
+    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *shape)).flatten(1).T
+    precisions, basis = torch.linalg.eigh(torch.eye(16) / prior.std**2 + matrix.T @ matrix / sigma**2)
+    precisions, basis = precisions.flip(0), basis.flip(1)
+    data = prior.mean / prior.std**2 + matrix.T @ y.double().flatten() / sigma**2
+    centre = basis @ (basis.T @ data / precisions)
+    z = (posterior.samples[0].flatten(1).double() - centre) @ basis * precisions.sqrt()
+    variance = z.var(0)
+    fourth = (z - z.mean(0)).pow(4).mean(0)
+    errors = (variance / samples).sqrt(), ((fourth - variance**2).clamp(min=0) / samples).sqrt()
+    return Law(*(tuple(round(v, 5) for v in t.tolist()) for t in (z.mean(0), variance, *errors)))
+
+
+def check_posterior(sampler: Sampler, known: Law | None = None, *, samples: int = 3000) -> None:
+    """Mean and variance of every direction are the posterior's, or those of a known biased law, to five standard
+    errors."""
+    name = type(sampler).__name__
+    found, wanted = sampled_law(sampler, samples=samples), known or exact_law()
+    what = "the posterior" if known is None else "the bias it is known for"
+    for kind in ("mean", "variance"):
+        values, expected = getattr(found, kind), getattr(wanted, kind)
+        errors = [
+            math.hypot(a, b)
+            for a, b in zip(getattr(found, f"{kind}_error"), getattr(wanted, f"{kind}_error"), strict=True)
+        ]
+        away = [abs(a - b) / e for a, b, e in zip(values, expected, errors, strict=True)]
+        worst = max(range(len(away)), key=away.__getitem__)
+        _require(
+            away[worst] < 5,
+            f"{name} does not sample {what}: the {kind} of direction {worst} is {values[worst]:.3f}, "
+            f"{away[worst]:.1f} standard errors from {expected[worst]:.3f}",
+        )
+
+
+# -- words and numbers -------------------------------------------------------------------------------------------------
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _raises(kind: type[Exception], call: Callable[[], Any], message: str) -> None:
+    try:
+        call()
+    except kind:
+        return
+    raise AssertionError(message)
+
+
+def _close(found: Tensor, wanted: Tensor, message: str, tolerance: float = TOLERANCE) -> None:
+    """Equal to a fraction of the largest entry; NaN is never equal."""
+    _require(found.shape == wanted.shape, f"{message}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    error, scale = float((found - wanted).abs().max()), max(float(wanted.abs().max()), 1e-30)
+    _require(error <= tolerance * scale, f"{message}: by {error / scale:.1e} of the largest value")
+
+
+def _same(found: Tensor, wanted: Tensor, message: str) -> None:
+    """Samples that should be one and the same, to float tolerance in image units."""
+    error = float((found - wanted).abs().max())
+    _require(error <= 1e-5 * max(1.0, float(wanted.abs().max())), f"{message}: by {error:.1e}")
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _normal_like(seed: int, y: Tensor) -> Tensor:
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
+
+
+def _size(y: Tensor) -> float:
+    """Root mean square."""
+    return float(y.abs().square().mean().sqrt())
+
+
+def _norm(y: Tensor) -> Tensor:
+    return y.abs().square().sum().sqrt()
+
+
+def _row_norms(y: Tensor) -> Tensor:
+    return y.abs().square().flatten(1).sum(1).sqrt()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over all entries, complex ones as pairs of real numbers."""
+    return (a.conj() * b).real.sum() if a.is_complex() else (a * b).sum()
+
+
+def _squared_norm(operator: LinearOperator, x: Tensor) -> float:
+    """Largest eigenvalue of A^T A, roughly: it sets the scale of rho."""
+    for _ in range(10):
+        x = x / _norm(x)
+        x = operator.adjoint(operator(x))
+    return float(_norm(x))
+
+
+def _in_double(operator: Operator, x: Tensor) -> tuple[Operator, Tensor, float, float]:
+    """The operator in float64 (float32 where it knows no other), and a step and a tolerance for finite differences."""
+    try:
+        double = copy.deepcopy(operator).double()
+        with torch.no_grad():
+            y = double(x.double())
+    except RuntimeError:
+        return operator, x, 1e-2, 2e-2
+    if y.dtype not in (torch.float64, torch.complex128):
+        return operator, x, 1e-2, 2e-2
+    return double, x.double(), 1e-6, 1e-4
+
+
+def _prior_in_double(prior: Prior, x: Tensor, sigma: float) -> tuple[Prior, Tensor, float, float]:
+    """As `_in_double`, for a prior."""
+    try:
+        double = copy.deepcopy(prior).double()
+        with torch.no_grad():
+            x0 = double.denoise(x.double(), sigma)
+    except RuntimeError:
+        return prior, x, 1e-2, 2e-2
+    return (double, x.double(), 1e-6, 1e-4) if x0.dtype == torch.float64 else (prior, x, 1e-2, 2e-2)
+
+
+def measure(operator: Operator, image_shape: tuple[int, ...], noise: Noise, *, images: int = 2) -> InverseProblem:
+    """A problem to try things on: images about mid-grey, measured with noise."""
+    images = operator.images if operator.images > 1 else images
+    x = (0.5 + 0.25 * _normal(0, images, *image_shape)).clamp(0.02, 0.98)
+    with torch.no_grad():
+        clean = operator(x)
+    observed = operator.measured(tuple(clean.shape[1:]))
+    streams = [generator(0, "measure", i) for i in range(images)]
+    return InverseProblem(operator, noise, noise.sample(clean, streams, observed), image_shape=image_shape)

@@ -1,0 +1,109 @@
+"""What the command says about itself, and how long it takes to say it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from invdiff import __version__
+
+Run = Callable[..., Any]
+
+# Slow to import, and not needed to tell what there is.
+HEAVY = ("deepinv", "lpips", "matplotlib", "skimage", "scipy", "torchvision", "pandas")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help(invdiff: Run, words: list[str]) -> None:
+    done = invdiff(*words)
+    assert (done.code, done.err) == (0, "")
+    for command in ("reconstruct", "train", "list"):
+        assert f"  {command}  " in done.out
+    assert "usage: invdiff COMMAND" in done.out
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["reconstruct", "--version"]])
+def test_version(invdiff: Run, words: list[str]) -> None:
+    assert invdiff(*words).out == f"invdiff {__version__}\n"
+
+
+def test_help_of_reconstruct(invdiff: Run) -> None:
+    done = invdiff("reconstruct", "--help")
+    assert (done.code, done.err) == (0, "")
+    for words in ("usage: invdiff reconstruct", "sampler: daps, dps", "num_samples: 4", "seed: 0", "comparison.png"):
+        assert words in done.out
+    assert "HydraConfig" not in done.out
+    # It shows the options of what is chosen.
+    assert "zeta" not in done.out
+    assert "zeta: " in invdiff("reconstruct", "sampler=dps", "--help").out
+
+
+def test_help_of_train(invdiff: Run) -> None:
+    done = invdiff("train", "--help")
+    assert (done.code, done.err) == (0, "")
+    for words in ("usage: invdiff train data=IMAGES", "learning_rate", "prior.safetensors"):
+        assert words in done.out
+
+
+def test_help_of_list(invdiff: Run) -> None:
+    done = invdiff("list", "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "usage: invdiff list" in done.out
+
+
+def test_the_composed_configuration(invdiff: Run) -> None:
+    done = invdiff("reconstruct", "operator=super_resolution", "--cfg", "job", "operator.factor=8", "output=here")
+    assert (done.code, done.err) == (0, "")
+    config = OmegaConf.create(done.out)
+    assert (config.operator.factor, config.output, config.sampler.inner) == (8, "here", "auto")
+    assert "hydra" not in config
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("heading", ["operators", "noises", "samplers", "priors", "data"])
+def test_list(invdiff: Run, heading: str) -> None:
+    group = {"operators": "operator", "noises": "noise", "samplers": "sampler", "priors": "prior"}.get(heading, heading)
+    done = invdiff("list", heading)
+    assert (done.code, done.err) == (0, "")
+    title, *lines = done.out.strip().splitlines()
+    assert title.startswith(f"{heading}, chosen with {group}=")
+    names = [e.name.removesuffix(".yaml") for e in (files("invdiff.configs") / group).iterdir() if ".yaml" in e.name]
+    assert sorted(names) == [line.split()[0] for line in lines]
+    assert all(len(line.split()) > 2 for line in lines), "a config without a first line that explains it"
+
+
+def test_list_everything(invdiff: Run) -> None:
+    done = invdiff("list")
+    assert all(
+        f"{heading}, chosen with" in done.out for heading in ("operators", "noises", "samplers", "priors", "data")
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["reconstruct", "--help"]])
+def test_start_up_is_light(words: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['invdiff', *{words!r}]\n"
+        "from invdiff.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+def test_a_terminal_without_unicode(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['invdiff', 'list']; from invdiff.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

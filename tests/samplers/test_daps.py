@@ -1,0 +1,469 @@
+"""DAPS: exact where it can be, the paper's own chain digit by digit, and the rules every sampler keeps."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem
+from invdiff.operators import (
+    CallableOperator,
+    Denoising,
+    GaussianBlur,
+    GaussianNoise,
+    Inpainting,
+    LinearCallableOperator,
+    LinearOperator,
+    PoissonNoise,
+    SuperResolution,
+    as_operator,
+)
+from invdiff.priors import GaussianPrior
+from invdiff.samplers import DAPS
+from invdiff.samplers.base import Step
+from invdiff.samplers.daps import gaussian_draw
+from invdiff.schedules import EDM
+
+SMALL = (1, 4, 4)
+
+
+def run(sampler: DAPS, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
+    """All steps, with random numbers under the test's control and gradients off as in the driver."""
+    with torch.no_grad():
+        return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
+
+
+def as_real(y: Tensor) -> Tensor:
+    return torch.view_as_real(y).flatten(1) if y.is_complex() else y.flatten(1)
+
+
+# -- exactness ---------------------------------------------------------------------------------------------------------
+
+LINEAR = {
+    "inpainting": Inpainting(keep=0.5),
+    "super_resolution": SuperResolution(factor=2),
+    "blur": GaussianBlur(std=0.8, kernel_size=5),
+    # Complex measurements: sigma^2 is the variance of the complex number, half of it for each part.
+    "fourier": LinearCallableOperator(lambda x: torch.fft.fft2(x, norm="ortho")[..., :3], image_shape=SMALL),
+}
+
+
+@pytest.mark.parametrize("name", list(LINEAR))
+def test_exact_for_an_isotropic_gaussian(
+    name: str, gaussian: Callable, normals: type, normal: Callable, assert_law: Callable
+) -> None:
+    """Step 1 is the posterior mean, step 2 draws with its true width: the posterior itself, at any number of steps.
+
+    Two images with their own noise levels at once; nothing else in the suite would notice a level that went astray.
+    """
+    operator, levels, s, rows = LINEAR[name], (0.1, 0.3), 0.25, 6000
+    mean = 0.5 + 0.2 * normal(16, seed=1)
+    clean = operator(0.5 + 0.3 * normal(2, *SMALL, seed=2))
+    problem = InverseProblem(operator, GaussianNoise(torch.tensor(levels)), clean).select(
+        torch.arange(2).repeat_interleave(rows)
+    )
+    sampler = DAPS(
+        schedule=EDM(steps=10, sigma_max=20.0, sigma_min=0.02), ode_steps=1, prior_std=s, inner="closed_form"
+    )
+    prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
+    x = run(sampler, problem, prior, normals(2 * rows, SMALL))[-1].x.unflatten(0, (2, rows))
+
+    matrix = as_real(operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL))).T
+    for image, sigma in enumerate(levels):
+        variance = sigma**2 / (2 if clean.is_complex() else 1)
+        covariance = torch.linalg.inv(torch.eye(16) / s**2 + matrix.T @ matrix / variance)
+        target = covariance @ (mean / s**2 + matrix.T @ as_real(clean)[image] / variance)
+        assert_law(x[image], target, covariance)
+
+
+def test_exact_draw_with_any_width(normals: type, normal: Callable, assert_law: Callable) -> None:
+    """The conditional alone: N(x; m, w^2 I) times the likelihood."""
+    operator, sigma, width, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 6000
+    y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
+    problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
+    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, normals(rows, SMALL))
+    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    covariance = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
+    assert_law(x, covariance @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2), covariance)
+
+
+def test_a_draw_with_less_spread_keeps_its_mean(normals: type, normal: Callable, assert_law: Callable) -> None:
+    """`draw_std`: the perturbation of the prior alone is smaller; the solve still weighs by the true width."""
+    operator, sigma, width, spread, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 0.1, 6000
+    y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
+    problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
+    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, normals(rows, SMALL), spread=spread)
+    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    exact = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
+    target = exact @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2)
+    data, rest = exact @ matrix.T / sigma**2, exact / width**2  # x = data y' + rest x'
+    assert_law(x, target, sigma**2 * data @ data.T + spread**2 * rest @ rest.T)
+
+
+def test_draw_std_narrows_the_draw_and_not_the_weight(gaussian: Callable, normals: type) -> None:
+    """In a whole run, where nothing is measured, the last draw has the spread that was asked for."""
+    prior = gaussian(torch.full(SMALL, 0.5), 0.25**2 * torch.eye(16))
+    mask = torch.zeros(4, 4)
+    mask[0, 0] = 1
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), torch.zeros(1, *SMALL).double())
+    problem = problem.select(torch.zeros(4000, dtype=torch.long))
+    sampler = DAPS(schedule=EDM(steps=1, sigma_max=20.0), ode_steps=1, prior_std=0.25, draw_std=0.06)
+    x = run(sampler, problem, prior, normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
+    assert float(x.std()) == pytest.approx(0.06, rel=0.02)
+    exact = run(replace(sampler, draw_std=None), problem, prior, normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
+    assert float(exact.std()) == pytest.approx(0.25, rel=0.02)
+
+
+def test_conjugate_gradients_and_the_spectrum_give_the_same_samples(gaussian: Callable, smooth: Callable) -> None:
+    """An operator without a decomposition is solved by iteration: same numbers drawn, same images."""
+    shape = (1, 8, 8)
+    spectral = GaussianBlur(std=1.0, kernel_size=7)
+    plain = LinearCallableOperator(lambda x: spectral(x), image_shape=shape)
+    assert not plain.spectral
+    y = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    prior = GaussianPrior(torch.full(shape, 0.5), smooth(8, 8, std=0.2).float())
+    sampler = DAPS(schedule=EDM(steps=6, sigma_max=5.0, sigma_min=0.05), ode_steps=2, inner="closed_form")
+    noise = GaussianNoise(torch.tensor([0.05, 0.1, 0.5]))
+    found = [
+        sampler.sample(InverseProblem(op, noise, y), prior, num_samples=2, compute=Compute(precision="float32"))
+        for op in (spectral, plain)
+    ]
+    assert (found[0].samples - found[1].samples).abs().max() < 1e-4
+    assert found[1].cost.operator_calls > found[0].cost.operator_calls
+
+
+# -- the inner chain ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [0.1, None])
+def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, normals: type, normal: Callable) -> None:
+    """Precision h = 1/r^2 + a^2/tau^2, stationary variance 1 / (h (1 - eta h / 2)): a factor 2 anywhere would show.
+
+    tau=None believes the noise itself; its level here is that tau.
+    """
+    rows, width, eta, steps = 8000, 0.1, 2e-3, 150
+    mask = torch.tensor([[1, 0, 1, 0]])
+    y, start = normal(1, 1, 1, 4, seed=1), normal(1, 1, 1, 4, seed=2)
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1 if tau is None else 7.0), y).select(
+        torch.zeros(rows, dtype=torch.long)
+    )
+    sampler = DAPS(inner="langevin", langevin_steps=steps, tau=tau)
+    x = sampler._langevin(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
+    h = 1 / width**2 + mask.flatten() / 0.1**2
+    target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
+    variance = 1 / (h * (1 - eta * h / 2))
+    values = x.flatten(1)
+    assert ((values.mean(0) - target).abs() < 5 * (variance / rows).sqrt()).all()
+    assert ((values.var(0) / variance - 1).abs() < 5 * (2 / rows) ** 0.5).all()
+
+
+def test_langevin_with_a_complex_measurement(normals: type) -> None:
+    """|r|^2 sums both parts: tau is the level of each real part, and `tau=None` the likelihood of complex noise."""
+    operator = LinearCallableOperator(lambda x: torch.complex(x, 2 * x), image_shape=(1, 1, 2))
+    y = operator(torch.tensor([[[[1.0, -0.5]]]], dtype=torch.float64))
+    problem = InverseProblem(operator, GaussianNoise(0.5), y)
+    x0, eta = torch.zeros(1, 1, 1, 2, dtype=torch.float64), 1e-3
+
+    class Silent:
+        def normal(self) -> Tensor:
+            return torch.zeros(1, 1, 1, 2, dtype=torch.float64)
+
+    truth = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    for tau, variance_of_a_part in ((0.2, 0.2**2), (None, 0.5**2 / 2)):
+        sampler = DAPS(inner="langevin", langevin_steps=1, tau=tau)
+        moved = sampler._langevin(problem, x0, 1.0, eta, Silent())  # type: ignore[arg-type]
+        assert torch.allclose(moved.flatten(), eta * 5 * truth / variance_of_a_part)
+
+
+# -- the paper's algorithm ---------------------------------------------------------------------------------------------
+
+
+def karras_levels(high: float, low: float, count: int) -> list[float]:
+    """Karras et al. 2022, equation 5, entry by entry."""
+    return [(high ** (1 / 7) + i / max(count - 1, 1) * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(count)]
+
+
+class AuthorsDAPS:
+    """Algorithm 1 on images in [-1, 1] with the published numbers, transcribed (grids of the authors' first code)."""
+
+    sigma_max, sigma_min, ode_sigma_min, tau, eta, ratio = 100.0, 0.1, 0.01, 0.01, 1e-4, 0.01
+
+    def __init__(self, mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor, *, levels: int, ode: int) -> None:
+        self.mean, self.covariance, self.matrix, self.y = mean, covariance, matrix, y
+        self.levels, self.ode = levels, ode
+        self.sigmas = [*karras_levels(self.sigma_max, self.sigma_min, levels), 0.0]
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        marginal = self.covariance + sigma**2 * torch.eye(len(self.covariance), dtype=torch.float64)
+        return self.mean + (x - self.mean) @ torch.linalg.solve(marginal, self.covariance)
+
+    def estimate(self, x: Tensor, sigma: float) -> Tensor:
+        for t, after in pairwise([*karras_levels(sigma, self.ode_sigma_min, self.ode), 0.0]):
+            score = (self.denoise(x, t) - x) / t**2
+            x = x + (after - t) * (-t * score)
+        return x
+
+    def step(self, x: Tensor, k: int, chain_noise: list[Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.sigmas[k]
+        x0_hat = self.estimate(x, sigma)
+        x0 = x0_hat
+        eta = self.eta * (1 - k / self.levels * (1 - self.ratio))
+        for n in chain_noise:
+            data = (x0 @ self.matrix.T - self.y) @ self.matrix / self.tau**2  # gradient of |A x0 - y|^2 / (2 tau^2)
+            x0 = x0 - eta * ((x0 - x0_hat) / sigma**2 + data) + math.sqrt(2 * eta) * n
+        return x0 + self.sigmas[k + 1] * noise, x0
+
+
+@pytest.mark.parametrize("name", ["inpainting", "super_resolution", "blur"])
+def test_every_step_equals_the_authors(
+    name: str, dense: Callable, smooth: Callable, gaussian: Callable, scripted: type, normal: Callable
+) -> None:
+    """Our [0, 1] with sigma / 2, tau / 2, eta / 4 against their [-1, 1]: the same images, step by step."""
+    shape, images, levels, chain = (1, 8, 8), 3, 8, 12
+    operator = {**LINEAR, "inpainting": Inpainting(keep=0.4)}[name]
+    matrix, covariance = dense(operator, shape), smooth(8, 8, std=0.5)
+    mean = 0.2 * normal(64, seed=1)
+    seen = matrix.abs().sum(1) > 0
+    y = (normal(images, 64, seed=2) * 0.5) @ matrix.T + 0.05 * seen * normal(images, len(matrix), seed=3)
+    y_unit = torch.where(seen, (y + 1) / 2, 0).reshape(images, *operator(torch.zeros(1, *shape)).shape[1:])
+    problem = InverseProblem(operator, GaussianNoise(0.025), y_unit)
+
+    numbers = iter(range(10**6))
+    start = normal(images, 64, seed=next(numbers))
+    chains = [[normal(images, 64, seed=next(numbers)) for _ in range(chain)] for _ in range(levels)]
+    noises = [normal(images, 64, seed=next(numbers)) for _ in range(levels)]
+    script = [start]
+    for k in range(levels):
+        script += [*chains[k], *([noises[k]] if k < levels - 1 else [])]
+    sampler = DAPS(schedule=replace(DAPS().schedule, steps=levels), inner="langevin", langevin_steps=chain)
+    prior = gaussian((mean.reshape(shape) + 1) / 2, covariance / 4)
+    found = run(sampler, problem, prior, scripted([n.reshape(images, *shape) for n in script]))
+
+    authors = AuthorsDAPS(mean, covariance, matrix, y, levels=levels, ode=5)
+    x = 2 * (authors.sigmas[0] / 2) * start - 1  # u = sigma n is x = 2 u - 1
+    for k, step in enumerate(found):
+        x, x0 = authors.step(x, k, chains[k], noises[k])
+        assert step.sigma == pytest.approx(authors.sigmas[k + 1] / 2, rel=1e-12)
+        assert (2 * step.x.flatten(1) - 1 - x).abs().max() < 1e-9 * (1 + x.abs().max())
+        assert (2 * step.x0.flatten(1) - 1 - x0).abs().max() < 1e-9 * (1 + x0.abs().max())
+    assert len(found) == levels
+    assert found[-1].sigma == 0
+
+
+def propagate(sampler: DAPS, s: float, y: float | None) -> tuple[float, float]:
+    """Mean and variance of one pixel with prior N(0, s^2), measured as y (None: not at all), through the algorithm."""
+    sigmas = sampler.schedule.sigmas().tolist()
+    m, v = 0.0, sigmas[0] ** 2
+    for k, (sigma, after) in enumerate(pairwise(sigmas)):
+        levels = [*karras_levels(sigma, min(sampler.ode_sigma_min, sigma), sampler.ode_steps), 0.0]
+        factor = math.prod(1 + (b - a) * (1 - s**2 / (s**2 + a**2)) / a for a, b in pairwise(levels))
+        m_hat, v_hat = factor * m, factor**2 * v
+        # Given x0_hat the chain ends at g x0_hat + shift, with the variance w that its noise adds up to.
+        eta = sampler.step_size * (1 - k / sampler.num_steps * (1 - sampler.step_size_ratio))
+        width = sigma if sampler.prior_std is None else 1 / math.sqrt(1 / sigma**2 + 1 / sampler.prior_std**2)
+        assert sampler.tau is not None
+        data = 0.0 if y is None else 1 / sampler.tau**2
+        g, shift, w = 1.0, 0.0, 0.0
+        keep = 1 - eta * (1 / width**2 + data)
+        for _ in range(sampler.langevin_steps):
+            g, shift, w = (
+                keep * g + eta / width**2,
+                keep * shift + eta * data * (y or 0.0),
+                keep**2 * w + 2 * eta,
+            )
+        m, v = g * m_hat + shift, g**2 * v_hat + w + after**2
+    return m, v
+
+
+PUBLISHED = DAPS(inner="langevin")  # the defaults are the paper's
+
+
+def test_the_defaults_are_the_published_numbers() -> None:
+    """5-step Euler, 200 levels from 100 to 0.1, tau 0.01, eta 1e-4 on [-1, 1]: halved and quartered once."""
+    assert (PUBLISHED.num_steps, PUBLISHED.ode_steps, PUBLISHED.langevin_steps) == (200, 5, 100)
+    schedule = PUBLISHED.schedule
+    assert isinstance(schedule, EDM)
+    assert (2 * schedule.sigma_max, 2 * schedule.sigma_min, schedule.rho) == (100.0, 0.1, 7.0)
+    assert (2 * PUBLISHED.ode_sigma_min, 2 * (PUBLISHED.tau or 0), 4 * PUBLISHED.step_size) == (0.01, 0.01, 1e-4)
+    assert PUBLISHED.prior_std is None
+
+
+def test_the_recursion_has_the_reference_numbers() -> None:
+    """s^2 = 0.25 on [-1, 1]: observed slope 0.9935 and variance 6.0e-4, variance 0.199 where nothing is measured."""
+    mean, variance = propagate(PUBLISHED, 0.25, 1.0)
+    assert mean == pytest.approx(0.9935, abs=1e-4)
+    assert 4 * variance == pytest.approx(6.0e-4, abs=0.1e-4)
+    _, null = propagate(PUBLISHED, 0.25, None)
+    assert 4 * null == pytest.approx(0.199, abs=1e-3)
+
+
+def compare_with_the_recursion(sampler: DAPS, rows: int, normals: type) -> None:
+    shape, s, y = (1, 4, 8), 0.25, 0.8
+    mask = torch.arange(32).reshape(4, 8) % 2 == 0
+    prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), s**2 * torch.eye(32, dtype=torch.float64))
+    measured = torch.where(mask, y, 0.0).expand(rows, *shape).double()
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.025), measured)
+    x = run(sampler, problem, prior, normals(rows, shape))[-1].x
+    for seen in (True, False):
+        values = x[:, 0, mask == seen].flatten()
+        mean, variance = propagate(sampler, s, y if seen else None)
+        assert abs(float(values.mean()) - mean) < 4.5 * math.sqrt(variance / len(values))
+        assert abs(float(values.var()) / variance - 1) < 4.5 * math.sqrt(2 / len(values))
+
+
+@pytest.mark.parametrize("prior_std", [None, 0.25])
+def test_the_algorithm_follows_the_recursion(prior_std: float | None, normals: type) -> None:
+    """The whole algorithm, shortened: every draw, grid and step size enters the variance."""
+    sampler = replace(
+        PUBLISHED, schedule=EDM(steps=12, sigma_max=50.0, sigma_min=0.05), langevin_steps=25, prior_std=prior_std
+    )
+    compare_with_the_recursion(sampler, 400, normals)
+
+
+@pytest.mark.slow
+def test_the_published_algorithm_follows_the_recursion(normals: type) -> None:
+    compare_with_the_recursion(PUBLISHED, 200, normals)
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def small_problem(images: int = 4, sigma: Tensor | float = 0.1) -> tuple[InverseProblem, GaussianPrior]:
+    shape = (1, 8, 8)
+    operator = GaussianBlur(std=1.0, kernel_size=5)
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    prior = GaussianPrior(torch.full(shape, 0.5), 0.04 * torch.eye(64))
+    return InverseProblem(operator, GaussianNoise(sigma), operator(x)), prior
+
+
+SHORT = EDM(steps=6, sigma_max=5.0, sigma_min=0.05)
+
+
+def test_one_chain_that_diverges_leaves_the_others_alone_and_is_reported() -> None:
+    """Its noise level makes the step size unstable for image 2 alone; nothing is replaced by zeros."""
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner="langevin", langevin_steps=60, tau=None)
+    levels = torch.full((4,), 0.1)
+    problem, prior = small_problem(sigma=levels)
+    healthy = sampler.sample(problem, prior, num_samples=2)
+    levels = levels.clone()
+    levels[2] = 1e-3
+    problem, _ = small_problem(sigma=levels)
+    sick = sampler.sample(problem, prior, num_samples=2)
+    assert not healthy.diverged.any()
+    assert sick.diverged.tolist() == [[image == 2] * 2 for image in range(4)]
+    assert (sick.diverged_at[2] == 0).all()
+    others = [0, 1, 3]
+    assert torch.equal(sick.samples[others], healthy.samples[others])
+    assert sick.mean[2].isnan().all()
+    assert sick.mean[others].isfinite().all()
+
+
+@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+def test_a_row_does_not_know_the_others(inner: str) -> None:
+    problem, prior = small_problem(images=8)
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, langevin_steps=10)  # type: ignore[arg-type]
+    alone = sampler.sample(problem.select(torch.tensor([5])), prior, first_image=5)
+    others = torch.full_like(problem.y, 3.0)
+    others[5] = problem.y[5]
+    replaced = sampler.sample(InverseProblem(problem.operator, problem.noise, others), prior)
+    assert (alone.samples[0] - replaced.samples[5]).abs().max() < 1e-5
+
+
+class Watched(GaussianPrior):
+    """Remembers whether anything could have recorded a graph through its calls."""
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        assert not x.requires_grad
+        return super().denoise(x, sigma)
+
+
+@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(inner: str) -> None:
+    problem, _ = small_problem(images=2)
+    prior = Watched(torch.full((1, 8, 8), 0.5), 0.04 * torch.eye(64))
+    prior.differentiable = False  # the sampler must not ask for it
+    sampler = DAPS(schedule=SHORT, ode_steps=3, inner=inner, langevin_steps=7)  # type: ignore[arg-type]
+    cost = sampler.sample(problem, prior, num_samples=3).cost
+    assert sampler.expected_cost().forwards == 6 * 3
+    assert sampler.expected_cost().vjps == 0
+    assert (cost.forwards, cost.vjps) == (6 * 6 * 3, 0)
+    # Langevin: one call and one product with the Jacobian a step; closed form: one call, one adjoint, one solve.
+    assert cost.operator_calls == 6 * 6 * (7 * 2 if inner == "langevin" else 3)
+
+
+@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_what_was_not_measured_does_not_matter(inner: str, foreign: bool) -> None:
+    """Also behind deepinv's mask, which multiplies: NaN times zero is NaN."""
+    shape = (1, 8, 8)
+    mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+    operator = Inpainting(mask=mask)
+    if foreign:
+        from deepinv.physics import Inpainting as Physics
+
+        operator = as_operator(Physics(img_size=shape, mask=mask.float()))
+    y = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * mask
+    prior = GaussianPrior(torch.full(shape, 0.5), 0.04 * torch.eye(64))
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, langevin_steps=5)  # type: ignore[arg-type]
+    results = [
+        sampler.sample(InverseProblem(operator, GaussianNoise(0.1), torch.where(mask, y, value)), prior)
+        for value in (0.0, 9.0, torch.nan)
+    ]
+    assert not results[0].diverged.any()
+    for other in results[1:]:
+        assert torch.equal(results[0].samples, other.samples)
+
+
+def test_auto_takes_the_closed_form_where_there_is_one() -> None:
+    problem, prior = small_problem(images=1)
+    auto, exact, chain = (
+        DAPS(schedule=SHORT, ode_steps=1, inner=inner, langevin_steps=3)
+        for inner in ("auto", "closed_form", "langevin")
+    )
+    assert torch.equal(auto.sample(problem, prior).samples, exact.sample(problem, prior).samples)
+    nonlinear = InverseProblem(CallableOperator(lambda x: x**2), GaussianNoise(0.1), problem.y, image_shape=(1, 8, 8))
+    counting = InverseProblem(Denoising(), PoissonNoise(0.05), problem.y)
+    for other in (nonlinear, counting):
+        assert torch.equal(auto.sample(other, prior).samples, chain.sample(other, prior).samples)
+        assert not auto.sample(other, prior).diverged.any()
+
+
+def test_closed_form_with_a_linear_black_box(gaussian: Callable) -> None:
+    """It needs an adjoint and a solve, but no autograd: a linear operator that hides its graph will do."""
+
+    class Opaque(LinearOperator):
+        differentiable = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x.detach()
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return 2 * y.detach()
+
+        def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+            return measurement_shape
+
+    problem, prior = small_problem(images=1)
+    opaque = InverseProblem(Opaque(), GaussianNoise(0.1), problem.y)
+    sampler = DAPS(schedule=SHORT, ode_steps=1, inner="closed_form")
+    assert not sampler.sample(opaque, prior).diverged.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"inner": "mala"}, "inner must be auto, langevin or closed_form, got 'mala'"),
+        ({"ode_steps": 0}, "ode_steps must be positive, got 0"),
+        ({"tau": 0.0}, "tau must be positive, got 0.0"),
+        ({"prior_std": -1.0}, "prior_std must be positive, got -1.0"),
+        ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
+    ],
+)
+def test_bad_settings_are_named(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DAPS(**options)

@@ -1,0 +1,376 @@
+"""DPS: the authors' step, the exact law of its linear-Gaussian recursion, and the rules every sampler keeps."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.moves import ancestral_step
+from invdiff.operators import Denoising, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
+from invdiff.priors import EDMPrior, GaussianPrior
+from invdiff.samplers import DPS
+from invdiff.samplers.base import Step
+from invdiff.schedules import VP
+from invdiff.streams import Streams, generator
+
+SHAPE = (1, 8, 8)
+EXACT = 1e-9  # relative, float64 with sigma up to 157
+
+
+def run(sampler: DPS, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
+    """All steps, with random numbers under the test's control and gradients off as in the driver."""
+    with torch.no_grad():
+        return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
+
+
+# -- the authors' step -------------------------------------------------------------------------------------------------
+
+
+class AuthorsDPS:
+    """The DDPM code of the paper, transcribed: images in [-1, 1], z = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps.
+
+    The noise network is that of a Gaussian prior N(mean, covariance), derived from Bayes' rule in z: nothing here is
+    shared with the implementation. `fixed small` posterior variance; guidance `scale * grad_z |y - A x0|`, one norm per
+    image.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, steps: int = 1000) -> None:
+        self.mean, self.covariance = mean, covariance
+        kept = torch.linspace(0, 999, steps, dtype=torch.float64).round().long()
+        alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[kept]
+        self.alpha_bar = alpha_bar
+        self.alpha_bar_before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        self.beta = 1 - alpha_bar / self.alpha_bar_before  # of the kept steps, as respacing recomputes it
+
+    def noise_network(self, z: Tensor, t: int) -> Tensor:
+        a = self.alpha_bar[t]
+        marginal = a * self.covariance + (1 - a) * torch.eye(len(self.covariance), dtype=torch.float64)
+        x0 = self.mean + a.sqrt() * (z - a.sqrt() * self.mean) @ torch.linalg.solve(marginal, self.covariance)
+        return (z - a.sqrt() * x0) / (1 - a).sqrt()
+
+    def step(self, z: Tensor, t: int, y: Tensor, matrix: Tensor, scale: float, noise: Tensor, clip: bool) -> Tensor:
+        a, a_before, beta = self.alpha_bar[t], self.alpha_bar_before[t], self.beta[t]
+        z = z.clone().requires_grad_(True)
+        with torch.enable_grad():
+            x0 = (1 / a).sqrt() * z - (1 / a - 1).sqrt() * self.noise_network(z, t)
+            if clip:
+                x0 = x0.clamp(-1, 1)
+            norms = torch.stack([torch.linalg.norm(row) for row in y - x0 @ matrix.T])
+            (gradient,) = torch.autograd.grad(norms.sum(), z)
+        mean = beta * a_before.sqrt() / (1 - a) * x0 + (1 - a_before) * (1 - beta).sqrt() / (1 - a) * z
+        variance = beta * (1 - a_before) / (1 - a)
+        sample = mean + (variance.sqrt() * noise if t > 0 else 0)
+        return (sample - scale * gradient).detach()
+
+
+class Setting:
+    """One problem in both coordinates: the authors' images x in [-1, 1], ours u = (x + 1) / 2."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        matrix: Tensor,
+        covariance: Tensor,
+        gaussian: Callable[..., GaussianPrior],
+        normal: Callable[..., Tensor],
+        images: int = 3,
+    ) -> None:
+        n = covariance.shape[0]
+        self.operator, self.matrix, self.covariance = operator, matrix, covariance
+        self.mean = 0.3 * normal(n, seed=1)
+        self.truth = normal(images, n, seed=2)
+        self.prior = gaussian((self.mean.reshape(SHAPE) + 1) / 2, covariance / 4)
+        clean_x, clean_u = self.truth @ matrix.T, operator((self.truth.reshape(-1, *SHAPE) + 1) / 2)
+        noise = 0.05 * normal(*clean_x.shape, seed=3)
+        # What was not measured carries no noise: the rows of the matrix are zero there, and so is y.
+        noise = torch.where(matrix.abs().sum(1) > 0, noise, 0)
+        self.y_x = clean_x + noise
+        self.problem = InverseProblem(operator, GaussianNoise(0.025), clean_u + noise.reshape(clean_u.shape) / 2)
+
+
+OPERATORS = {
+    "blur": GaussianBlur(std=1.0, kernel_size=5),
+    "inpainting": Inpainting(keep=0.4),
+    "super_resolution": SuperResolution(factor=2),
+}
+
+
+@pytest.fixture(params=list(OPERATORS))
+def setting(
+    request: pytest.FixtureRequest, dense: Callable, smooth: Callable, gaussian: Callable, normal: Callable
+) -> Setting:
+    operator = OPERATORS[request.param]
+    return Setting(operator, dense(operator, SHAPE), smooth(8, 8, std=0.9), gaussian, normal)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("t", [999, 700, 300, 100, 10, 1, 0])
+def test_a_step_equals_the_authors_ddpm_step(
+    setting: Setting, t: int, clip: bool, levels: type, scripted: type, normal: Callable
+) -> None:
+    authors = AuthorsDPS(setting.mean, setting.covariance)
+    alpha = authors.alpha_bar.sqrt()
+    sigma = 0.5 * (1 / authors.alpha_bar - 1).sqrt()  # in units of u
+    noise = normal(3, 64, seed=5)
+    z = alpha[t] * setting.truth + (1 - authors.alpha_bar[t]).sqrt() * normal(3, 64, seed=4)
+    expected = authors.step(z, t, setting.y_x, setting.matrix, 0.3, noise, clip)
+
+    sigma_t, sigma_s = float(sigma[t]), float(sigma[t - 1]) if t > 0 else 0.0
+    u = ((z / alpha[t] + 1) / 2).reshape(-1, *SHAPE)
+    sampler = DPS(schedule=levels(values=(sigma_t, sigma_s)), zeta=0.15, clip=clip)
+    (step,) = run(sampler, setting.problem, setting.prior, scripted([u / sigma_t, noise.reshape(u.shape)]))
+
+    alpha_s = authors.alpha_bar_before[t].sqrt()
+    found = alpha_s * (2 * step.x.flatten(1) - 1)
+    assert step.sigma == sigma_s
+    assert (found - expected).abs().max() < EXACT * (1 + expected.abs().max())
+    unguided = authors.step(z, t, setting.y_x, setting.matrix, 0.0, noise, clip)
+    assert (unguided - expected).abs().max() > 1e-4, "guidance must matter for the comparison to mean anything"
+
+
+def test_clipping_was_put_to_the_test(setting: Setting, scripted: type, levels: type, normal: Callable) -> None:
+    """Without pixels beyond the range, `clip=True` and `clip=False` would be one and the same test."""
+    sigma = 0.3
+    u = setting.prior.mean + normal(3, *SHAPE, seed=9)
+    (step,) = run(
+        DPS(schedule=levels(values=(sigma, 0.0)), clip=True),
+        setting.problem,
+        setting.prior,
+        scripted([u / sigma, torch.zeros_like(u)]),
+    )
+    clipped = ((step.x0 == 0) | (step.x0 == 1)).double().mean()
+    assert 0.02 < clipped < 0.9
+
+
+def test_a_whole_respaced_run_equals_the_authors(setting: Setting, scripted: type, normal: Callable) -> None:
+    """Twenty steps, kept evenly in t with both ends; the noise levels come from our own schedule."""
+    steps = 20
+    authors = AuthorsDPS(setting.mean, setting.covariance, steps)
+    noises = [normal(3, 64, seed=20 + k) for k in range(steps)]
+    schedule = VP(steps=steps)
+    sigma_max = float(schedule.sigmas()[0])
+    start = normal(3, *SHAPE, seed=6)
+
+    # The authors start from z ~ N(0, I), we from u = sigma_max n: not quite the same, u = 0 is x = -1.
+    z = authors.alpha_bar[-1].sqrt() * (2 * sigma_max * start.flatten(1) - 1)
+    for k, t in enumerate(reversed(range(steps))):
+        z = authors.step(z, t, setting.y_x, setting.matrix, 6.0, noises[k], clip=True)
+    found = run(
+        DPS(schedule=schedule, zeta=3.0),
+        setting.problem,
+        setting.prior,
+        scripted([start, *(n.reshape(-1, *SHAPE) for n in noises)]),
+    )
+    assert len(found) == steps
+    assert found[-1].sigma == 0
+    assert (2 * found[-1].x.flatten(1) - 1 - z).abs().max() < 1e-8 * (1 + z.abs().max())
+
+
+@pytest.mark.parametrize("guidance", ["norm", "likelihood"])
+def test_range_equivariance(
+    setting: Setting, guidance: str, gaussian: Callable, scripted: type, normal: Callable
+) -> None:
+    """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2."""
+    steps = 12
+    numbers = [normal(3, *SHAPE, seed=k) for k in range(steps + 1)]
+    wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
+    wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y_x.reshape(setting.problem.y.shape))
+    narrow_problem = InverseProblem(setting.operator, GaussianNoise(0.25), setting.problem.y)
+    wide = DPS(schedule=VP(steps=steps, unit=1.0), zeta=2.0, guidance=guidance)  # type: ignore[arg-type]
+    narrow = DPS(schedule=VP(steps=steps, unit=0.5), zeta=1.0, guidance=guidance)  # type: ignore[arg-type]
+    # sigma_max n has mean 0 in either range, and u = 0 is x = -1: shift the start of the one onto the other.
+    sigma_max = float(wide.schedule.sigmas()[0])
+    x = run(wide, wide_problem, wide_prior, scripted([numbers[0] - 1 / sigma_max, *numbers[1:]]))
+    u = run(narrow, narrow_problem, setting.prior, scripted(numbers))
+    for ours, theirs in zip(u, x, strict=True):
+        assert (2 * ours.x - 1 - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
+
+
+# -- the law of the likelihood variant ---------------------------------------------------------------------------------
+
+
+def propagate(
+    schedule: VP, mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor, noise_std: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of `guidance="likelihood"` on a linear-Gaussian problem: every step is affine in x."""
+    n = covariance.shape[0]
+    eye = torch.eye(n, dtype=torch.float64)
+    sigmas = schedule.sigmas().tolist()
+    m, c = torch.zeros(n, dtype=torch.float64), sigmas[0] ** 2 * eye
+    for sigma, after in pairwise(sigmas):
+        gain = covariance @ torch.linalg.inv(covariance + sigma**2 * eye)  # D(x) = mean + gain (x - mean)
+        pull = (sigma**2 - after**2) / noise_std**2 * gain @ matrix.T  # times (A D(x) - y)
+        shrink = (after / sigma) ** 2
+        step = (1 - shrink) * gain + shrink * eye - pull @ matrix @ gain
+        shift = (1 - shrink) * (mean - gain @ mean) - pull @ (matrix @ (mean - gain @ mean) - y)
+        m = step @ m + shift
+        c = step @ c @ step.T + after**2 * (1 - shrink) * eye
+    return m, c
+
+
+def test_recursion_has_the_published_numbers() -> None:
+    """Slope and variance on the 1000-step grid for a unit prior and a unit gain: far from the posterior, and known."""
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for noise_std, slope, variance in [(1.0, 0.6325, 0.4266), (0.5, 0.9820, 0.1217), (0.2, 1.000, 0.0187)]:
+        m, c = propagate(VP(unit=1.0), zero, one, one, torch.ones(1, dtype=torch.float64), noise_std)
+        assert float(m) == pytest.approx(slope, abs=6e-4)
+        assert float(c) == pytest.approx(variance, abs=6e-4)
+    # Where nothing is measured the law is the prior's, up to the grid.
+    m, c = propagate(VP(unit=1.0), zero, one, 0 * one, zero, 1.0)
+    assert float(m) == 0
+    assert float(c) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def thousand_steps(normals: type) -> tuple[Tensor, Inpainting]:
+    """256 samples of 16 independent pixels, half of them measured, at three noise levels: the published grid."""
+    rows, shape = torch.arange(3).repeat_interleave(256), (1, 4, 4)
+    operator = Inpainting(mask=torch.arange(16).reshape(4, 4) % 2 == 0)
+    prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), torch.eye(16, dtype=torch.float64))
+    y = torch.full((3, *shape), 2.0, dtype=torch.float64)
+    y[:, ~operator.mask[0]] = torch.nan  # never measured
+    problem = InverseProblem(operator, GaussianNoise(torch.tensor([1.0, 0.5, 0.2])), y).select(rows)
+    sampler = DPS(schedule=VP(unit=1.0), guidance="likelihood", clip=False)
+    last = run(sampler, problem, prior, normals(len(rows), shape))[-1]
+    return last.x.unflatten(0, (3, -1)), operator
+
+
+@pytest.mark.parametrize(("level", "noise_std"), [(0, 1.0), (1, 0.5), (2, 0.2)])
+def test_closed_form_of_the_likelihood_variant(
+    thousand_steps: tuple[Tensor, Inpainting], level: int, noise_std: float
+) -> None:
+    samples, operator = thousand_steps
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for seen in (True, False):
+        values = samples[level][:, operator.mask[0] if seen else ~operator.mask[0]].flatten()
+        m, c = propagate(VP(unit=1.0), zero, one, one * seen, zero + 2.0, noise_std)
+        assert abs(float(values.mean() - m)) < 4 * float((c / len(values)).sqrt())
+        assert abs(float(values.var() / c) - 1) < 4 * (2 / len(values)) ** 0.5
+
+
+def test_law_on_a_correlated_problem(
+    dense: Callable, smooth: Callable, gaussian: Callable, normals: type, normal: Callable, assert_law: Callable
+) -> None:
+    """Mean and full covariance of the samples equal the propagated ones; nothing is diagonal here."""
+    shape = (1, 4, 4)
+    operator = GaussianBlur(std=0.8, kernel_size=5)
+    mean, covariance = 0.5 + 0.2 * normal(16, seed=1), smooth(4, 4, std=0.3)
+    y = 0.5 + 0.3 * normal(16, seed=2)
+    schedule, noise_std = VP(steps=60), 0.25
+    rows = 6000
+    problem = InverseProblem(operator, GaussianNoise(noise_std), y.reshape(1, *shape)).select(
+        torch.zeros(rows, dtype=torch.long)
+    )
+    sampler = DPS(schedule=schedule, guidance="likelihood", clip=False)
+    last = run(sampler, problem, gaussian(mean.reshape(shape), covariance), normals(rows, shape))[-1]
+    assert_law(last.x, *propagate(schedule, mean, covariance, dense(operator, shape), y, noise_std))
+
+
+def test_norm_guidance_on_the_toy_of_the_reference(gaussian: Callable, normals: type) -> None:
+    """Two correlated pixels, one measured without noise: a band, not a truth (exact: x2 ~ N(0.9, 0.19))."""
+    rows = 3000
+    prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), (-1.0, 1.0))
+    problem = InverseProblem(
+        Inpainting(mask=torch.tensor([[1, 0]])), GaussianNoise(1.0), torch.tensor([[[[1.0, 0.0]]]]).double()
+    ).select(torch.zeros(rows, dtype=torch.long))
+    sampler = DPS(schedule=VP(unit=1.0), zeta=0.1, clip=False)
+    x = run(sampler, problem, prior, normals(rows, (1, 1, 2)))[-1].x.flatten(1)
+    assert float(x[:, 1].mean()) == pytest.approx(0.997, abs=0.03)
+    assert float(x[:, 1].var()) == pytest.approx(0.156, abs=0.02)
+    assert float(x[:, 0].var()) == pytest.approx(0.0034, abs=0.0008)
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> EDMPrior:
+    return load_prior("digits")
+
+
+def digits_problem(images: int, operator: Operator | None = None) -> InverseProblem:
+    """As much noise as few steps of the likelihood variant need to be stable."""
+    x = torch.rand(images, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    operator = operator or GaussianBlur(std=1.0, kernel_size=9)
+    return InverseProblem(operator, GaussianNoise(0.5), operator(x))
+
+
+def test_without_guidance_it_is_ancestral_sampling_bit_for_bit(digits: EDMPrior) -> None:
+    problem, schedule = digits_problem(2), VP(steps=6)
+    found = DPS(schedule=schedule, zeta=0.0).sample(problem, digits, seed=3, compute=Compute(precision="float32"))
+    rng = Streams([generator(3, "sample", i, 0) for i in range(2)], (1, 32, 32), "cpu")
+    sigmas = schedule.sigmas().tolist()
+    x = sigmas[0] * rng.normal()
+    with torch.no_grad():
+        for sigma, after in pairwise(sigmas):
+            x = ancestral_step(x, digits.denoise(x, sigma).clamp(0, 1), sigma, after, rng.normal())
+    assert torch.equal(found.samples[:, 0], x)
+
+
+def test_a_perfect_fit_moves_nothing(gaussian: Callable, levels: type, scripted: type) -> None:
+    """|r| has no gradient at r = 0: that image takes the unguided step, the other one is guided all the same."""
+    prior = gaussian(torch.zeros(1, 1, 2), torch.eye(2))
+    x = torch.tensor([[[[1.0, -2.0]]], [[[1.0, -2.0]]]], dtype=torch.float64)
+    y = prior.denoise(x, 1.0)  # x / 2: exact in binary, so that the residual is 0.0 and not 1e-17
+    y[1] += 0.5
+    sampler = DPS(schedule=levels(values=(1.0, 0.0)), zeta=0.5, clip=False)
+    (step,) = run(
+        sampler, InverseProblem(Denoising(), GaussianNoise(0.05), y), prior, scripted([x, torch.zeros_like(x)])
+    )
+    assert torch.equal(step.x[0], y[0])
+    # The residual of image 1 is (1/2, 1/2): the gradient of its norm with respect to x is -(1, 1) / sqrt(8).
+    weight = 0.5 * (1 + 1 / 0.25) ** 0.5
+    assert torch.allclose(step.x[1], prior.denoise(x, 1.0)[1] + weight / 8**0.5)
+
+
+@pytest.mark.parametrize("guidance", ["norm", "likelihood"])
+def test_what_was_not_measured_does_not_matter(digits: EDMPrior, guidance: str) -> None:
+    operator = Inpainting(keep=0.5)
+    y = digits_problem(2, operator).y
+    hidden = ~operator.measured((1, 32, 32))
+    sampler = DPS(schedule=VP(steps=5), zeta=1.0, guidance=guidance)  # type: ignore[arg-type]
+    results = []
+    for value in (0.0, 7.0, torch.nan):
+        problem = InverseProblem(operator, GaussianNoise(0.5), torch.where(hidden, value, y))
+        results.append(sampler.sample(problem, digits))
+    assert not results[0].diverged.any()
+    assert torch.equal(results[0].samples, results[1].samples)
+    assert torch.equal(results[0].samples, results[2].samples)
+
+
+@pytest.mark.parametrize("guidance", ["norm", "likelihood"])
+def test_a_row_does_not_know_the_others(digits: EDMPrior, guidance: str) -> None:
+    """One norm per sample: image 5 alone, and among seven others that are replaced by something far away."""
+    problem = digits_problem(8)
+    sampler = DPS(schedule=VP(steps=8), zeta=1.0, guidance=guidance)  # type: ignore[arg-type]
+    compute = Compute(precision="float32")
+    alone = sampler.sample(problem.select(torch.tensor([5])), digits, first_image=5, compute=compute)
+    together = sampler.sample(problem, digits, compute=compute)
+    others = 10 * torch.ones_like(problem.y)
+    others[5] = problem.y[5]
+    replaced = sampler.sample(InverseProblem(problem.operator, problem.noise, others), digits, compute=compute)
+    assert (together.samples[5] - alone.samples[0]).abs().max() < 1e-5
+    assert (replaced.samples[5] - alone.samples[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("guidance", ["norm", "likelihood"])
+def test_cost_is_what_it_declares(digits: EDMPrior, guidance: str) -> None:
+    """One forward and one VJP a step, one call of the operator and one product with its Jacobian."""
+    sampler = DPS(schedule=VP(steps=4), guidance=guidance)  # type: ignore[arg-type]
+    cost = sampler.sample(digits_problem(2), digits, num_samples=3).cost
+    expected = sampler.expected_cost()
+    assert (expected.forwards, expected.vjps) == (4, 4)
+    assert (cost.forwards, cost.vjps) == (6 * 4, 6 * 4)
+    assert cost.operator_calls == 6 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"zeta": -1.0}, "zeta must not be negative, got -1.0"), ({"guidance": "nrom"}, "norm or likelihood, got 'nrom'")],
+)
+def test_bad_settings_are_named(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DPS(**options)
