@@ -15,6 +15,7 @@ import torch
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.metrics import psnr
 from invdiff.operators import GaussianNoise, Inpainting
+from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.priors.precision import autocast, fast_bf16
 from invdiff.samplers import DAPS
@@ -22,7 +23,7 @@ from invdiff.schedules import EDM
 from invdiff.streams import Streams, generator
 
 
-def seconds_per_call(prior, x: torch.Tensor, precision: str, calls: int = 5) -> float:
+def seconds_per_call(prior: Prior, x: torch.Tensor, precision: str, calls: int = 5) -> float:
     best = float("inf")
     for _ in range(calls):
         began = time.perf_counter()
@@ -44,14 +45,17 @@ def main() -> None:
     operator, noise = Inpainting(keep=0.3), GaussianNoise(0.025)
     measured = [generator(0, "measure", i) for i in range(options.images)]
     problem = InverseProblem(operator, noise, noise.sample(operator(truth), measured, operator.measured(shape)))
-    sampler = DAPS(schedule=EDM(steps=40, sigma_max=10, sigma_min=0.01), ode_steps=1)
+    sampler = DAPS(schedule=EDM(steps=40, sigma_max=10, sigma_min=0.01))
 
     scores = {}
     for precision in ("float32", "bfloat16"):
         mean = sampler.sample(problem, prior, num_samples=4, compute=Compute(precision=precision, progress=False)).mean
         scores[precision] = sum(psnr(m, x) for m, x in zip(mean, truth, strict=True)) / options.images
     change = scores["bfloat16"] - scores["float32"]
-    print(f"{options.prior}, {options.images} images, DAPS mean of 4: float32 {scores['float32']:.2f} dB, bf16 {change:+.3f} dB")
+    print(
+        f"{options.prior}, {options.images} images, DAPS mean of 4: "
+        f"float32 {scores['float32']:.2f} dB, bf16 {change:+.3f} dB"
+    )
 
     x = torch.rand(8, *shape)
     ratio = seconds_per_call(prior, x, "float32") / seconds_per_call(prior, x, "bfloat16")

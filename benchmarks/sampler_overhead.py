@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_prior(options.prior)
     shape = prior.shape or (3, 64, 64)
-    for sampler in (DPS(schedule=VP(steps=options.steps)), DAPS(schedule=EDM(steps=options.steps), ode_steps=1)):
+    for sampler in (DPS(schedule=VP(steps=options.steps)), DAPS(schedule=EDM(steps=options.steps))):
         ratios = overhead(sampler, prior, tuple(shape), options.batch, options.rounds)
         print(
             f"{type(sampler).__name__} on {options.prior}, batch {options.batch}, {options.steps} steps: "

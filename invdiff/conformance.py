@@ -55,13 +55,14 @@ def check_operator(operator: Operator, image_shape: tuple[int, ...]) -> None:
     _require(reason is None, f"{name} refuses the image it should be checked on: {reason}")
     images = operator.images if operator.images > 1 else 3
     x = 0.5 + 0.25 * _normal(0, images, *image_shape)
+    if operator.differentiable:
+        _check_after_inference(name, operator, x)  # before any other call has filled what it keeps
     y = _check_pure(name, operator, x)
     _check_operator_rows(name, operator, x, y)
     _check_operator_copies(name, operator, x, y)
     _check_measured(name, operator, x, y)
     if operator.differentiable:
         _check_vjp(name, operator, x)
-        _check_after_inference(name, operator, x, y)
     else:
         with torch.enable_grad():
             graph = operator(x.clone().requires_grad_(True)).requires_grad
@@ -160,13 +161,13 @@ def _check_vjp(name: str, operator: Operator, x: Tensor) -> None:
     _close(back, jd, f"{name}.vjp is not differentiable in its vector", 10 * tolerance)
 
 
-def _check_after_inference(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+def _check_after_inference(name: str, operator: Operator, x: Tensor) -> None:
     """What an operator keeps from a call in inference mode must serve a call that differentiates."""
     fresh = copy.deepcopy(operator)
     with torch.inference_mode():
-        fresh(x)
+        y = fresh(x)
     try:
-        fresh.vjp(x, torch.ones_like(y))
+        fresh.vjp(x, torch.ones(y.shape, dtype=y.dtype))
     except RuntimeError as error:
         raise AssertionError(f"{name} cannot be differentiated after a call in inference mode: {error}") from error
 
@@ -280,9 +281,14 @@ def _check_prior_on(name: str, prior: Prior, size: tuple[int, ...]) -> None:
         copied = pickle.loads(pickle.dumps(prior))
         _require(torch.equal(copied.denoise(x, sigmas), together), f"{name} answers differently after pickling")
 
-        # An image that the prior likes, with hardly any noise on it, is hardly changed.
-        likely = prior.denoise(x[1:2], float(sigmas[1]))
+        # An image that the prior likes, with hardly any noise on it, is hardly changed; and not all are alike.
         faint = 1e-3 * width
+        sharp = prior.denoise(x, faint)
+        _require(
+            bool(_norm(sharp[0] - sharp[1]) > 0.01 * _norm(x[0] - x[1])),
+            f"{name} gives the same image whatever it is given",
+        )
+        likely = prior.denoise(x[1:2], float(sigmas[1]))
         moved = prior.denoise(likely + faint * _normal(1, 1, *size), faint) - likely
         rms = float(moved.square().mean().sqrt()) / faint
         _require(rms < 10, f"{name} moves an image with noise {faint:.1e} by {rms:.1f} times that noise")

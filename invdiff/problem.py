@@ -44,7 +44,8 @@ class InverseProblem:
             )
         if found is not None and image_shape is not None and tuple(found) != tuple(image_shape):
             raise ValueError(
-                f"the measurement belongs to images of {describe_shape(found)}, but image_shape says {describe_shape(image_shape)}"
+                f"the measurement belongs to images of {describe_shape(found)}, "
+                f"but image_shape says {describe_shape(image_shape)}"
             )
         shape = found if found is not None else image_shape
         assert shape is not None  # the first check leaves no other case

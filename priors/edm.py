@@ -1,9 +1,9 @@
 """Network priors with EDM preconditioning.
 
-Paper   Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022, arXiv:2206.00364,
-        Table 1, column "Ours".
-Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m the centre of the value range. All constants
-        are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
+Paper   Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
+        arXiv:2206.00364, Table 1, column "Ours".
+Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m the centre of the value range. All
+        constants are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
 """
 
 import json
@@ -86,7 +86,7 @@ class EDMPrior(Prior):
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("invdiff", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         except (SafetensorError, json.JSONDecodeError, OSError) as error:
             raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
         if not isinstance(header, Mapping):

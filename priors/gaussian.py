@@ -62,7 +62,9 @@ class GaussianPrior(Prior):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Exact draws, (count, C, H, W)."""
-        z = torch.randn(count, self.eigenvalues.numel(), generator=generator, dtype=self.mean.dtype).to(self.mean.device)
+        z = torch.randn(count, self.eigenvalues.numel(), generator=generator, dtype=self.mean.dtype).to(
+            self.mean.device
+        )
         return self.mean + ((z * self.eigenvalues.sqrt()) @ self.basis.mT).reshape(count, *self.mean.shape)
 
     def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
@@ -73,8 +75,9 @@ class GaussianPrior(Prior):
 
     def posterior(self, matrix: Tensor, y: Tensor, noise_std: float) -> "GaussianPrior":
         """p(x | y) for y = matrix x + noise_std n, with matrix (m, n) and y (m,): Gaussian again."""
-        # x = mean + root z with z standard normal: p(z | y) has the covariance (I + H^T H)^-1, H = matrix root / noise_std,
-        # which stays positive where the textbook formula, a difference, loses every digit. In float64 for the same reason.
+        # x = mean + root z with z standard normal: p(z | y) has the covariance (I + H^T H)^-1 with
+        # H = matrix root / noise_std, which stays positive where the textbook formula, a difference, loses every digit.
+        # In float64 for the same reason.
         root = self.basis.double() * self.eigenvalues.double().sqrt()
         whitened = matrix.double() @ root / noise_std
         residual = (y.double() - matrix.double() @ self.mean.double().flatten()) / noise_std

@@ -3,8 +3,8 @@
 Paper       Karras et al. 2022, arXiv:2206.00364, equations 7 and 8 with the weighting of Table 1.
 Departures  noise levels: lognormal, mixed with a log-uniform share over the whole range, so that every level a sampler
             may ask for has been seen; drawn stratified over the batch, which lowers the variance of the gradient.
-Bounds      a run ends after `steps` steps or `minutes` minutes, whichever comes first; the learning rate follows the one
-            that is nearer to its end, so that a slow machine also finishes its cosine.
+Bounds      a run ends after `steps` steps or `minutes` minutes, whichever comes first; the learning rate follows the
+            one that is nearer to its end, so that a slow machine also finishes its cosine.
 """
 
 import copy

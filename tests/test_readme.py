@@ -1,4 +1,4 @@
-"""The README's examples run as they stand: Python blocks one after the other, commands as far as their configuration."""
+"""The README's examples run as they stand: Python one after the other, commands as far as their configuration."""
 
 import re
 import shlex

@@ -5,11 +5,9 @@ import os
 import pickle
 import re
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from zipfile import BadZipFile
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -191,8 +189,8 @@ def explain(error: BaseException) -> str | None:
         return str(error).splitlines()[0]  # the rest is about omegaconf
     if isinstance(error, (ValueError, FloatingPointError)):
         return _one_line(error)
-    if isinstance(error, (BadZipFile, tarfile.TarError, EOFError, pickle.UnpicklingError)):
-        return f"a file is damaged or of another kind than its name says: {_one_line(error)}"
+    if isinstance(error, (EOFError, pickle.UnpicklingError)):
+        return f"a file is damaged or of another kind than its name says: {_one_line(error)[:200]}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; compute.max_rows=1 takes the least, a smaller size= less"
     if isinstance(error, OSError):

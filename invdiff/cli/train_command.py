@@ -1,6 +1,8 @@
 """`invdiff train`: a diffusion prior from images, resumable, with a grid of samples and a model card at the end."""
 
 from pathlib import Path
+from tarfile import TarError
+from zipfile import BadZipFile
 
 import torch
 from hydra.utils import instantiate
@@ -29,7 +31,12 @@ def main(config: DictConfig, output: Path) -> None:
         raise BadInput(f"grid must be a whole number from 1 on, got {config.grid}")
     check_kinds(config, "recipe")
     recipe: Recipe = instantiate(config.recipe, _convert_="all")
-    images = read_images(str(config.data), channels=recipe.unet.channels, pad_to=config.pad_to)
+    try:
+        images = read_images(str(config.data), channels=recipe.unet.channels, pad_to=config.pad_to)
+    except (ValueError, EOFError, BadZipFile, TarError) as error:
+        if isinstance(error, ValueError) and "pickle" not in str(error):
+            raise
+        raise BadInput(f"data is damaged or of another kind than its name says: {config.data}") from error
     crop, (height, width, _) = recipe.crop, min((image.shape for image in images), key=lambda shape: min(shape[:2]))
     if min(height, width) < crop:
         raise BadInput(f"recipe.crop={crop} does not fit an image of {height}x{width}; pad_to={crop} pads it")

@@ -42,6 +42,8 @@ def _annotations(target: str) -> dict[str, Any]:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value from a config can be meant for a parameter with this annotation; in doubt it can."""
+    if hint is Any:
+        return True
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(fits(value, choice) for choice in get_args(hint))
@@ -50,7 +52,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (bool, NoneType):
         return isinstance(value, hint)
     if isinstance(value, bool):
-        return hint is Any
+        return False
     if hint is int:
         return isinstance(value, int)
     if hint is float:

@@ -77,9 +77,9 @@ def comparison(
     ]
     if shown == 1:
         panels, top = images[0]
-        columns = math.ceil(len(panels) / 2)
-        rows = [(panels[:columns], top), (panels[columns:], top)]
-        names = ["", ""]
+        columns = len(panels) if len(panels) < 4 else math.ceil(len(panels) / 2)
+        rows = [(row, top) for row in (panels[:columns], panels[columns:]) if row]
+        names = [""] * len(rows)
     else:
         columns = max(len(panels) for panels, _ in images)
         rows = images

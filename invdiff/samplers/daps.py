@@ -10,8 +10,8 @@ Cost        per step and sample: `ode_steps` forwards; `langevin_steps` calls of
 Coordinates the paper's own; its images live in [-1, 1], so that sigma and tau are halved here and step sizes quartered.
 Departures  the data term of the Langevin chain is |y - A(x0)|^2 / (2 tau^2); the authors' main branch omits the factor
             2. A chain that diverges is reported, not replaced by zeros. Ours are `inner="closed_form"`, the exact draw
-            which the chain approximates; `prior_std`, the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) that Gaussian images
-            of standard deviation s would have, instead of r = sigma, far too wide at high noise; and `draw_std`.
+            which the chain approximates; `prior_std`, the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) that Gaussian
+            images of standard deviation s would have, instead of r = sigma, far too wide at high noise; and `draw_std`.
 """
 
 from collections.abc import Iterator
@@ -38,15 +38,18 @@ from invdiff.streams import Streams
 class DAPS(Sampler):
     """Estimate, draw given the data, noise again to the next level.
 
+    The defaults are invdiff's own, for few network calls on linear problems; `DAPS.published()` has the paper's.
+
     schedule         annealing levels, image units
     ode_steps        Euler steps of the probability-flow ODE that gives x0_hat; 1 is the denoiser itself
     ode_sigma_min    level of the ODE's last step before 0, image units
     inner            how x0 is drawn: `langevin` (the paper's), `closed_form` (linear operator, Gaussian noise), or
                      `auto`: closed form where it is possible
-    prior_std        s in the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) of step 2, image units; None: r = sigma, the paper's
-    draw_std         the same for the spread of the closed-form draw alone; None: `prior_std`, the exact draw. That spread
-                     is white noise where nothing was measured, which x0 given x does not look like: a smaller one gives
-                     cleaner samples that are too sure of themselves
+    prior_std        s in the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) of step 2, image units; None: r = sigma, the
+                     paper's
+    draw_std         the same for the spread of the closed-form draw alone; None: `prior_std`, the exact draw. That
+                     spread is white noise where nothing was measured, which x0 given x does not look like: a smaller
+                     one gives cleaner samples that are too sure of themselves
     langevin_steps   length of the Langevin chain
     step_size        its step size at the first level, image units squared
     step_size_ratio  the step size falls linearly to this fraction of it at the last level
@@ -54,12 +57,12 @@ class DAPS(Sampler):
                      None: the likelihood of the noise itself
     """
 
-    schedule: Schedule = EDM(steps=200, sigma_max=50.0, sigma_min=0.05)
-    ode_steps: int = 5
+    schedule: Schedule = EDM(steps=60, sigma_max=10.0, sigma_min=0.01)
+    ode_steps: int = 1
     ode_sigma_min: float = 0.005
     inner: Literal["auto", "langevin", "closed_form"] = "auto"
-    prior_std: float | None = None
-    draw_std: float | None = None
+    prior_std: float | None = 0.25
+    draw_std: float | None = 0.06
     langevin_steps: int = 100
     step_size: float = 2.5e-5
     step_size_ratio: float = 0.01
@@ -96,8 +99,17 @@ class DAPS(Sampler):
 
     @classmethod
     def example(cls) -> Self:
+        return cls(schedule=EDM(steps=6, sigma_max=10.0, sigma_min=0.05), draw_std=None, langevin_steps=5)
+
+    @classmethod
+    def published(cls) -> Self:
+        """The authors' settings for inpainting, super-resolution and Gaussian blur, in image units: 1000 calls."""
         return cls(
-            schedule=EDM(steps=6, sigma_max=10.0, sigma_min=0.05), ode_steps=1, prior_std=0.25, langevin_steps=5
+            schedule=EDM(steps=200, sigma_max=50.0, sigma_min=0.05),
+            ode_steps=5,
+            inner="langevin",
+            prior_std=None,
+            draw_std=None,
         )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
@@ -142,7 +154,7 @@ class DAPS(Sampler):
 
 
 def conditional_std(sigma: float, prior_std: float | None) -> float:
-    """Standard deviation of x0 given x_sigma for Gaussian x0 of standard deviation `prior_std`; None stands for infinity."""
+    """Standard deviation of x0 given x_sigma, for Gaussian x0 of standard deviation `prior_std`; None: infinite."""
     return sigma if prior_std is None else sigma / sqrt(1 + (sigma / prior_std) ** 2)
 
 
@@ -157,7 +169,8 @@ def gaussian_draw(
     spread  standard deviation of x' instead of `width`: the mean stays, the covariance shrinks with it
     """
     operator, noise = problem.operator, problem.noise
-    assert isinstance(operator, LinearOperator) and isinstance(noise, GaussianNoise)  # `needs` made sure
+    assert isinstance(operator, LinearOperator)  # `needs` made sure of both
+    assert isinstance(noise, GaussianNoise)
     y, observed = problem.y, problem.observed
     perturbed = mean + (width if spread is None else spread) * rng.normal()
     y_perturbed = y + as_rows(noise.sigma, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)

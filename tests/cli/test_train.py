@@ -96,12 +96,11 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return plain(self)
 
-    monkeypatch.setattr(Trainer, "train_step", step)
-    done = train("data=images.npz", "recipe.steps=8", "grid=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step)
+        done = train("data=images.npz", "recipe.steps=8", "grid=1")
     assert (done.code, done.err) == (130, "invdiff: interrupted at step 3; the same command goes on from there\n")
     assert {p.name for p in Path("made").iterdir()} == {"checkpoint.pt", "config.yaml"}
-    monkeypatch.undo()
-    monkeypatch.chdir(Path("made").absolute().parent)
     done = train("data=images.npz", "recipe.steps=8", "grid=1")
     assert done.code == 0, done.err
     assert [row["step"] for row in rows()] == [5, 8]

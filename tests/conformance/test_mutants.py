@@ -16,15 +16,23 @@ from invdiff.conformance import Law, check_posterior, check_sampler, sampled_law
 from invdiff.operators import GaussianNoise
 from invdiff.problem import InverseProblem
 from invdiff.samplers import DAPS, DPS, Sampler
-from invdiff.schedules import VP
+from invdiff.schedules import EDM, VP
 from invdiff.streams import Streams
+
+SAMPLES = 1000
 
 SAMPLERS: dict[str, Sampler] = {
     "dps": DPS.example(),
     "dps_likelihood": replace(DPS.example(), schedule=VP(steps=30), guidance="likelihood"),
     "daps": DAPS.example(),
     "daps_langevin": replace(
-        DAPS.example(), inner="langevin", tau=None, langevin_steps=40, step_size=4e-4, step_size_ratio=1.0
+        DAPS.example(),
+        schedule=EDM(steps=4, sigma_max=10.0, sigma_min=0.05),
+        inner="langevin",
+        tau=None,
+        langevin_steps=10,
+        step_size=1e-3,
+        step_size_ratio=1.0,
     ),
 }
 
@@ -32,14 +40,14 @@ SAMPLERS: dict[str, Sampler] = {
 @pytest.fixture(scope="module")
 def laws() -> dict[str, Law]:
     """What each draws when nothing is wrong with it."""
-    return {name: sampled_law(sampler, samples=2000) for name, sampler in SAMPLERS.items()}
+    return {name: sampled_law(sampler, samples=SAMPLES) for name, sampler in SAMPLERS.items()}
 
 
 def survives(sampler: Sampler, law: Law) -> bool:
     """Whether the suite has nothing to object."""
     try:
         check_sampler(sampler)
-        check_posterior(sampler, law, samples=2000)
+        check_posterior(sampler, law, samples=SAMPLES)
     except AssertionError:
         return False
     return True
@@ -84,14 +92,12 @@ def guidance_sign_flipped(patch: pytest.MonkeyPatch) -> None:
     estimate, gradient = DPS._estimate, DAPS._data_gradient
     patch.setattr(DPS, "_estimate", lambda self, *a: (lambda x0, g: (x0, -g))(*estimate(self, *a)))
     patch.setattr(DAPS, "_data_gradient", lambda self, *a: -gradient(self, *a))
-    plain = torch.Tensor.__add__
+    draw = invdiff.samplers.daps.gaussian_draw
 
     def away(problem: InverseProblem, mean: Tensor, *rest: object, **named: object) -> Tensor:
         return 2 * mean - draw(problem, mean, *rest, **named)  # type: ignore[arg-type]
 
-    draw = invdiff.samplers.daps.gaussian_draw
     patch.setattr(invdiff.samplers.daps, "gaussian_draw", away)
-    assert plain is torch.Tensor.__add__
 
 
 def one_norm_over_the_batch(patch: pytest.MonkeyPatch) -> None:
@@ -114,8 +120,6 @@ def paper_width(patch: pytest.MonkeyPatch) -> None:
 
 
 def nan_to_zero(patch: pytest.MonkeyPatch) -> None:
-    plain = InverseProblem.residual
-    patch.setattr(InverseProblem, "residual", lambda self, x: plain(self, x).nan_to_num(0))
     gradient = InverseProblem.nll_gradient
     patch.setattr(InverseProblem, "nll_gradient", lambda self, x: gradient(self, x).nan_to_num(0))
 
@@ -143,8 +147,8 @@ MUTANTS = [
     Mutant(one_norm_over_the_batch, ("dps",)),
     Mutant(data_term_coupled, ("daps_langevin",)),
     Mutant(no_chain_rule, ("dps",)),
-    Mutant(paper_width, ("daps", "daps_langevin")),
-    Mutant(nan_to_zero, ("dps", "daps_langevin")),
+    Mutant(paper_width, ("daps",)),
+    Mutant(nan_to_zero, ("daps_langevin",)),
     Mutant(shared_stream, tuple(SAMPLERS)),
 ]
 

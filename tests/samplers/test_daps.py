@@ -67,7 +67,7 @@ def test_exact_for_an_isotropic_gaussian(
         torch.arange(2).repeat_interleave(rows)
     )
     sampler = DAPS(
-        schedule=EDM(steps=10, sigma_max=20.0, sigma_min=0.02), ode_steps=1, prior_std=s, inner="closed_form"
+        schedule=EDM(steps=10, sigma_max=20.0, sigma_min=0.02), prior_std=s, draw_std=None, inner="closed_form"
     )
     prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
     x = run(sampler, problem, prior, normals(2 * rows, SMALL))[-1].x.unflatten(0, (2, rows))
@@ -151,7 +151,7 @@ def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, no
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1 if tau is None else 7.0), y).select(
         torch.zeros(rows, dtype=torch.long)
     )
-    sampler = DAPS(inner="langevin", langevin_steps=steps, tau=tau)
+    sampler = replace(DAPS.published(), langevin_steps=steps, tau=tau)
     x = sampler._langevin(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
     h = 1 / width**2 + mask.flatten() / 0.1**2
     target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
@@ -174,7 +174,7 @@ def test_langevin_with_a_complex_measurement(normals: type) -> None:
 
     truth = torch.tensor([1.0, -0.5], dtype=torch.float64)
     for tau, variance_of_a_part in ((0.2, 0.2**2), (None, 0.5**2 / 2)):
-        sampler = DAPS(inner="langevin", langevin_steps=1, tau=tau)
+        sampler = replace(DAPS.published(), langevin_steps=1, tau=tau)
         moved = sampler._langevin(problem, x0, 1.0, eta, Silent())  # type: ignore[arg-type]
         assert torch.allclose(moved.flatten(), eta * 5 * truth / variance_of_a_part)
 
@@ -239,7 +239,7 @@ def test_every_step_equals_the_authors(
     script = [start]
     for k in range(levels):
         script += [*chains[k], *([noises[k]] if k < levels - 1 else [])]
-    sampler = DAPS(schedule=replace(DAPS().schedule, steps=levels), inner="langevin", langevin_steps=chain)
+    sampler = replace(DAPS.published(), schedule=replace(DAPS.published().schedule, steps=levels), langevin_steps=chain)
     prior = gaussian((mean.reshape(shape) + 1) / 2, covariance / 4)
     found = run(sampler, problem, prior, scripted([n.reshape(images, *shape) for n in script]))
 
@@ -279,10 +279,10 @@ def propagate(sampler: DAPS, s: float, y: float | None) -> tuple[float, float]:
     return m, v
 
 
-PUBLISHED = DAPS(inner="langevin")  # the defaults are the paper's
+PUBLISHED = DAPS.published()
 
 
-def test_the_defaults_are_the_published_numbers() -> None:
+def test_published_numbers() -> None:
     """5-step Euler, 200 levels from 100 to 0.1, tau 0.01, eta 1e-4 on [-1, 1]: halved and quartered once."""
     assert (PUBLISHED.num_steps, PUBLISHED.ode_steps, PUBLISHED.langevin_steps) == (200, 5, 100)
     schedule = PUBLISHED.schedule

@@ -215,11 +215,11 @@ def test_recursion_has_the_published_numbers() -> None:
     """Slope and variance on the 1000-step grid for a unit prior and a unit gain: far from the posterior, and known."""
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for noise_std, slope, variance in [(1.0, 0.6325, 0.4266), (0.5, 0.9820, 0.1217), (0.2, 1.000, 0.0187)]:
-        m, c = propagate(VP(unit=1.0), zero, one, one, torch.ones(1, dtype=torch.float64), noise_std)
+        m, c = propagate(VP(steps=1000, unit=1.0), zero, one, one, torch.ones(1, dtype=torch.float64), noise_std)
         assert float(m) == pytest.approx(slope, abs=6e-4)
         assert float(c) == pytest.approx(variance, abs=6e-4)
     # Where nothing is measured the law is the prior's, up to the grid.
-    m, c = propagate(VP(unit=1.0), zero, one, 0 * one, zero, 1.0)
+    m, c = propagate(VP(steps=1000, unit=1.0), zero, one, 0 * one, zero, 1.0)
     assert float(m) == 0
     assert float(c) == pytest.approx(1.0, abs=0.02)
 
@@ -233,7 +233,7 @@ def thousand_steps(normals: type) -> tuple[Tensor, Inpainting]:
     y = torch.full((3, *shape), 2.0, dtype=torch.float64)
     y[:, ~operator.mask[0]] = torch.nan  # never measured
     problem = InverseProblem(operator, GaussianNoise(torch.tensor([1.0, 0.5, 0.2])), y).select(rows)
-    sampler = DPS(schedule=VP(unit=1.0), guidance="likelihood", clip=False)
+    sampler = DPS(schedule=VP(steps=1000, unit=1.0), guidance="likelihood", clip=False)
     last = run(sampler, problem, prior, normals(len(rows), shape))[-1]
     return last.x.unflatten(0, (3, -1)), operator
 
@@ -246,7 +246,7 @@ def test_closed_form_of_the_likelihood_variant(
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for seen in (True, False):
         values = samples[level][:, operator.mask[0] if seen else ~operator.mask[0]].flatten()
-        m, c = propagate(VP(unit=1.0), zero, one, one * seen, zero + 2.0, noise_std)
+        m, c = propagate(VP(steps=1000, unit=1.0), zero, one, one * seen, zero + 2.0, noise_std)
         assert abs(float(values.mean() - m)) < 4 * float((c / len(values)).sqrt())
         assert abs(float(values.var() / c) - 1) < 4 * (2 / len(values)) ** 0.5
 
@@ -276,7 +276,7 @@ def test_norm_guidance_on_the_toy_of_the_reference(gaussian: Callable, normals: 
     problem = InverseProblem(
         Inpainting(mask=torch.tensor([[1, 0]])), GaussianNoise(1.0), torch.tensor([[[[1.0, 0.0]]]]).double()
     ).select(torch.zeros(rows, dtype=torch.long))
-    sampler = DPS(schedule=VP(unit=1.0), zeta=0.1, clip=False)
+    sampler = DPS(schedule=VP(steps=1000, unit=1.0), zeta=0.1, clip=False)
     x = run(sampler, problem, prior, normals(rows, (1, 1, 2)))[-1].x.flatten(1)
     assert float(x[:, 1].mean()) == pytest.approx(0.997, abs=0.03)
     assert float(x[:, 1].var()) == pytest.approx(0.156, abs=0.02)
