@@ -35,9 +35,10 @@ class Posterior:
     def std(self) -> Tensor:
         """Posterior standard deviation (B, C, H, W), unbiased over the samples kept; NaN where fewer than two were."""
         kept = self._kept()
-        count = (~self.diverged).sum(1).reshape(-1, 1, 1, 1)
+        count = (~self.diverged).sum(1).reshape(-1, *[1] * (self.samples.dim() - 2))
         squares = (kept - kept.nanmean(1, keepdim=True)).square().nansum(1)
         return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.nan).sqrt()
 
     def _kept(self) -> Tensor:
-        return torch.where(self.diverged[:, :, None, None, None], torch.nan, self.samples)
+        diverged = self.diverged.reshape(*self.diverged.shape, *[1] * (self.samples.dim() - 2))
+        return torch.where(diverged, torch.nan, self.samples)

@@ -30,8 +30,9 @@ class EDM(Schedule):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.sigma_min <= self.sigma_max:
-            raise ValueError(f"schedule: needs steps >= 1 and 0 < sigma_min <= sigma_max, got {self}")
+        falls = self.sigma_min < self.sigma_max or (self.steps == 1 and self.sigma_min == self.sigma_max)
+        if self.steps < 1 or self.sigma_min <= 0 or not falls or self.rho <= 0:
+            raise ValueError(f"schedule: needs steps >= 1, 0 < sigma_min < sigma_max and rho > 0, got {self}")
 
     def sigmas(self) -> Tensor:
         return torch.cat(

@@ -94,18 +94,22 @@ class EDMPrior(Prior):
         bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if bad:
             raise ValueError(f"prior weights are damaged: {path} holds NaN or infinity in {bad[0]}")
-        network = UNet(UNetSpec(**header["unet"]))
+        try:
+            shape, value_range = header["shape"], tuple(header["value_range"])
+            sigma_data, sigma_range = header["sigma_data"], tuple(header["sigma_range"])
+            network = UNet(UNetSpec(**header["unet"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"prior weights have a header that cannot be used: {path}: {error}") from error
         try:
             network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         except RuntimeError as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[-1]}") from error
-        shape = header["shape"]
         prior = cls(
             network,
             shape=None if shape is None else tuple(shape),
-            sigma_data=header["sigma_data"],
-            sigma_range=tuple(header["sigma_range"]),
-            value_range=tuple(header["value_range"]),
+            sigma_data=sigma_data,
+            sigma_range=sigma_range,
+            value_range=value_range,
         )
         return prior.requires_grad_(False).eval()
 

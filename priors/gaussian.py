@@ -35,9 +35,10 @@ class GaussianPrior(Prior):
         if eigenvalues[0] < -rounding * eigenvalues[-1].abs():
             raise ValueError(f"covariance must be positive semi-definite, its least eigenvalue is {eigenvalues[0]:.3g}")
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
-        spread = 10 * float(eigenvalues[-1].sqrt())
+        spread = 10 * max(float(eigenvalues[-1]), 1e-12) ** 0.5
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
-        self.sigma_range = (0.0, math.inf)
+        # Exact at every level; these are the ones at which there is something to see.
+        self.sigma_range = (1e-4 * spread, 10 * spread)
         self.register_buffer("mean", mean)
         self.register_buffer("basis", basis.to(mean.dtype))
         self.register_buffer("eigenvalues", eigenvalues.clamp(min=0).to(mean.dtype))

@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,10 +24,11 @@ def read_images(source: str | Path, *, channels: int, pad_to: int | None = None)
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
         images = [_decode(p.read_bytes(), str(p), channels) for p in files]
-    elif source.suffix == ".npz":
-        images = _read_npz(source, channels)
-    elif source.suffix == ".tar":
-        images = _read_tar(source, channels)
+    elif source.suffix in (".npz", ".tar"):
+        try:
+            images = _read_npz(source, channels) if source.suffix == ".npz" else _read_tar(source, channels)
+        except (tarfile.TarError, BadZipFile, EOFError) as error:
+            raise ValueError(f"not a {source.suffix} file, or a damaged one: {source} ({error})") from error
     else:
         raise ValueError(f"data must be a folder, a .npz or a .tar of images, got {source}")
     if not images:

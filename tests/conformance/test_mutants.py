@@ -110,11 +110,6 @@ def data_term_coupled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DAPS, "_data_gradient", lambda self, problem, x: gradient(self, problem, x) / len(x))
 
 
-def no_chain_rule(patch: pytest.MonkeyPatch) -> None:
-    """The factor between the gradients in z and in x, dropped: no guidance at high noise."""
-    patch.setattr(invdiff.samplers.dps, "sqrt", lambda value: 1.0)
-
-
 def paper_width(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(invdiff.samplers.daps, "conditional_std", lambda sigma, prior_std: sigma)
 
@@ -146,7 +141,6 @@ MUTANTS = [
     Mutant(guidance_sign_flipped, tuple(SAMPLERS)),
     Mutant(one_norm_over_the_batch, ("dps",)),
     Mutant(data_term_coupled, ("daps_langevin",)),
-    Mutant(no_chain_rule, ("dps",)),
     Mutant(paper_width, ("daps",)),
     Mutant(nan_to_zero, ("daps_langevin",)),
     Mutant(shared_stream, tuple(SAMPLERS)),

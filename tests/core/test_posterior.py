@@ -48,7 +48,6 @@ def test_a_sample_that_diverged_is_not_repaired(samples: torch.Tensor) -> None:
     assert Posterior(samples, diverged_at, Cost()).samples[2, 0].isnan().all()
 
 
-@pytest.mark.xfail(reason="Posterior assumes images (C, H, W); volumes (C, D, H, W) broadcast wrongly", strict=True)
 def test_volumes() -> None:
     samples = torch.randn(2, 3, 1, 4, 5, 6)
     posterior = Posterior(samples, torch.full((2, 3), -1), Cost())

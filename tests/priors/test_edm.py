@@ -201,7 +201,6 @@ def test_weights_that_do_not_fit_their_header(weights: Path, change: Callable) -
     assert "do not fit their header" in refused(weights)
 
 
-@pytest.mark.xfail(reason="EDMPrior.load lets KeyError and TypeError of a header through", strict=True)
 @pytest.mark.parametrize(
     "change",
     [

@@ -74,7 +74,6 @@ def test_generate_draws_the_prior() -> None:
     assert not x.requires_grad
 
 
-@pytest.mark.xfail(reason="sigma_range of a Gaussian prior is (0, inf): generate() starts at infinity", strict=True)
 def test_generate_from_a_gaussian_prior(normal: Callable) -> None:
     prior: Prior = GaussianPrior.example()
     assert generate(prior, normal(2, 1, 16, 16, dtype=torch.float32)).isfinite().all()
