@@ -45,7 +45,7 @@ def main() -> None:
     operator, noise = Inpainting(keep=0.3), GaussianNoise(0.025)
     measured = [generator(0, "measure", i) for i in range(options.images)]
     problem = InverseProblem(operator, noise, noise.sample(operator(truth), measured, operator.measured(shape)))
-    sampler = DAPS(schedule=EDM(steps=40, sigma_max=10, sigma_min=0.01))
+    sampler = DAPS(schedule=EDM(steps=40, sigma_max=5, sigma_min=0.02))
 
     scores = {}
     for precision in ("float32", "bfloat16"):

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(command) if word != "-m" and "," not in word]
-    done = subprocess.run([*words, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    program = Path(sys.executable).with_name(words.pop(0))  # also where the environment is not activated
+    done = subprocess.run([program, *words, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "_target_: invdiff.samplers" in done.stdout
 

@@ -57,12 +57,12 @@ class DAPS(Sampler):
                      None: the likelihood of the noise itself
     """
 
-    schedule: Schedule = EDM(steps=60, sigma_max=10.0, sigma_min=0.01)
+    schedule: Schedule = EDM(steps=40, sigma_max=5.0, sigma_min=0.02)
     ode_steps: int = 1
     ode_sigma_min: float = 0.005
     inner: Literal["auto", "langevin", "closed_form"] = "auto"
     prior_std: float | None = 0.25
-    draw_std: float | None = 0.06
+    draw_std: float | None = 0.03
     langevin_steps: int = 100
     step_size: float = 2.5e-5
     step_size_ratio: float = 0.01
