@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
 CPU_PIXELS = 2**20
 
-# An estimate of the clean image this many times its value range away from the centre is no image any more.
+# What is this many times the value range away from its centre, or this many standard deviations, is no image any more.
 DIVERGED = 100.0
 
 
@@ -209,7 +209,7 @@ def _run_chunk(
         with torch.inference_mode(False), torch.no_grad():
             following = next(steps, None)
             if following is not None:
-                bad = _diverged(following, (low + high) / 2, DIVERGED * (high - low)).cpu()
+                bad = _diverged(following, (low + high) / 2, high - low).cpu()
         cost.seconds += time.perf_counter() - began  # `.cpu()` has waited for the GPU to finish the step
         if following is None:
             break
@@ -226,10 +226,14 @@ def _run_chunk(
     return step.x, diverged_at
 
 
-def _diverged(step: "Step", centre: float, limit: float) -> Tensor:
-    """(R,) bool: rows that hold NaN or infinity, or whose clean estimate has left every reasonable range."""
+def _diverged(step: "Step", centre: float, width: float) -> Tensor:
+    """(R,) bool: rows that hold NaN or infinity, or that have left every reasonable range.
+
+    The iterate may be as far out as its noise takes it; the clean estimate may not.
+    """
     x, x0 = step.x.flatten(1), step.x0.flatten(1)
-    return ~(x.isfinite().all(1) & ((x0 - centre).abs() <= limit).all(1))  # NaN compares false: it counts as diverged
+    sound = ((x - centre).abs() <= DIVERGED * (width + step.sigma)).all(1)
+    return ~(sound & ((x0 - centre).abs() <= DIVERGED * width).all(1))  # NaN compares false: it counts as diverged
 
 
 def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posterior:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from invdiff.cli.main import main
@@ -41,6 +42,8 @@ def invdiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    # Hydra composes every configuration twice, the first time only to read hydra.mode, which is unset here.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None, raising=False)
 
     def run(*words: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["invdiff", *words])

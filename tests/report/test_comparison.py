@@ -259,9 +259,8 @@ def test_other_value_ranges() -> None:
     assert (truth.min(), truth.max()) == (0, 1)
 
 
-@pytest.mark.parametrize("case", ["one", "ten"])
-def test_files(tmp_path: Path, case: str) -> None:
-    save_figure(CASES[case].draw(), tmp_path / "comparison.png")
+def test_file(tmp_path: Path) -> None:
+    save_figure(CASES["one"].draw(), tmp_path / "comparison.png")
     with Image.open(tmp_path / "comparison.png") as image:
         image.load()
         assert min(image.size) >= 800
