@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import SpectralOperator
+from .base import SpectralOperator, describe_shape
 
 
 class Factor(NamedTuple):
@@ -68,6 +68,10 @@ class SeparableOperator(SpectralOperator):
         return self._factor(self.image_length(y.shape[-2]), y), self._factor(self.image_length(y.shape[-1]), y)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(measurement_shape) != 3:
+            raise ValueError(
+                f"{type(self).__name__} measures images (C, H, W), got {describe_shape(measurement_shape)}"
+            )
         channels, height, width = measurement_shape
         return channels, self.image_length(height), self.image_length(width)
 

@@ -54,7 +54,7 @@ class DAPS(Sampler):
     step_size        its step size at the first level, image units squared
     step_size_ratio  the step size falls linearly to this fraction of it at the last level
     tau              noise level that the chain believes in, image units (published: 0.005, tuned, below the true one);
-                     None: the likelihood of the noise itself
+                     None: the likelihood of the noise itself; on a complex y it is the level of each real part
     """
 
     schedule: Schedule = EDM(steps=40, sigma_max=5.0, sigma_min=0.02)

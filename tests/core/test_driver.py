@@ -170,6 +170,21 @@ def test_the_callers_grad_mode_is_untouched_after_every_step(name: str, enabled:
     assert modes == [enabled] * (SAMPLERS[name].example().num_steps + 1)
 
 
+def test_gradients_are_off_inside_a_sampler() -> None:
+    """Whatever the caller has: a sampler that forgets to detach would keep the graphs of all its steps alive."""
+    inside: list[bool] = []
+
+    class Look(Walk):
+        def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+            for step in super().iterate(problem, prior, rng):
+                inside.append(torch.is_grad_enabled())
+                yield step
+
+    with torch.enable_grad():
+        Look().sample(numbered(1), WhitePrior(), compute=QUIET)
+    assert inside == [False] * 4
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_caller_in_inference_mode(name: str, problem: InverseProblem) -> None:
     """Where nothing can be differentiated: the driver steps out of it for the sampler, and back."""

@@ -29,17 +29,17 @@ def prior() -> EDMPrior:
 
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 1.0, 80.0])
 @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-3.0, 5.0)])
-def test_preconditioning(prior: EDMPrior, normal: Callable, sigma: float, value_range: tuple[float, float]) -> None:
-    """Karras et al. 2022, Table 1, about the centre of the value range."""
+def test_preconditioning(digits: EDMPrior, normal: Callable, sigma: float, value_range: tuple[float, float]) -> None:
+    """Karras et al. 2022, Table 1, about the centre of the value range; a trained network, which hears c_noise."""
     data = 0.25
-    shifted = EDMPrior(prior.network, shape=(1, 16, 16), sigma_data=data, value_range=value_range)
-    x = normal(3, 1, 16, 16, dtype=torch.float32) * (1 + sigma)
+    shifted = EDMPrior(digits.network, shape=(1, 32, 32), sigma_data=data, value_range=value_range)
+    x = normal(3, 1, 32, 32, dtype=torch.float32) * (1 + sigma)
     centre = (value_range[0] + value_range[1]) / 2
     c_skip = data**2 / (sigma**2 + data**2)
     c_out = sigma * data / (sigma**2 + data**2) ** 0.5
     c_in = 1 / (sigma**2 + data**2) ** 0.5
     c_noise = torch.full((3,), sigma).log() / 4
-    network = prior.network(c_in * (x - centre), c_noise)
+    network = digits.network(c_in * (x - centre), c_noise)
     wanted = centre + c_skip * (x - centre) + c_out * network
     assert torch.allclose(shifted.denoise(x, sigma), wanted, rtol=1e-4, atol=1e-5)
     assert network.std() > 0.01, "the network must say something, else the test is blind to c_in and c_noise"
@@ -60,11 +60,11 @@ def test_outside_its_range_the_network_is_told_the_nearest_level(prior: EDMPrior
     assert (prior.denoise(x, 1e4) - 0.5).abs().max() < 10
 
 
-def test_one_sigma_for_each_row(prior: EDMPrior, normal: Callable) -> None:
-    x, sigmas = normal(4, 1, 16, 16, dtype=torch.float32), torch.tensor([0.01, 0.1, 1.0, 10.0])
-    together = prior.denoise(x, sigmas)
+def test_one_sigma_for_each_row(digits: EDMPrior, normal: Callable) -> None:
+    x, sigmas = normal(4, 1, 32, 32, dtype=torch.float32), torch.tensor([0.01, 0.1, 1.0, 10.0])
+    together = digits.denoise(x, sigmas)
     for i, sigma in enumerate(sigmas.tolist()):
-        assert (prior.denoise(x[i : i + 1], sigma) - together[i : i + 1]).abs().max() < 1e-5
+        assert (digits.denoise(x[i : i + 1], sigma) - together[i : i + 1]).abs().max() < 1e-5
 
 
 def test_batch_invariance(digits: EDMPrior, normal: Callable) -> None:

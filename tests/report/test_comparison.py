@@ -104,7 +104,6 @@ CASES = {
     ),
     "no truth": Case(Inpainting(keep=0.3), truth=False),
     "no truth, blur, one sample": Case(GaussianBlur(std=1.0, kernel_size=7), truth=False, samples=1),
-    "several, no truth": Case(Inpainting(keep=0.3), truth=False, images=3),
     "complex": Case(Fourier(), shape=(1, 32, 32)),
     "a line": Case(Projection(), shape=(1, 32, 32), images=2),
     "no first guess": Case(Squares()),
