@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from .base import Prior, per_row
 from .edm import EDMPrior
 from .images import random_batch
+from .optimiser import Optimiser
 from .precision import autocast
 from .unet import UNet, UNetSpec
 
@@ -37,7 +38,7 @@ class Recipe:
     crop            side of the training crops, pixels; a multiple of `unet.multiple`
     flip, rotate    augmentation, see `images.random_batch`
     batch, steps, minutes   size and bounds of the run
-    learning_rate   peak of AdamW's learning rate; linear warm-up, then a cosine to zero
+    learning_rate   peak of the learning rate; linear warm-up, then a cosine to zero
     ema             decay of the weight average that is validated and saved
     log_sigma       mean and standard deviation of ln(sigma), image units
     uniform_share   fraction of noise levels drawn log-uniformly over `sigma_range` instead
@@ -124,10 +125,8 @@ class Trainer:
             if init.network.spec != recipe.unet:
                 raise ValueError(f"the weights to start from belong to another network: {init.network.spec}")
             self.prior.load_state_dict(init.state_dict())
+        self.optimiser = Optimiser(self.prior, recipe.learning_rate)
         self.average = copy.deepcopy(self.prior).requires_grad_(False).eval()
-        self.optimiser = torch.optim.AdamW(
-            self.prior.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
-        )
         self.validation = validation_set(validation, recipe.crop)
         self.step, self.seconds, self.best = 0, 0.0, -float("inf")
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,8 +167,7 @@ class Trainer:
         clean = torch.from_numpy(batch).to(self.device, memory_format=torch.channels_last)
         noise = torch.from_numpy(rng.standard_normal(batch.shape, dtype=np.float32)).to(clean)
         sigma = draw_sigmas(recipe, rng).to(self.device)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate()
+        self.optimiser.set_learning_rate(self.learning_rate())
 
         with autocast(recipe.precision, self.device):
             loss = edm_loss(self.prior, clean, noise, sigma).mean()

@@ -122,7 +122,7 @@ def test_thirty_steps_learn_something(train: Callable[..., Trainer]) -> None:
     prior = trainer.run(lambda step, loss: losses.append(loss))
     assert len(losses) == 30
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert held_out() < 0.7 * before
+    assert held_out() < 0.8 * before
     assert (trainer.folder / "prior.safetensors").exists()
     log = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [10, 20, 30]
