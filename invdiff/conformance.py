@@ -61,6 +61,7 @@ def check_operator(operator: Operator, image_shape: tuple[int, ...]) -> None:
     _check_operator_rows(name, operator, x, y)
     _check_operator_copies(name, operator, x, y)
     _check_measured(name, operator, x, y)
+    _check_align(name, operator, x, y)
     if operator.differentiable:
         _check_vjp(name, operator, x)
     else:
@@ -141,12 +142,24 @@ def _check_measured(name: str, operator: Operator, x: Tensor, y: Tensor) -> None
     _require(bool((nll <= 1e-6 * _size(y) ** 2 / 0.1**2).all()), f"{name}: an image does not fit its own measurement")
 
 
+def _check_align(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+    """Alignment moves among images with the same measurement, and never away from the reference."""
+    reference = 0.5 + 0.25 * _normal(9, *x.shape)
+    with torch.no_grad():
+        aligned = operator.align(x, reference)
+        _close(operator(aligned), y, f"{name}.align changes what is measured", 1e-4)
+        _close(operator.align(x, x), x, f"{name}.align moves an image that is its own reference")
+    before, after = _row_norms(x - reference), _row_norms(aligned - reference)
+    _require(bool((after <= before * (1 + TOLERANCE)).all()), f"{name}.align moves images away from their reference")
+
+
 def _check_vjp(name: str, operator: Operator, x: Tensor) -> None:
     """<v, J d> = <J^T v, d>, with J d by finite differences: nothing that autograd could get wrong twice."""
     operator, x, step, tolerance = _in_double(operator, x)
     d = _normal(1, *x.shape).to(x)
     with torch.no_grad():
-        jd = (operator(x + step * d) - operator(x - step * d)) / (2 * step)
+        # Of the surrogate, which is the operator itself unless that has steps.
+        jd = (operator.surrogate(x + step * d) - operator.surrogate(x - step * d)) / (2 * step)
     for v in (jd, _normal_like(2, jd)):
         with torch.no_grad():
             product = operator.vjp(x, v)

@@ -46,6 +46,21 @@ class Operator(nn.Module, ABC):
             (gradient,) = torch.autograd.grad(self(x), x, v, create_graph=again)
         return gradient
 
+    def surrogate(self, x: Tensor) -> Tensor:
+        """A smooth stand-in, whose Jacobian `vjp` and autograd apply; A itself unless A has steps, such as rounding.
+
+        An operator with steps returns `straight_through(exact, self.surrogate(x))` from `forward`.
+        """
+        return self(x)
+
+    def align(self, x: Tensor, reference: Tensor) -> Tensor:
+        """Each image moved to the one nearest to its reference among those that A cannot tell apart from it.
+
+        Both (B, C, H, W). Itself unless the operator has trivial ambiguities (a flip, a shift, a sign); for scores
+        only, never inside a method.
+        """
+        return x
+
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
         """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
 
@@ -193,6 +208,11 @@ def as_rows(value: float | Tensor, like: Tensor) -> Tensor | float:
     if isinstance(value, Tensor) and value.dim() == 1:
         return value.to(like.device, like.real.dtype).reshape(-1, *[1] * (like.dim() - 1))
     return value
+
+
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `smooth`."""
+    return exact.detach() + (smooth - smooth.detach())
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:
