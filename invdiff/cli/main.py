@@ -55,3 +55,7 @@ def main() -> None:
 
     sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]
     sys.exit(guarded(command.main))
+
+
+if __name__ == "__main__":
+    main()

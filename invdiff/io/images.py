@@ -1,12 +1,10 @@
-"""Reading what users have and writing what they look at: images, folders of images, measurements."""
+"""Pictures: image files and folders of them as arrays in [0, 1], and arrays as image files."""
 
-import pickle
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,8 +12,10 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-MEASUREMENT_SUFFIXES = (".npy", ".npz", ".pt")
+from .errors import BadInput
+from .formats import DICOM, NIFTI
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM, *NIFTI)
 
 # What Pillow may try; among the others it knows are scripts (EPS) and depths that it does not scale (JPEG 2000).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
@@ -29,20 +29,13 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-class BadInput(ValueError):
-    """Something a user gave cannot be used; the message is one line that says what and what to do."""
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """One image file as float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour), upright as its EXIF data says.
+def read_picture(path: Path) -> np.ndarray:
+    """One picture file as float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour), upright as its EXIF data says.
 
     8 and 16 bit, grey and colour, palettes, and float TIFF in [0, 1]. An alpha channel is dropped where it is opaque
     and refused where it is not; so is everything else that could only be read with a loss or a guess. A colour file
     whose channels are equal stays colour here; see `match_channels`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"a folder, not an image: {path}" if path.is_dir() else f"no such file: {path}")
     try:
         # Opened here and not by Pillow, which would map the file and scramble uncompressed TIFF that lies on its side.
         with (
@@ -168,7 +161,9 @@ def image_files(source: str | Path) -> list[Path]:
     source = Path(source)
     if source.is_dir():
         found = sorted(
-            p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith(".")
+            p
+            for p in source.iterdir()
+            if p.name.lower().endswith(SUFFIXES) and p.is_file() and not p.name.startswith(".")
         )
         if not found:
             raise BadInput(f"no images in {source}; known suffixes: {', '.join(SUFFIXES)}")
@@ -176,81 +171,6 @@ def image_files(source: str | Path) -> list[Path]:
     if not source.exists():
         raise BadInput(f"no such file or folder: {source}")
     return [source]
-
-
-def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
-    """A measurement from `.npy`, `.npz` (array `y`, or the only one) or `.pt` (one tensor); float32 or complex64.
-
-    allow_nan  let NaN pass, as a mark of what was not measured; `InverseProblem` knows whether that is so
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"a folder, not a measurement: {path}" if path.is_dir() else f"no such file: {path}")
-    if path.suffix.lower() not in MEASUREMENT_SUFFIXES:
-        raise BadInput(f"a measurement is a {', '.join(MEASUREMENT_SUFFIXES)} file, got {path}; images go in input=")
-    try:
-        array = _load_tensor(path) if path.suffix.lower() == ".pt" else _load_array(path)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        words = (str(error) or "it ends too early").splitlines()[0].partition(". ")[0]
-        reason = _SAFE if isinstance(error, pickle.UnpicklingError) else words
-        raise BadInput(f"the measurement cannot be read: {path} ({reason})") from error
-    if array.dtype.kind not in "fciub":
-        raise BadInput(f"the measurement must be numeric: {path} holds {array.dtype}")
-    if array.size == 0:
-        raise BadInput(f"the measurement is empty: {path} has the shape {array.shape}")
-    with np.errstate(over="ignore"):  # what becomes infinite in float32 is told below
-        y = torch.from_numpy(array.astype(np.complex64 if array.dtype.kind == "c" else np.float32))
-    bad = y.isinf() if allow_nan else ~y.isfinite()
-    if bad.any():
-        raise BadInput(f"the measurement holds {int(bad.sum())} NaN or infinite value(s): {path}")
-    return y
-
-
-_SAFE = "only plain arrays and tensors are loaded, nothing that could run code"
-
-
-def _load_array(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        start = file.read(6)
-    if start[:2] != b"PK" and start != b"\x93NUMPY":
-        # NumPy would take it for a pickle and advise to load it as one.
-        raise ValueError(f"it is no NumPy file; {_SAFE}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            if "y" not in names and len(names) != 1:
-                raise ValueError(f"it has the arrays {', '.join(names) or 'none'}; name the measurement 'y'")
-            return loaded["y" if "y" in names else names[0]]
-    except ValueError as error:
-        if "pickle" in str(error):
-            raise ValueError(f"it holds Python objects; {_SAFE}") from error
-        raise
-
-
-def _load_tensor(path: Path) -> np.ndarray:
-    with warnings.catch_warnings(action="ignore"):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(loaded, Mapping) and ("y" in loaded or len(loaded) == 1):
-        loaded = loaded["y"] if "y" in loaded else next(iter(loaded.values()))
-    if not isinstance(loaded, Tensor):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a tensor")
-    if loaded.layout != torch.strided or loaded.is_quantized:
-        raise ValueError("it holds a sparse or quantised tensor, not a dense one")
-    if loaded.dtype == torch.bfloat16:  # which NumPy does not know
-        loaded = loaded.float()
-    return loaded.detach().resolve_conj().resolve_neg().numpy()
 
 
 def write_image(path: str | Path, image: Tensor) -> None:

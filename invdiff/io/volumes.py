@@ -1,0 +1,214 @@
+"""Images from DICOM and NIfTI files, as grey levels in [0, 1].
+
+Spec    DICOM PS3.3: modality transform C.11.1, window C.11.2.1.2, padding C.7.5.1.1.2; NIfTI-1 with the affine of its
+        sform or qform. Slices of NIfTI look as in a viewer, in the radiological convention: the patient's right at the
+        left, anterior (axial) or superior (coronal, sagittal) on top; sagittal slices face left. They are not
+        resampled: an oblique volume is cut along its own axes, the ones nearest to the patient's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .errors import BadInput, must_be_a_file, optional, reading
+from .formats import is_dicom, is_nifti, stem
+from .images import read_picture
+from .slicing import Slicing
+
+# The axis along which a volume stored right-anterior-superior is cut.
+_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Images out of one file.
+
+    images  float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour)
+    names   one for each, without the folder
+    notes   what a user should know of what was chosen, a line each
+    """
+
+    images: list[np.ndarray]
+    names: list[str]
+    notes: list[str]
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """One image file as float32 [H, W, C] in [0, 1]: a picture (`read_picture`), or the middle slice of a volume."""
+    return read_slices(path).images[0]
+
+
+def read_slices(path: str | Path, slicing: Slicing | None = None) -> Slices:
+    """The chosen images of a picture, a DICOM or a NIfTI file."""
+    path, slicing = Path(path), slicing or Slicing()
+    must_be_a_file(path, "an image")
+    if is_nifti(path):
+        return _read_nifti(path, slicing)
+    if is_dicom(path):
+        return _read_dicom(path, slicing)
+    return Slices([read_picture(path)], [stem(path)], [])
+
+
+def names_of(path: Path, indices: list[int], count: int) -> list[str]:
+    return [stem(path)] if count == 1 else [f"{stem(path)}_{i:03d}" for i in indices]
+
+
+def _to_grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((values - low) / (high - low), 0, 1, dtype=np.float32)
+
+
+def _range(values: np.ndarray, path: Path) -> tuple[float, float]:
+    """Smallest and largest value; they show black and white where no window is known."""
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        raise BadInput(f"all values are {low:g}: {path}; volume.window=[centre, width] sets black and white")
+    return low, high
+
+
+def _black_and_white(path: Path, low: float, high: float, why: str) -> str:
+    return f"{path}: black is {low:.6g}, white {high:.6g} ({why}); volume.window=[centre, width] sets others"
+
+
+# -- DICOM -------------------------------------------------------------------------------------------------------------
+
+
+def _read_dicom(path: Path, slicing: Slicing) -> Slices:
+    pydicom, pixels = optional("pydicom", path), optional("pydicom.pixels", path)
+    with reading(path, "DICOM"):
+        dataset = pydicom.dcmread(path)
+        if "Rows" not in dataset:
+            raise BadInput(f"the DICOM file holds no image: {path}")
+        kind = str(dataset.PhotometricInterpretation)
+        coding = dataset.file_meta.TransferSyntaxUID
+        if coding.is_compressed and not pixels.get_decoder(coding).is_available:
+            raise BadInput(f"{path} is compressed as {coding.name}, decode it with: pip install 'pylibjpeg[all]'")
+        stored = pixels.pixel_array(dataset)  # YCbCr comes as RGB
+        count = int(dataset.get("NumberOfFrames") or 1)
+        stored = stored.reshape(count, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
+        indices, notes = slicing.choose(count, path), slicing.notes(count, path)
+        if dataset.SamplesPerPixel == 3 and kind.startswith(("RGB", "YBR")):
+            images = [stored[i].astype(np.float32) / (2**dataset.BitsStored - 1) for i in indices]
+        elif dataset.SamplesPerPixel == 1 and kind in ("MONOCHROME1", "MONOCHROME2"):
+            images, levels = _grey_frames(stored[..., 0], indices, dataset, path, slicing, pixels)
+            notes += levels
+        else:
+            raise BadInput(f"unsupported kind of DICOM image: {path} ({kind}); save it as grey or RGB")
+    return Slices(images, names_of(path, indices, count), notes)
+
+
+def _grey_frames(
+    stored: np.ndarray, indices: list[int], dataset: Any, path: Path, slicing: Slicing, pixels: ModuleType
+) -> tuple[list[np.ndarray], list[str]]:
+    padded = _padding(stored, dataset)
+    if padded.all():
+        raise BadInput(f"the DICOM image is all padding: {path}")
+    rules = [_functions(dataset, i, "FrameVOILUT", "WindowWidth") for i in indices]
+    whole = slicing.window is None and None in rules  # the range of the file, so that its frames stay comparable
+    values = {i: _in_units(stored[i], dataset, i, pixels) for i in (range(len(stored)) if whole else indices)}
+    if not all(np.isfinite(frame).all() for frame in values.values()):
+        raise BadInput(f"the image holds NaN or infinity: {path}")
+    if whole:
+        low_high = _range(np.concatenate([frame[~padded[i]] for i, frame in values.items()]), path)
+    images, notes = [], []
+    for i, rule in zip(indices, rules, strict=True):
+        sigmoid = not whole and slicing.window is None and rule.get("VOILUTFunction") == "SIGMOID"
+        low, high = low_high if whole else slicing.limits or _limits(rule, path)
+        image = _sigmoid(values[i], low, high) if sigmoid else _to_grey(values[i], low, high)
+        if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are white
+            image, low, high = 1 - image, high, low
+        images.append(np.where(padded[i], np.float32(0), image)[..., None])
+        notes.append(_black_and_white(path, low, high, "smallest and largest value" if whole else "window"))
+    return images, list(dict.fromkeys(notes))
+
+
+def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Where a stored value only fills the rectangle about a round field of view."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, bool)
+    last = dataset.get("PixelPaddingRangeLimit", first)
+    return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _functions(dataset: Any, frame: int, name: str, wanted: str) -> Any:
+    """What holds the attribute `wanted` of a frame: its own functional group, the shared one, or the file; or None."""
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        if groups in dataset and len(dataset[groups].value) > index:
+            inner = dataset[groups].value[index].get(f"{name}Sequence")
+            if inner and inner[0].get(wanted) is not None:
+                return inner[0]
+    return dataset if dataset.get(wanted) is not None else None
+
+
+def _in_units(stored: np.ndarray, dataset: Any, frame: int, pixels: ModuleType) -> np.ndarray:
+    """Stored values in the unit of the file, such as HU."""
+    if "ModalityLUTSequence" in dataset:
+        return pixels.apply_modality_lut(stored, dataset).astype(np.float64)
+    rule = _functions(dataset, frame, "PixelValueTransformation", "RescaleSlope")
+    if rule is None:
+        return stored.astype(np.float64)
+    return stored.astype(np.float64) * float(rule.RescaleSlope) + float(rule.RescaleIntercept)
+
+
+def _limits(rule: Any, path: Path) -> tuple[float, float]:
+    """What the window of the file shows black and white, of its first window where it has several."""
+    centre, width = (
+        float(v if isinstance(v, (int, float, str)) else v[0]) for v in (rule.WindowCenter, rule.WindowWidth)
+    )
+    if not width > 0:
+        raise BadInput(f"the window is {width:g} wide: {path}; volume.window=[centre, width] sets another")
+    if (
+        rule.get("VOILUTFunction", "LINEAR") == "LINEAR"
+    ):  # from the middle of the first whole number to that of the last
+        centre, width = centre - 0.5, max(width - 1, 1e-6)
+    return centre - width / 2, centre + width / 2
+
+
+def _sigmoid(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (1 / (1 + np.exp(-4 * (values - (low + high) / 2) / (high - low)))).astype(np.float32)
+
+
+# -- NIfTI -------------------------------------------------------------------------------------------------------------
+
+
+def _read_nifti(path: Path, slicing: Slicing) -> Slices:
+    nibabel = optional("nibabel", path)
+    with reading(path, "NIfTI"):
+        file = nibabel.load(path)
+        shape = file.shape
+        if len(shape) < 2 or any(n > 1 for n in shape[3:]) or 0 in shape:
+            raise BadInput(
+                f"a NIfTI file must hold one volume: {path} is {'x'.join(map(str, shape))}; save the one you want"
+            )
+        if file.get_data_dtype().kind not in "iuf":
+            raise BadInput(f"a NIfTI file must hold real numbers: {path} holds {file.get_data_dtype()}")
+        oriented = bool(file.header["sform_code"] or file.header["qform_code"])
+        # With the axes first that the orientation knows; a flat image has a third one of length 1.
+        flat = np.asarray(file.dataobj).reshape(*shape[:3], *[1] * (3 - len(shape)))
+        volume = nibabel.as_closest_canonical(nibabel.Nifti1Image(flat, file.affine, file.header))
+        values, spacing = np.asarray(volume.dataobj), nibabel.affines.voxel_sizes(volume.affine)
+        low, high = float(file.header["cal_min"]), float(file.header["cal_max"])
+    if not np.isfinite(values).all():
+        raise BadInput(f"the volume holds {int((~np.isfinite(values)).sum())} NaN or infinite value(s): {path}")
+    single = [axis for axis in range(3) if values.shape[axis] == 1]
+    axis = single[0] if len(single) == 1 else _AXES[slicing.plane]  # one slice can be cut in one way only
+    why = "window"
+    if slicing.limits is not None:
+        low, high = slicing.limits
+    elif not high > low:
+        (low, high), why = _range(values, path), "smallest and largest value"
+    count = values.shape[axis]
+    indices = slicing.choose(count, path)
+    images = [_to_grey(values.take(i, axis)[::-1, ::-1].T, low, high)[..., None] for i in indices]
+    notes = [*slicing.notes(count, path), _black_and_white(path, low, high, why)]
+    if not oriented:
+        notes.append(f"{path}: the file does not say how the volume lies; taken as left-anterior-superior")
+    sides = [float(spacing[k]) for k in range(3) if k != axis]
+    if max(sides) > 1.05 * min(sides):
+        notes.append(
+            f"{path}: pixels are not square, {sides[1]:.3g} x {sides[0]:.3g} mm; resample the volume if it matters"
+        )
+    return Slices(images, names_of(path, indices, count), notes)
