@@ -1,5 +1,6 @@
-"""Masks: which pixels exactly, from which of the three options, and one clear line for every mistake."""
+"""Masks: which pixels exactly, from which of the five options, and one clear line for every mistake."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,38 @@ def test_box(box: float | tuple[int, int, int, int], wanted: tuple[int, int, int
     assert missing(Inpainting(box=box), 10, 12) == rectangle(*wanted)
 
 
+@pytest.mark.parametrize(("side", "pixels"), [(4, 4), (0.25, 3)])
+def test_box_at_random(side: float, pixels: int) -> None:
+    """Every place that the margin allows, and no other."""
+    found = set()
+    for seed in range(200):
+        gone = missing(Inpainting(box=side, margin=3, seed=seed), 12, 14)
+        corner = min(gone)
+        assert gone == rectangle(*corner, pixels, pixels)
+        found.add(corner)
+    assert found == rectangle(3, 3, 12 - 6 - pixels + 1, 14 - 6 - pixels + 1)
+
+
+def test_margin_too_wide(normal: Normal) -> None:
+    operator = Inpainting(box=4, margin=4)
+    words = "a box of 4x4 with margin=4 does not fit an image of 12x11"
+    assert operator.refuses((1, 12, 12)) is None
+    assert operator.refuses((1, 12, 11)) == f"inpainting: {words}"
+    with pytest.raises(ValueError, match=words):
+        operator(normal(1, 1, 12, 11))
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.5, "margin": 2}, {"box": (1, 1, 2, 2), "margin": 2}, {"margin": 0}])
+def test_margin_of_no_square(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"margin, in pixels from 0 on, goes with box=SIDE, got margin="):
+        Inpainting(**options)
+
+
+def test_margin_below_zero() -> None:
+    with pytest.raises(ValueError, match=r"in pixels from 0 on, goes with box=SIDE, got margin=-1, box=3"):
+        Inpainting(box=3, margin=-1)
+
+
 def test_box_follows_the_image() -> None:
     operator = Inpainting(box=0.5)
     assert missing(operator, 8, 8) == rectangle(2, 2, 4, 4)
@@ -114,6 +147,83 @@ def test_box_everywhere(normal: Normal) -> None:
 def test_box_of_three_numbers() -> None:
     with pytest.raises(ValueError, match=r"box is one number or \(top, left, height, width\), got \(1, 2, 3\)"):
         Inpainting(box=(1, 2, 3))  # type: ignore[arg-type]
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("axis", "dim", "count"), [("rows", 0, 12), ("columns", 1, 10)])
+@pytest.mark.parametrize("lines", [1, 2, 3, 40])
+def test_every_nth_line(lines: int, axis: str, dim: int, count: int) -> None:
+    mask = Inpainting(lines=lines, axis=axis).mask_of((1, 12, 10))[0, 0]
+    assert torch.equal(mask.all(1 - dim), mask.any(1 - dim))  # a line is kept or dropped as a whole
+    assert mask.all(1 - dim).nonzero().flatten().tolist() == list(range(0, count, lines))
+
+
+@pytest.mark.parametrize(("axis", "dim", "count"), [("rows", 0, 12), ("columns", 1, 10)])
+@pytest.mark.parametrize("lines", [0.01, 0.3, 0.8])
+def test_lines_at_random(lines: float, axis: str, dim: int, count: int) -> None:
+    masks = torch.cat([Inpainting(lines=lines, axis=axis, seed=seed).mask_of((1, 12, 10))[:, 0] for seed in range(200)])
+    kept = masks.any(2 - dim)
+    assert torch.equal(kept, masks.all(2 - dim))
+    assert (kept.sum(1) == max(1, round(lines * count))).all()
+    assert len(kept.unique(dim=0)) > 5
+    assert kept.any(0).all()
+
+
+@pytest.mark.parametrize("lines", [0.0, -1, 2.5, float("nan")])
+def test_lines_out_of_range(lines: float) -> None:
+    with pytest.raises(ValueError, match=f"lines is a fraction below 1, or n for every n-th line, got {lines}"):
+        Inpainting(lines=lines)
+
+
+def test_unknown_axis() -> None:
+    with pytest.raises(ValueError, match="axis must be one of rows, columns, got 'x'"):
+        Inpainting(lines=2, axis="x")
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_written_everywhere() -> None:
+    """Strokes in every part of the image, and image between them."""
+    mask = Inpainting(text="posterior sampling").mask_of((3, 96, 128))
+    parts = mask.unfold(2, 24, 24).unfold(3, 32, 32).flatten(4).float().mean(4)
+    assert ((parts > 0.4) & (parts < 0.95)).all()
+
+
+def test_text_grows_with_the_image() -> None:
+    """Twice the size has the same share of ink, in strokes twice as long."""
+    small, large = (Inpainting(text="oooo").mask_of((1, n, n))[0, 0].float() for n in (128, 256))
+    assert abs(small.mean() - large.mean()) < 0.1
+    edges = [float(mask.diff(dim=1).abs().sum()) for mask in (small, large)]
+    assert 1.5 < edges[1] / edges[0] < 2.5  # lines of letters: as many, twice as high
+
+
+def test_text_height() -> None:
+    def lines(height: float) -> int:
+        ink = ~Inpainting(text="x", text_height=height).mask_of((1, 200, 200))[0, 0]
+        return int((ink.any(1).int().diff() == 1).sum())
+
+    assert lines(0.1) == 200 // 25  # of 20 pixels, and a quarter between them
+    assert lines(0.2) == 200 // 50
+
+
+def test_text_says_what_it_is_told() -> None:
+    shape = (1, 32, 32)
+    assert not torch.equal(Inpainting(text="a").mask_of(shape), Inpainting(text="b").mask_of(shape))
+    assert torch.equal(Inpainting(text=" a\n b ").mask_of(shape), Inpainting(text="a b").mask_of(shape))
+
+
+def test_text_without_letters() -> None:
+    with pytest.raises(ValueError, match="inpainting: text has no letters"):
+        Inpainting(text=" \n")
+
+
+@pytest.mark.parametrize("height", [0.0, 1.5, float("nan")])
+def test_text_height_out_of_range(height: float) -> None:
+    with pytest.raises(ValueError, match=rf"text_height is a fraction of the shorter side, in \(0, 1\], got {height}"):
+        Inpainting(text="a", text_height=height)
 
 
 # -- mask --------------------------------------------------------------------------------------------------------------
@@ -186,10 +296,13 @@ def test_mask_file(name: str, write: Callable[[Path, np.ndarray], None], as_text
     assert torch.equal(operator.mask_of((3, 6, 5))[0, 0], mask)
 
 
-def test_mask_file_per_image(tmp_path: Path) -> None:
-    mask = bits(3, 6, 5)
+@pytest.mark.parametrize("shape", [(3, 6, 5), (3, 1, 6, 5)])
+def test_mask_file_per_image(shape: tuple[int, ...], tmp_path: Path) -> None:
+    mask = bits(*shape)
     write_npy(tmp_path / "m.npy", mask.numpy())
-    assert torch.equal(Inpainting(mask=tmp_path / "m.npy").mask_of((1, 6, 5))[:, 0], mask)
+    operator = Inpainting(mask=tmp_path / "m.npy")
+    assert operator.images == 3
+    assert torch.equal(operator.mask_of((1, 6, 5)), mask.reshape(3, 1, 6, 5))
 
 
 def test_mask_file_missing(tmp_path: Path) -> None:
@@ -237,11 +350,13 @@ def test_empty_mask(mask: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"keep": 0.5, "box": 3}, {"keep": 0.5, "mask": bits(4, 4)}, {"box": 3, "mask": bits(4, 4)}]
+    "names", list(itertools.combinations(("keep", "box", "lines", "text", "mask"), 2)), ids="-".join
 )
-def test_at_most_one_option(options: dict) -> None:
-    with pytest.raises(ValueError, match="inpainting takes one of keep, box and mask"):
-        Inpainting(**options)
+def test_at_most_one_option(names: tuple[str, str]) -> None:
+    values = {"keep": 0.5, "box": 3, "lines": 2, "text": "a", "mask": bits(4, 4)}
+    words = f"inpainting takes one of keep, box, lines, text and mask, got {names[0]} and {names[1]}"
+    with pytest.raises(ValueError, match=words):
+        Inpainting(**{name: values[name] for name in names})
 
 
 def test_without_an_option() -> None:
@@ -255,6 +370,27 @@ def test_keep_out_of_range(keep: float) -> None:
         Inpainting(keep=keep)
     with pytest.raises(ValueError, match=words):
         Inpainting.random((1, 8, 8), keep=keep, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep": 0.3}, {"lines": 0.4}, {"lines": 0.4, "axis": "columns"}, {"box": 3, "margin": 2}]
+)
+def test_random_masks_begin_with_the_shared_one(options: dict) -> None:
+    """The same seed is the same first mask; every image then has another, whatever the size of the batch."""
+    shape = (3, 20, 16)
+    shared = Inpainting(**options, seed=4).mask_of(shape)
+    operator = Inpainting.random(shape, **options, seed=4, images=5)
+    assert operator.images == 5
+    masks = operator.mask_of(shape)
+    assert torch.equal(masks[:1], shared)
+    assert len(masks.flatten(1).unique(dim=0)) == 5
+    assert torch.equal(Inpainting.random(shape, **options, seed=4, images=2).mask_of(shape), masks[:2])
+
+
+@pytest.mark.parametrize("options", [{"box": (1, 1, 2, 2)}, {"lines": 2}])
+def test_nothing_to_draw(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"leave nothing to draw; give the side of a square box, or a fraction"):
+        Inpainting.random((1, 8, 8), **options, seed=0)
 
 
 # -- what was not measured ---------------------------------------------------------------------------------------------
