@@ -61,6 +61,9 @@ class GaussianBlur(SeparableOperator):
     def image_length(self, measured: int) -> int:
         return measured
 
+    def first_guess(self, y: Tensor) -> Tensor:
+        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+
     @classmethod
     def example(cls) -> tuple["GaussianBlur", tuple[int, ...]]:
         return cls(std=1.0, kernel_size=9), (1, 16, 16)
