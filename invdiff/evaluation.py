@@ -1,7 +1,7 @@
 """Scores of a batch of reconstructions, as `metrics.json` states them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from invdiff import metrics
 from invdiff.metrics import for_json, mean_of
+from invdiff.operators import Operator
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
@@ -21,6 +22,8 @@ def evaluate(
     names: Sequence[str],
     truth: Tensor | None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    *,
+    best_of: bool = False,
 ) -> dict[str, Any]:
     """Score every image; what cannot be computed is None, with the reason under `notes`.
 
@@ -29,58 +32,122 @@ def evaluate(
     baseline_psnr      of the operator's first guess (pseudo-inverse), which uses no prior
     misfit             reduced chi-square of the samples' residuals, averaged; 1 fits to the noise
     diverged           how many of the samples diverged
+
+    Where the operator cannot tell some images apart (`Operator.align`), all of these are of images moved onto the truth
+    first, the mean being that of `aligned` samples, and there is one score more:
+
+    psnr_raw           average over the samples as they are
+
+    best_of  add the scores of one sample out of all; no average over them, and the first one is no result of a method:
+
+    psnr_best_oracle   of the sample nearest to the truth, which nobody without the truth can choose
+    psnr_best_misfit   of the sample that fits y best, which everybody can
     """
-    notes = _missing(problem, posterior, truth)
-    baseline = None
-    with torch.no_grad():
-        if truth is not None:
-            baseline = problem.operator.first_guess(problem.y)
-        misfit = torch.stack([problem.misfit(posterior.samples[:, s]) for s in range(posterior.samples.shape[1])], 1)
-    if truth is not None and baseline is None:
-        notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no pseudo-inverse"
+    operator, moves = problem.operator, has_ambiguities(problem.operator)
+    scores = [*SCORES, *(["psnr_raw"] if moves else []), *(["psnr_best_oracle", "psnr_best_misfit"] if best_of else [])]
+    notes = _missing(problem, posterior, truth, scores)
+    misfit = _misfits(problem, posterior)
+    baseline, mean, samples = None, posterior.mean, posterior.samples
+    if truth is not None:
+        with torch.no_grad():
+            baseline = operator.first_guess(problem.y)
+            mean = operator.align(aligned(problem, posterior).mean, truth)
+            samples = _onto(truth, operator, posterior).samples
+            if baseline is None:
+                notes["baseline_psnr"] = f"{type(operator).__name__} has no first guess"
+            else:
+                baseline = operator.align(baseline, truth)
 
     images = []
-    mean = posterior.mean
     for i, name in enumerate(names):
         kept = [s for s in range(posterior.samples.shape[1]) if not posterior.diverged[i, s]]
-        row: dict[str, Any] = dict.fromkeys(("name", *SCORES, "diverged"))
+        row: dict[str, Any] = dict.fromkeys(("name", *scores, "diverged"))
         row["name"], row["diverged"] = name, len(posterior.diverged[i]) - len(kept)
         row["misfit"] = mean_of([float(misfit[i, s]) for s in kept])
         if truth is not None:
-            samples = [posterior.samples[i, s] for s in kept]
-            row["psnr"] = mean_of([metrics.psnr(x, truth[i], value_range) for x in samples])
-            row["ssim"] = mean_of([metrics.ssim(x, truth[i], value_range) for x in samples])
+            psnrs = [metrics.psnr(samples[i, s], truth[i], value_range) for s in kept]
+            row["psnr"] = mean_of(psnrs)
+            row["ssim"] = mean_of([metrics.ssim(samples[i, s], truth[i], value_range) for s in kept])
             row["psnr_mean"] = for_json(metrics.psnr(mean[i], truth[i], value_range))
             if "lpips" not in notes:
-                row["lpips"] = mean_of([metrics.lpips_distance(x, truth[i], value_range) for x in samples])
+                row["lpips"] = mean_of([metrics.lpips_distance(samples[i, s], truth[i], value_range) for s in kept])
             if baseline is not None:
                 row["baseline_psnr"] = for_json(metrics.psnr(baseline[i], truth[i], value_range))
+            if moves:
+                raw = posterior.samples[i]
+                row["psnr_raw"] = mean_of([metrics.psnr(raw[s], truth[i], value_range) for s in kept])
+            if best_of and kept:
+                row["psnr_best_oracle"] = for_json(max(psnrs))
+                row["psnr_best_misfit"] = for_json(psnrs[int(misfit[i, kept].argmin())])
         images.append(row)
 
-    for score in SCORES:
+    for score in scores:
         # Whatever else left a gap where there were samples to score and a truth to compare them with.
         gaps = [row for row in images if row[score] is None and row["diverged"] < posterior.samples.shape[1]]
         if gaps and (truth is not None or score == "misfit") and score not in notes:
             notes[score] = "infinite, the images are equal" if "psnr" in score else "not a finite number"
     return {
         "images": images,
-        "mean": {score: mean_of([row[score] for row in images]) for score in SCORES},
+        "mean": {score: mean_of([row[score] for row in images]) for score in scores},
         "cost": asdict(posterior.cost),
         "notes": notes,
     }
 
 
-def _missing(problem: InverseProblem, posterior: Posterior, truth: Tensor | None) -> dict[str, Any]:
+def has_ambiguities(operator: Operator) -> bool:
+    """Whether there are images that this operator cannot tell apart by construction: a turn, a shift, a sign."""
+    return type(operator).align is not Operator.align
+
+
+def aligned(problem: InverseProblem, posterior: Posterior, truth: Tensor | None = None) -> Posterior:
+    """Samples that can be averaged: each moved onto the sample of its image that fits y best, by `Operator.align`.
+
+    They fit y as before, but may be upside down all together. truth: then they are moved once more, as one, so that
+    their mean faces it; for pictures beside the truth, never for what is saved. Without ambiguities nothing moves.
+    """
+    operator = problem.operator
+    if not has_ambiguities(operator):
+        return posterior
+    with torch.no_grad():
+        best = _misfits(problem, posterior).where(~posterior.diverged, torch.inf).argmin(1)
+        posterior = _onto(posterior.samples[torch.arange(len(best)), best], operator, posterior)
+        if truth is not None:
+            posterior = _onto(operator.align(posterior.mean, truth), operator, posterior)
+    return posterior
+
+
+def _onto(reference: Tensor, operator: Operator, posterior: Posterior) -> Posterior:
+    return replace(
+        posterior, samples=torch.stack([operator.align(x, reference) for x in posterior.samples.unbind(1)], 1)
+    )
+
+
+@torch.no_grad()
+def _misfits(problem: InverseProblem, posterior: Posterior) -> Tensor:
+    """Reduced chi-square of every sample, (B, S)."""
+    return torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
+
+
+def _missing(
+    problem: InverseProblem, posterior: Posterior, truth: Tensor | None, scores: Sequence[str]
+) -> dict[str, Any]:
     """Reasons that are known beforehand why a score cannot be computed."""
     notes: dict[str, Any] = {}
     if truth is None:
-        notes["psnr, psnr_mean, ssim, lpips, baseline_psnr"] = "the true image is not known"
+        notes[", ".join(score for score in scores if score != "misfit")] = "the true image is not known"
     else:
         lpips_reason = metrics.lpips_unavailable(problem.image_shape)
         if lpips_reason is not None:
             notes["lpips"] = lpips_reason
         if min(problem.image_shape[-2:]) < metrics.SSIM_WINDOW:
             notes["ssim"] = f"SSIM looks through a window of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels"
+    if has_ambiguities(problem.operator):
+        notes["alignment"] = (
+            f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples moved onto "
+            "the one that fits best"
+        )
+        if truth is not None:
+            notes["alignment"] += "; scores are of images moved onto the truth, psnr_raw of the samples as they are"
     if posterior.diverged.any():
         notes["diverged"] = "diverged samples are left out of every average"
     return notes

@@ -5,6 +5,7 @@ Images are clamped to the value range first, as every published figure does.
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def lpips_distance(x: Tensor, truth: Tensor, value_range: tuple[float, float] = 
     return float(_lpips_model()(*colour))
 
 
-def mean_of(values: list[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
     """Mean of what is there and finite; None where nothing is."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     return float(np.mean(known)) if known else None

@@ -23,17 +23,21 @@ from torch import Tensor
 from invdiff.cli.app import command
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, Interrupted, check
-from invdiff.evaluation import evaluate
+from invdiff.evaluation import aligned, evaluate
 from invdiff.io import (
     BadInput,
+    Measurement,
+    Slicing,
     image_files,
+    load_measurement,
     match_channels,
-    read_image,
-    read_measurement,
+    read_slices,
     square,
     to_tensor,
     write_image,
 )
+from invdiff.io.formats import stem
+from invdiff.io.measurements import PARAMETERS
 from invdiff.operators import Noise, Operator
 from invdiff.operators.base import describe_shape
 from invdiff.posterior import Posterior
@@ -49,16 +53,18 @@ def main(config: DictConfig, output: Path) -> None:
     compute: Compute = instantiate(config.compute)
     _check_device(compute)
     prior: Prior = instantiate(config.prior)
-    operator: Operator = instantiate(config.operator)
+    given = None if config.measurement is None else _load_measurement(config)
+    operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
     noise: Noise = instantiate(config.noise)
     sampler = instantiate(config.sampler)
 
-    if config.measurement is not None:
-        y, names, truth = _given_measurement(config, operator, prior)
+    if given is not None:
+        told_by_files = given.notes
+        y, names, truth = _given_measurement(config, given, operator, prior)
         told = operator.image_shape(tuple(y.shape[1:]))
         shape = prior.shape if told is None else None
     else:
-        truth, names = _true_images(config, prior)
+        truth, names, told_by_files = _true_images(config, prior)
         y = measure(operator, noise, truth, config.seed)
         shape = tuple(truth.shape[1:])
     problem = InverseProblem(operator, noise, y, image_shape=shape)
@@ -76,7 +82,11 @@ def main(config: DictConfig, output: Path) -> None:
         names, truth = names[: stop.images], None if truth is None else truth[: stop.images]
     result = Result(problem, posterior, names, truth)
     write_arrays(output, config, result)  # first of all: nothing that comes after may lose them
-    metrics = evaluate(problem, posterior, names, truth, prior.value_range)
+    metrics = evaluate(problem, posterior, names, truth, prior.value_range, best_of=config.evaluation.best_of)
+    if told_by_files:
+        metrics["notes"]["files"] = told_by_files
+    if given is not None and given.scale is not None:
+        metrics["notes"]["scale"] = dict(zip(names, given.scale.tolist(), strict=False))  # of those that were finished
     write_pictures(output, config, result, metrics, prior.value_range)
     _print_summary(metrics, output, config)
     if stopped is not None:
@@ -114,7 +124,7 @@ def measure(operator: Operator, noise: Noise, truth: Tensor, seed: int) -> Tenso
 
 
 def _check_values(config: DictConfig) -> None:
-    check_kinds(config, "operator", "noise", "prior", "sampler", "data", "compute")
+    check_kinds(config, "operator", "noise", "prior", "sampler", "data", "compute", "volume")
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
     for key in ("input", "measurement"):
@@ -126,6 +136,9 @@ def _check_values(config: DictConfig) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{key} must be a whole number from {least} on, got {value}")
+    best_of = OmegaConf.select(config, "evaluation.best_of")
+    if not isinstance(best_of, bool):
+        raise BadInput(f"evaluation.best_of must be true or false, got {best_of}")
 
 
 def _check_device(compute: Compute) -> None:
@@ -137,14 +150,19 @@ def _check_device(compute: Compute) -> None:
         raise BadInput(f"compute.device={compute.device} cannot be used here: {reason}") from error
 
 
-def _true_images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str]]:
-    """The images to measure and reconstruct, (B, C, H, W), and their names."""
+def _true_images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
+    """The images to measure and reconstruct, (B, C, H, W), their names, and what to know of how they were read."""
+    notes: list[str] = []
     if config.input is not None:
+        slicing: Slicing = instantiate(config.volume)
         files = image_files(str(config.input))
-        names = [f.stem for f in files]
+        found = [read_slices(f, slicing) for f in files]
+        names = [name for slices in found for name in slices.names]
         if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
-            names = [f.name for f in files]
-        images = [read_image(f) for f in files]
+            names = [f"{f.name}{n.removeprefix(stem(f))}" for f, s in zip(files, found, strict=True) for n in s.names]
+        images = [image for slices in found for image in slices.images]
+        notes = [note for slices in found for note in slices.notes]
+        _say(notes)
     else:
         names, images = instantiate(config.data, prior=prior, seed=config.seed)
     try:
@@ -156,22 +174,46 @@ def _true_images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str]]:
     if config.size is not None:
         images = [square(image, config.size) for image in images]
     truth = to_tensor(images, names)
+    if config.input is not None:
+        low, high = prior.value_range
+        truth = low + (high - low) * truth
     reason = prior.accepts(tuple(truth.shape[1:]))
     if reason is not None:
         hint = f"; size={prior.shape[-1]} resizes and crops" if prior.shape and truth.shape[1] == prior.shape[0] else ""
         raise BadInput(f"prior and image do not match: {reason}{hint}")
-    return truth, names
+    return truth, names, notes
 
 
-def _given_measurement(config: DictConfig, operator: Operator, prior: Prior) -> tuple[Tensor, list[str], None]:
-    """Real data: (B, ...), with the batch axis, and the channel axis of a grey image, added where the file has none."""
+def _load_measurement(config: DictConfig) -> Measurement:
+    """Real data, and those parameters of the operator that its file holds and the configuration leaves null."""
+    slicing: Slicing = instantiate(config.volume)
+    open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
     path = Path(str(config.measurement))
-    y = read_measurement(path, allow_nan=True)
+    given = load_measurement(path, parameters=open_, slicing=slicing, size=config.size, allow_nan=True)
+    _say(given.notes)
+    return given
+
+
+def _say(notes: Sequence[str]) -> None:
+    """What was chosen when files were read, before it is worked on; all of it is in metrics.json."""
+    console = Console(highlight=False, markup=False)
+    for note in notes[:6]:
+        console.print(note, soft_wrap=True)
+    if len(notes) > 6:
+        console.print(f"and {len(notes) - 6} lines more, see metrics.json")
+
+
+def _given_measurement(
+    config: DictConfig, measured: Measurement, operator: Operator, prior: Prior
+) -> tuple[Tensor, list[str], None]:
+    """Real data: (B, ...), with the batch axis, and the channel axis of a grey image, added where the file has none."""
+    path, y = Path(str(config.measurement)), measured.y
     given = describe_shape(tuple(y.shape))
     if prior.shape is not None:
         reason = operator.refuses(prior.shape)
         if reason is not None:
-            raise BadInput(reason)
+            kspace = measured.scale is not None and config.size is None
+            raise BadInput(reason + (f"; size={prior.shape[-1]} keeps as much of k-space" if kspace else ""))
         with torch.no_grad():
             expected = tuple(operator(torch.zeros(1, *prior.shape)).shape[1:])
         readings = [y, y[None], y[:, None], y[None, None]] if y.dim() else []
@@ -188,6 +230,8 @@ def _given_measurement(config: DictConfig, operator: Operator, prior: Prior) -> 
                 f"the measurement is {given}: {path}; with this prior it is an image, (C, H, W) or (B, C, H, W)"
             )
         y = y.reshape(*[1] * (4 - y.dim()), *y.shape)
+    if measured.names is not None:
+        return y, measured.names, None
     name = path.stem
     return y, [name] if len(y) == 1 else [f"{name}_{i:03d}" for i in range(len(y))], None
 
@@ -215,7 +259,8 @@ def write_arrays(output: Path, config: DictConfig, result: Result) -> None:
     """`config.yaml` and `samples.npz`."""
     OmegaConf.save(config, output / "config.yaml", resolve=True)
     posterior = result.posterior
-    arrays = {"samples": posterior.samples, "mean": posterior.mean, "std": posterior.std, "y": result.problem.y}
+    together = aligned(result.problem, posterior)
+    arrays = {"samples": posterior.samples, "mean": together.mean, "std": together.std, "y": result.problem.y}
     if result.truth is not None:
         arrays["x"] = result.truth
     saved: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
@@ -229,7 +274,8 @@ def write_pictures(
     from invdiff.report.comparison import comparison, save_figure, save_map  # matplotlib is slow to import
 
     posterior, names = result.posterior, result.names
-    mean, std = posterior.mean, posterior.std
+    together = aligned(result.problem, posterior)
+    mean, std = together.mean, together.std
     low, high = value_range
     (output / "samples").mkdir(exist_ok=True)
     scales = {}
@@ -247,8 +293,9 @@ def write_pictures(
     elif posterior.samples.shape[1] == 1:
         metrics["notes"]["std.png"] = "needs num_samples of 2 or more; std in samples.npz is NaN"
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    facing = together if result.truth is None else aligned(result.problem, posterior, result.truth)
     figure = comparison(
-        result.problem, posterior, metrics, result.truth, title=_title(config, metrics), value_range=value_range
+        result.problem, facing, metrics, result.truth, title=_title(config, metrics), value_range=value_range
     )
     save_figure(figure, output / "comparison.png")
 
@@ -267,7 +314,6 @@ def _title(config: DictConfig, metrics: dict[str, Any]) -> str:
 
 def _print_summary(metrics: dict[str, Any], output: Path, config: DictConfig) -> None:
     console = Console(highlight=False, markup=False)
-    table = Table(title=Text(_title(config, metrics)), title_justify="left")
     columns = {
         "image": "name",
         "baseline": "baseline_psnr",
@@ -277,20 +323,36 @@ def _print_summary(metrics: dict[str, Any], output: Path, config: DictConfig) ->
         "misfit": "misfit",
         "diverged": "diverged",
     }
-    for heading in columns:
-        table.add_column(heading, justify="left" if heading == "image" else "right")
-    for row in metrics["images"]:
-        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
-    console.print(table)
+    more = {
+        "not aligned": "psnr_raw",
+        "best by truth (oracle)": "psnr_best_oracle",
+        "best by misfit": "psnr_best_misfit",
+    }
+    console.print(_table(metrics, columns, _title(config, metrics)))
+    more = {heading: key for heading, key in more.items() if key in metrics["mean"]}
+    if more:  # a table of their own: a terminal of 80 columns has no room for all
+        console.print(_table(metrics, {"image": "name", **more}, "samples, PSNR in dB"))
     cost = metrics["cost"]
     console.print(
         f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
         f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB"
     )
     console.print(
-        "baseline (pseudo-inverse), sample and mean: PSNR in dB · misfit: 1 fits to the noise", soft_wrap=True
+        "baseline (first guess, without a prior), sample and mean: PSNR in dB · misfit: 1 fits to the noise",
+        soft_wrap=True,
     )
+    if "alignment" in metrics["notes"]:
+        console.print(metrics["notes"]["alignment"], soft_wrap=True)
     console.print(f"pictures, samples and scores are in {output}", soft_wrap=True)
+
+
+def _table(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    for row in metrics["images"]:
+        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -193,7 +193,7 @@ def _panels(
     baseline_psnr = _decibels(scores["baseline_psnr"])
     panels.append(_measurement(y, baseline_psnr if same else "", scales))
     if baseline is not None and not same:
-        panels.append(Panel("Pseudo-inverse", baseline_psnr, _picture(baseline, scales)))
+        panels.append(Panel("First guess", baseline_psnr, _picture(baseline, scales)))
     if not kept:
         panels.append(Panel("", "", _words("every sample\ndiverged")))
         return panels, top
@@ -244,7 +244,7 @@ def _map(values: Tensor, scales: _Scales) -> Draw:
 def _measurement(y: Tensor, line: str, scales: _Scales) -> Panel:
     """A measurement (...) as a picture where it is one, else as a plane in grey; complex numbers by their magnitude."""
     if not y.is_complex() and y.dim() == 3 and y.shape[0] in (1, 3):
-        return Panel("Measurement", line and f"pseudo-inverse: {line}", _picture(y, scales))
+        return Panel("Measurement", line and f"first guess: {line}", _picture(y, scales))
     plane = (y.abs() if y.is_complex() else y).double().nan_to_num()
     plane = plane.reshape(-1, *plane.shape[-2:] if y.dim() > 1 else (1, len(y)))
     # Leading axes (coils, masks) are averaged: a stack of them would be too thin to see.

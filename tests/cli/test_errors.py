@@ -114,6 +114,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "a truth value": (["num_samples=true"], ["num_samples", "got True"]),
     "negative seed": (["seed=-1"], ["seed", "from 0 on, got -1"]),
     "no number": (["seed=x"], ["seed", "got x"]),
+    "no truth value": (["evaluation.best_of=4"], ["evaluation.best_of must be true or false, got 4"]),
+    "no evaluation": (["evaluation=null"], ["evaluation.best_of must be true or false"]),
     "small size": (["size=3"], ["size", "got 3"]),
     "keep": ([DIGIT, "operator.keep=1.5"], ["keep", "(0, 1]", "1.5"]),
     "keep and box": ([DIGIT, "operator.keep=0.5", "operator.box=4"], ["one of keep, box and mask"]),

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from invdiff.metrics import psnr
-from invdiff.operators import GaussianBlur, Inpainting
+from invdiff.operators import GaussianBlur, Inpainting, PhaseRetrieval
 
 Run = Callable[..., Any]
 Load = Callable[..., Any]
@@ -352,3 +352,43 @@ def test_blur_is_the_operator_that_was_asked_for(reconstruct: Run, pictures: Pat
     found = arrays("out")
     clean = GaussianBlur(std=2.0)(torch.from_numpy(found["x"]))
     np.testing.assert_allclose(found["y"], clean.numpy(), atol=1e-3)
+
+
+# -- measurements that cannot tell some images apart -------------------------------------------------------------------
+
+
+def test_phase_retrieval(reconstruct: Run, pictures: Path, metrics: Load, arrays: Load) -> None:
+    """Samples as the sampler gave them; mean, std and scores of aligned ones; the best of several only on demand."""
+    words = ("input=pictures", "operator=phase_retrieval", "noise.sigma=0.02", "num_samples=2")
+    done = reconstruct(*words)
+    assert (done.code, done.err) == (0, "")
+    found, kept = metrics("out"), arrays("out")
+    assert set(found["mean"]) == {*SCORES, "psnr_raw"}
+    assert "PhaseRetrieval cannot tell some images apart" in done.out
+    assert "best by" not in done.out
+    operator, x = PhaseRetrieval(), torch.from_numpy(kept["x"])
+    samples = torch.from_numpy(kept["samples"])
+    for i, row in enumerate(found["images"]):
+        raw = [psnr(sample, x[i]) for sample in samples[i]]
+        moved = [psnr(operator.align(sample[None], x[i : i + 1])[0], x[i]) for sample in samples[i]]
+        assert row["psnr_raw"] == pytest.approx(np.mean(raw))
+        assert row["psnr"] == pytest.approx(np.mean(moved))
+    mean = operator.align(torch.from_numpy(kept["mean"]), x)
+    wanted = [psnr(one, truth) for one, truth in zip(mean, x, strict=True)]
+    assert [row["psnr_mean"] for row in found["images"]] == pytest.approx(wanted)
+    assert kept["y"].shape == (3, 1, 64, 64)
+
+    done = reconstruct(*words, "evaluation.best_of=true", "output=best")
+    assert set(metrics("best")["mean"]) == {*SCORES, "psnr_raw", "psnr_best_oracle", "psnr_best_misfit"}
+    assert "best by truth (oracle)" in done.out
+    assert "best by misfit" in done.out
+    assert metrics("best")["mean"]["psnr"] == found["mean"]["psnr"]
+
+
+@pytest.mark.usefixtures("without_comparison")
+def test_best_of_for_any_operator(reconstruct: Run, pictures: Path, metrics: Load) -> None:
+    reconstruct("input=pictures/a.png", "num_samples=3", "evaluation.best_of=true")
+    found = metrics("out")["mean"]
+    assert set(found) == {*SCORES, "psnr_best_oracle", "psnr_best_misfit"}
+    assert found["psnr_best_oracle"] > found["psnr"]
+    assert found["psnr_best_oracle"] >= found["psnr_best_misfit"]

@@ -218,7 +218,7 @@ def test_each_row_belongs_to_its_image() -> None:
         tops.setdefault(round(axis.get_position().y0, 4), []).extend(heading)
     rows = [tops[y] for y in sorted(tops, reverse=True)]
     assert [row[0] for row in rows] == ["Truth"] * 3
-    assert rows[0] == ["Truth", "Measurement", "Pseudo-inverse", "every sample\ndiverged"]
+    assert rows[0] == ["Truth", "Measurement", "First guess", "every sample\ndiverged"]
     assert rows[1][3:] == ["Posterior sample", "Error"]
     assert rows[2][3:] == ["Posterior sample", "Mean of 2 samples", "Standard deviation", "Error of the mean"]
 

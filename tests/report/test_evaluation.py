@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff import metrics
 from invdiff.cost import Cost
-from invdiff.evaluation import SCORES, evaluate
+from invdiff.evaluation import SCORES, aligned, evaluate
 from invdiff.operators import Denoising, GaussianNoise, Inpainting, Operator
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
@@ -120,7 +120,7 @@ def test_every_gap_has_its_reason() -> None:
 
     no_guess = score(x, x[:, None] * 0.9, Squares())
     assert no_guess["images"][0]["baseline_psnr"] is None
-    assert no_guess["notes"]["baseline_psnr"] == "Squares has no pseudo-inverse"
+    assert no_guess["notes"]["baseline_psnr"] == "Squares has no first guess"
 
     equal = score(x, x[:, None].repeat(1, 2, 1, 1, 1))
     assert equal["images"][0]["psnr"] is None
@@ -175,3 +175,90 @@ def test_the_lpips_package_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert metrics.lpips_distance(2 * z, 2 * x, (0.0, 2.0)) == pytest.approx(metrics.lpips_distance(z, x))
     finally:
         metrics._lpips_model.cache_clear()
+
+
+# -- measurements that cannot tell some images apart -------------------------------------------------------------------
+
+
+class Magnitude(Operator):
+    """Loses the sign of each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+    def align(self, x: Tensor, reference: Tensor) -> Tensor:
+        return torch.where((x * reference).sum((1, 2, 3), keepdim=True) < 0, -x, x)
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return -y
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+
+@pytest.fixture
+def signed() -> tuple[Tensor, Tensor]:
+    """Two images and four samples of each; sample s is 0.04 (s + 1) too bright, and its sign is lost in two of them."""
+    x = 0.2 + 0.5 * draw(2, 1, 16, 16)
+    off = 0.04 * torch.arange(1, 5).reshape(1, 4, 1, 1, 1)
+    sign = torch.tensor([[1, -1, 1, -1], [-1, -1, -1, 1]]).reshape(2, 4, 1, 1, 1)
+    return x, sign * (x[:, None] + off)
+
+
+def test_scores_are_of_aligned_images(signed: tuple[Tensor, Tensor]) -> None:
+    x, samples = signed
+    found, plain = score(x, samples, Magnitude()), score(x, samples.abs())
+    for i, (row, wanted) in enumerate(zip(found["images"], plain["images"], strict=True)):
+        for name in ("psnr", "psnr_mean", "ssim", "misfit"):
+            assert row[name] == pytest.approx(wanted[name], rel=1e-5)
+        assert row["baseline_psnr"] > 15, "the first guess is aligned too"
+        assert row["psnr_raw"] == pytest.approx(np.mean([metrics.psnr(s, x[i]) for s in samples[i]]))
+        assert row["psnr_raw"] < row["psnr"] - 5
+    assert set(found["mean"]) == {*SCORES, "psnr_raw"}
+    assert "Magnitude cannot tell some images apart" in found["notes"]["alignment"]
+    assert "psnr_raw" not in plain["mean"]
+    assert "alignment" not in plain["notes"]
+
+    unknown = score(x, samples, Magnitude(), truth=False)
+    assert unknown["images"][0]["psnr_raw"] is None
+    assert "psnr_raw" in str(list(unknown["notes"]))
+    assert "truth" not in unknown["notes"]["alignment"]
+
+
+def test_aligned_samples_can_be_averaged(signed: tuple[Tensor, Tensor]) -> None:
+    """Onto the one that fits best, which knows no truth and may have lost its sign; diverged ones are no example."""
+    x, samples = signed
+    problem = InverseProblem(Magnitude(), GaussianNoise(0.1), x.abs())
+    flags = torch.full((2, 4), -1)
+    flags[0, 0] = 3
+    posterior = Posterior(samples, flags, Cost())
+    for truth, signs in ((None, (-1, -1)), (x, (1, 1))):
+        found = aligned(problem, posterior, truth)
+        assert torch.equal(found.diverged, posterior.diverged)
+        for i, sign in enumerate(signs):
+            torch.testing.assert_close(found.samples[i], sign * samples[i].abs())
+    assert torch.equal(posterior.samples, signed[1]), "what the sampler gave is kept"
+    unmoved = InverseProblem(Denoising(), GaussianNoise(0.1), x)
+    assert aligned(unmoved, posterior) is posterior
+
+
+def test_best_of_only_where_it_is_asked_for(signed: tuple[Tensor, Tensor]) -> None:
+    x, samples = signed
+    flags = torch.full((2, 4), -1)
+    flags[0, 0] = 3
+    assert not any("best" in name for name in score(x, samples, diverged_at=flags)["mean"])
+
+    # The one with the smallest misfit is not the one nearest to the truth.
+    y = x + torch.tensor([0.08, 0.17]).reshape(2, 1, 1, 1)
+    problem = InverseProblem(Magnitude(), GaussianNoise(0.1), y)
+    found = evaluate(problem, Posterior(samples, flags, Cost()), ["a", "b"], x, best_of=True)
+    for i, (oracle, fits) in enumerate([(1, 1), (0, 3)]):
+        row = found["images"][i]
+        assert row["psnr_best_oracle"] == pytest.approx(metrics.psnr(samples[i, oracle].abs(), x[i]))
+        assert row["psnr_best_misfit"] == pytest.approx(metrics.psnr(samples[i, fits].abs(), x[i]))
+        assert row["psnr_best_oracle"] > row["psnr"]
+    for name in ("psnr_best_oracle", "psnr_best_misfit"):
+        assert found["mean"][name] == pytest.approx(np.mean([row[name] for row in found["images"]]))
+
+    nothing = evaluate(problem, Posterior(samples, torch.zeros(2, 4), Cost()), ["a", "b"], x, best_of=True)
+    assert nothing["images"][0]["psnr_best_oracle"] is None
