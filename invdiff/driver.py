@@ -124,7 +124,7 @@ def run(
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples
-    limit = compute.max_rows or _likely_rows(problem, device, total)
+    limit = compute.max_rows or _likely_rows(problem, device, total, sampler.particles)
     done = _Rows()
     start = 0
     with progress_bar(total * sampler.num_steps, "step", type(sampler).__name__, show=compute.progress) as bar:
@@ -242,11 +242,11 @@ def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posteri
     return Posterior(samples.unflatten(0, (images, num_samples)), diverged_at.reshape(images, num_samples), cost)
 
 
-def _likely_rows(problem: InverseProblem, device: torch.device, total: int) -> int:
+def _likely_rows(problem: InverseProblem, device: torch.device, total: int, particles: int) -> int:
     """Rows that are likely to fit; on CUDA all of them, since running out of memory there can be caught."""
     if device.type == "cuda":
         return total
-    pixels = problem.image_shape[-1] * problem.image_shape[-2]
+    pixels = particles * problem.image_shape[-1] * problem.image_shape[-2]
     return max(1, min(total, CPU_PIXELS // pixels))
 
 

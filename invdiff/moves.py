@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from invdiff.problem import InverseProblem
+
 
 def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise: Tensor) -> Tensor:
     """DDPM's ancestral step in variance-exploding coordinates, from sigma to sigma_next < sigma.
@@ -17,3 +19,17 @@ def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise
 def row_norm(r: Tensor) -> Tensor:
     """Euclidean norm of each row, (B, ...) -> (B,): rows never mix, and the gradient at r = 0 is 0."""
     return torch.linalg.vector_norm(r.flatten(1), dim=1)
+
+
+def nonzero(norm: Tensor) -> Tensor:
+    """A norm to divide by: 1 where it is 0, so that a zero direction stays zero."""
+    return norm.where(norm != 0, 1)
+
+
+def misfit_gradient(problem: InverseProblem, x: Tensor) -> Tensor:
+    """Gradient of |y - A(x)|^2 / 2 over what was measured, of each row; shaped like x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        misfit = problem.residual(x).abs().square().sum() / 2  # rows are independent: no mixing
+        (gradient,) = torch.autograd.grad(misfit, x)
+    return gradient

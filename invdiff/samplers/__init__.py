@@ -7,8 +7,11 @@ from pkgutil import iter_modules
 from .base import Needs, Sampler, Step
 from .daps import DAPS
 from .dps import DPS
+from .enkg import EnKG
+from .mcg import MCG
+from .reddiff import REDDiff
 
-__all__ = ["DAPS", "DPS", "Needs", "Sampler", "Step", "all_samplers"]
+__all__ = ["DAPS", "DPS", "MCG", "EnKG", "Needs", "REDDiff", "Sampler", "Step", "all_samplers"]
 
 
 def all_samplers() -> dict[str, type[Sampler]]:

@@ -84,6 +84,11 @@ class Sampler(ABC):
     def num_steps(self) -> int:
         """How many steps `iterate` yields."""
 
+    @property
+    def particles(self) -> int:
+        """Images in flight for each sample, for which the driver leaves room."""
+        return 1
+
     @abstractmethod
     def needs(self) -> Needs:
         """What the operator, the noise and the prior must offer."""

@@ -4,17 +4,18 @@ Paper       Zhang et al., Improving Diffusion Inverse Problem Solving with Decou
             arXiv:2407.01521, Algorithm 1.
 Target      p(x | y), by alternating draws: x0 from p(x0 | x_sigma, y), then x at the next noise level from x0 alone.
             Exact if p(x0 | x_sigma) were the Gaussian N(x0_hat, r^2 I) of step 2; the width r decides how good that is.
-Needs       a differentiable operator; the closed-form step needs a linear one and Gaussian noise. No network VJP.
-Cost        per step and sample: `ode_steps` forwards; `langevin_steps` calls of the operator and products with its
-            Jacobian, or one `solve` and two calls.
+Needs       a differentiable operator; the closed-form step a linear one and Gaussian noise, the Metropolis chain
+            neither. No network VJP.
+Cost        per step and sample: `ode_steps` forwards; `chain_steps` calls of the operator and products with its
+            Jacobian (Metropolis: calls alone), or one `solve` and two calls.
 Coordinates the paper's own; its images live in [-1, 1], so that sigma and tau are halved here and step sizes quartered.
-Departures  the data term of the Langevin chain is |y - A(x0)|^2 / (2 tau^2); the authors' main branch omits the factor
+Departures  the data term of the chains is |y - A(x0)|^2 / (2 tau^2); the authors' main branch omits the factor
             2. A chain that diverges is reported, not replaced by zeros. Ours are `inner="closed_form"`, the exact draw
-            which the chain approximates; `prior_std`, the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) that Gaussian
+            which the chains approximate; `prior_std`, the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) that Gaussian
             images of standard deviation s would have, instead of r = sigma, far too wide at high noise; and `draw_std`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
+from invdiff.moves import misfit_gradient, nonzero, row_norm
 from invdiff.operators import GaussianNoise, LinearOperator
 from invdiff.operators.base import as_rows
 from invdiff.priors import Prior
@@ -32,6 +34,8 @@ from invdiff.problem import InverseProblem
 from invdiff.samplers.base import Needs, Sampler, Step
 from invdiff.schedules import EDM, Schedule, karras
 from invdiff.streams import Streams
+
+INNER = ("auto", "langevin", "hamiltonian", "metropolis", "closed_form")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +47,20 @@ class DAPS(Sampler):
     schedule         annealing levels, image units
     ode_steps        Euler steps of the probability-flow ODE that gives x0_hat; 1 is the denoiser itself
     ode_sigma_min    level of the ODE's last step before 0, image units
-    inner            how x0 is drawn: `langevin` (the paper's), `closed_form` (linear operator, Gaussian noise), or
-                     `auto`: closed form where it is possible
+    inner            how x0 is drawn: `langevin` (the paper's), `hamiltonian` (damped, the authors' later settings),
+                     `metropolis` (random walk, no gradient), `closed_form` (linear operator, Gaussian noise), or
+                     `auto`: closed form where it is possible, else Langevin
     prior_std        s in the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) of step 2, image units; None: r = sigma, the
                      paper's
     draw_std         the same for the spread of the closed-form draw alone; None: `prior_std`, the exact draw. That
                      spread is white noise where nothing was measured, which x0 given x does not look like: a smaller
                      one gives cleaner samples that are too sure of themselves
-    langevin_steps   length of the Langevin chain
-    step_size        its step size at the first level, image units squared
-    step_size_ratio  the step size falls linearly to this fraction of it at the last level
+    chain_steps      length of the chain
+    step_size        its step size at the first level, image units squared; of Metropolis the variance of a proposal.
+                     None: half of what the stiffest direction allows, measured at every level for every sample (2
+                     power iterations, 4 more products with the Jacobian each)
+    step_size_ratio  a given step size falls linearly to this fraction of it at the last level
+    momentum         share of the velocity that a Hamiltonian step keeps; 0 is Langevin
     tau              noise level that the chain believes in, image units (published: 0.005, tuned, below the true one);
                      None: the likelihood of the noise itself; on a complex y it is the level of each real part
     """
@@ -60,23 +68,26 @@ class DAPS(Sampler):
     schedule: Schedule = EDM(steps=40, sigma_max=5.0, sigma_min=0.02)
     ode_steps: int = 1
     ode_sigma_min: float = 0.005
-    inner: Literal["auto", "langevin", "closed_form"] = "auto"
+    inner: Literal["auto", "langevin", "hamiltonian", "metropolis", "closed_form"] = "auto"
     prior_std: float | None = 0.25
     draw_std: float | None = 0.03
-    langevin_steps: int = 100
-    step_size: float = 2.5e-5
+    chain_steps: int = 100
+    step_size: float | None = None
     step_size_ratio: float = 0.01
-    tau: float | None = 0.005
+    momentum: float = 0.9
+    tau: float | None = None
 
     def __post_init__(self) -> None:
-        if self.inner not in ("auto", "langevin", "closed_form"):
-            raise ValueError(f"daps: inner must be auto, langevin or closed_form, got {self.inner!r}")
+        if self.inner not in INNER:
+            raise ValueError(f"daps: inner must be one of {', '.join(INNER)}, got {self.inner!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"daps: momentum must lie in [0, 1), got {self.momentum}")
         for name in (
             "ode_steps",
             "ode_sigma_min",
             "prior_std",
             "draw_std",
-            "langevin_steps",
+            "chain_steps",
             "step_size",
             "step_size_ratio",
             "tau",
@@ -92,6 +103,8 @@ class DAPS(Sampler):
     def needs(self) -> Needs:
         if self.inner == "closed_form":
             return Needs(linear=True, gaussian_noise=True)
+        if self.inner == "metropolis":
+            return Needs()
         return Needs(differentiable=True)
 
     def expected_cost(self) -> Cost:
@@ -99,7 +112,7 @@ class DAPS(Sampler):
 
     @classmethod
     def example(cls) -> Self:
-        return cls(schedule=EDM(steps=6, sigma_max=10.0, sigma_min=0.05), draw_std=None, langevin_steps=5)
+        return cls(schedule=EDM(steps=6, sigma_max=10.0, sigma_min=0.05), draw_std=None, chain_steps=5)
 
     @classmethod
     def published(cls) -> Self:
@@ -110,11 +123,14 @@ class DAPS(Sampler):
             inner="langevin",
             prior_std=None,
             draw_std=None,
+            step_size=2.5e-5,
+            tau=0.005,
         )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.sigmas().tolist()
         x = sigmas[0] * rng.normal()
+        probe = None if self._closed_form(problem) or self.step_size is not None else rng.normal()
         for k, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             x0_hat = probability_flow(prior, x, self._ode_levels(sigma))  # step 1: where x would flow to
             width = conditional_std(sigma, self.prior_std)
@@ -122,8 +138,8 @@ class DAPS(Sampler):
                 spread = conditional_std(sigma, self.draw_std or self.prior_std)
                 x0 = gaussian_draw(problem, x0_hat, width, rng, spread=spread)  # step 2, exact
             else:
-                eta = self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio))
-                x0 = self._langevin(problem, x0_hat, width, eta, rng)  # step 2
+                eta, probe = self._chain_step(problem, x0_hat, width, k, probe)
+                x0 = self._chain()(problem, x0_hat, width, eta, rng)  # step 2
             x = x0 + sigma_next * rng.normal() if sigma_next > 0 else x0  # step 3: decoupled from the x before
             yield Step(x, x0, sigma_next)
 
@@ -135,22 +151,76 @@ class DAPS(Sampler):
         possible = isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, GaussianNoise)
         return possible if self.inner == "auto" else self.inner == "closed_form"
 
-    def _langevin(self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float, rng: Streams) -> Tensor:
+    def _chain(self) -> Callable[..., Tensor]:
+        if self.inner == "hamiltonian":
+            return self._hamiltonian
+        return self._metropolis if self.inner == "metropolis" else self._langevin
+
+    def _chain_step(
+        self, problem: InverseProblem, x0_hat: Tensor, width: float, k: int, probe: Tensor | None
+    ) -> tuple[float | Tensor, Tensor | None]:
+        """The step size of level k, one for all or one per row shaped like x0, and the stiffest direction so far."""
+        if self.step_size is not None:
+            return self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio)), None
+        if self.inner == "metropolis":  # 2.4 widths over the root of the dimension: the best random walk on a Gaussian
+            return (2.4 * width) ** 2 / x0_hat[0].numel(), None
+        assert probe is not None
+        stiffness = torch.zeros(len(probe))
+        for _ in range(2):
+            unit = probe / as_rows(nonzero(row_norm(probe)), probe)
+            shift = 0.01 * sqrt(x0_hat[0].numel()) * unit  # a hundredth of the range in every pixel
+            probe = self._data_gradient(problem, x0_hat + shift) - self._data_gradient(problem, x0_hat - shift)
+            stiffness = row_norm(probe) / (2 * row_norm(shift).clamp(min=1e-30))
+        return as_rows(0.5 / (stiffness + 1 / width**2), x0_hat), probe
+
+    def _langevin(
+        self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float | Tensor, rng: Streams
+    ) -> Tensor:
         """Unadjusted Langevin dynamics on N(x0; x0_hat, width^2) p(y | x0), started at x0_hat."""
         x0 = x0_hat
-        for _ in range(self.langevin_steps):
-            slope = (x0 - x0_hat) / width**2 + self._data_gradient(problem, x0)
-            x0 = x0 - eta * slope + sqrt(2 * eta) * rng.normal()
+        for _ in range(self.chain_steps):
+            x0 = x0 - eta * self._slope(problem, x0_hat, width, x0) + (2 * eta) ** 0.5 * rng.normal()
         return x0
 
-    def _data_gradient(self, problem: InverseProblem, x0: Tensor) -> Tensor:
+    def _hamiltonian(
+        self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float | Tensor, rng: Streams
+    ) -> Tensor:
+        """The same target by a velocity that is damped and kicked at every step."""
+        x0, velocity = x0_hat, rng.normal()
+        for _ in range(self.chain_steps):
+            kick = sqrt(2 * (1 - self.momentum)) * rng.normal()
+            velocity = self.momentum * velocity - eta**0.5 * self._slope(problem, x0_hat, width, x0) + kick
+            x0 = x0 + eta**0.5 * velocity
+        return x0
+
+    def _metropolis(
+        self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float | Tensor, rng: Streams
+    ) -> Tensor:
+        """The same target by a random walk whose steps are accepted or not, each sample for itself."""
+        x0, energy = x0_hat, self._energy(problem, x0_hat, width, x0_hat)
+        for _ in range(self.chain_steps):
+            proposed = x0 + eta**0.5 * rng.normal()
+            its_energy = self._energy(problem, x0_hat, width, proposed)
+            # Half the square of two normal numbers is minus the logarithm of a uniform one.
+            accept = its_energy - energy < rng.normal((2,)).square().sum(1) / 2
+            x0 = torch.where(accept.reshape(-1, *[1] * (x0.dim() - 1)), proposed, x0)
+            energy = torch.where(accept, its_energy, energy)
+        return x0
+
+    def _energy(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
+        """Minus the logarithm of the chains' target, (R,)."""
         if self.tau is None:
-            return problem.nll_gradient(x0)
-        with torch.enable_grad():
-            x0 = x0.detach().requires_grad_(True)
-            misfit = problem.residual(x0).abs().square().sum() / (2 * self.tau**2)  # rows are independent: no mixing
-            (gradient,) = torch.autograd.grad(misfit, x0)
-        return gradient
+            data = problem.nll(x0)
+        else:
+            data = problem.residual(x0).abs().square().flatten(1).sum(1) / (2 * self.tau**2)
+        return (x0 - x0_hat).square().flatten(1).sum(1) / (2 * width**2) + data
+
+    def _slope(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
+        """Gradient of the energy."""
+        return (x0 - x0_hat) / width**2 + self._data_gradient(problem, x0)
+
+    def _data_gradient(self, problem: InverseProblem, x0: Tensor) -> Tensor:
+        return problem.nll_gradient(x0) if self.tau is None else misfit_gradient(problem, x0) / self.tau**2
 
 
 def conditional_std(sigma: float, prior_std: float | None) -> float:

@@ -76,6 +76,7 @@ def test_the_option_is_named() -> None:
     check_kinds(config(tau=None, inner="auto"), "sampler")
     with pytest.raises(BadInput, match=r"^sampler\.schedule\.steps must be a whole number, got many$"):
         check_kinds(config(schedule={"steps": "many"}), "sampler")
-    with pytest.raises(BadInput, match=r"^sampler\.inner must be one of auto, langevin, closed_form, got 3$"):
+    choices = "auto, langevin, hamiltonian, metropolis, closed_form"
+    with pytest.raises(BadInput, match=rf"^sampler\.inner must be one of {choices}, got 3$"):
         check_kinds(config(inner=3), "sampler")
     check_kinds(config(unknown="left to the constructor"), "sampler")

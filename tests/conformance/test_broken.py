@@ -392,5 +392,5 @@ def test_the_published_ones_at_other_settings() -> None:
     """The checks are about rules, not about settings."""
     check_sampler(DPS(schedule=VP(steps=5), guidance="norm", clip=False))
     check_sampler(
-        DAPS(schedule=EDM(steps=4, sigma_max=5.0, sigma_min=0.1), inner="langevin", langevin_steps=5, ode_steps=2)
+        DAPS(schedule=EDM(steps=4, sigma_max=5.0, sigma_min=0.1), inner="langevin", chain_steps=5, ode_steps=2)
     )

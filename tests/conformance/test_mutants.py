@@ -30,7 +30,7 @@ SAMPLERS: dict[str, Sampler] = {
         schedule=EDM(steps=4, sigma_max=10.0, sigma_min=0.05),
         inner="langevin",
         tau=None,
-        langevin_steps=10,
+        chain_steps=10,
         step_size=1e-3,
         step_size_ratio=1.0,
     ),

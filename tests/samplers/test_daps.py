@@ -151,7 +151,7 @@ def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, no
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1 if tau is None else 7.0), y).select(
         torch.zeros(rows, dtype=torch.long)
     )
-    sampler = replace(DAPS.published(), langevin_steps=steps, tau=tau)
+    sampler = replace(DAPS.published(), chain_steps=steps, tau=tau)
     x = sampler._langevin(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
     h = 1 / width**2 + mask.flatten() / 0.1**2
     target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
@@ -174,7 +174,7 @@ def test_langevin_with_a_complex_measurement(normals: type) -> None:
 
     truth = torch.tensor([1.0, -0.5], dtype=torch.float64)
     for tau, variance_of_a_part in ((0.2, 0.2**2), (None, 0.5**2 / 2)):
-        sampler = replace(DAPS.published(), langevin_steps=1, tau=tau)
+        sampler = replace(DAPS.published(), chain_steps=1, tau=tau)
         moved = sampler._langevin(problem, x0, 1.0, eta, Silent())  # type: ignore[arg-type]
         assert torch.allclose(moved.flatten(), eta * 5 * truth / variance_of_a_part)
 
@@ -239,7 +239,7 @@ def test_every_step_equals_the_authors(
     script = [start]
     for k in range(levels):
         script += [*chains[k], *([noises[k]] if k < levels - 1 else [])]
-    sampler = replace(DAPS.published(), schedule=replace(DAPS.published().schedule, steps=levels), langevin_steps=chain)
+    sampler = replace(DAPS.published(), schedule=replace(DAPS.published().schedule, steps=levels), chain_steps=chain)
     prior = gaussian((mean.reshape(shape) + 1) / 2, covariance / 4)
     found = run(sampler, problem, prior, scripted([n.reshape(images, *shape) for n in script]))
 
@@ -269,7 +269,7 @@ def propagate(sampler: DAPS, s: float, y: float | None) -> tuple[float, float]:
         data = 0.0 if y is None else 1 / sampler.tau**2
         g, shift, w = 1.0, 0.0, 0.0
         keep = 1 - eta * (1 / width**2 + data)
-        for _ in range(sampler.langevin_steps):
+        for _ in range(sampler.chain_steps):
             g, shift, w = (
                 keep * g + eta / width**2,
                 keep * shift + eta * data * (y or 0.0),
@@ -284,7 +284,7 @@ PUBLISHED = DAPS.published()
 
 def test_published_numbers() -> None:
     """5-step Euler, 200 levels from 100 to 0.1, tau 0.01, eta 1e-4 on [-1, 1]: halved and quartered once."""
-    assert (PUBLISHED.num_steps, PUBLISHED.ode_steps, PUBLISHED.langevin_steps) == (200, 5, 100)
+    assert (PUBLISHED.num_steps, PUBLISHED.ode_steps, PUBLISHED.chain_steps) == (200, 5, 100)
     schedule = PUBLISHED.schedule
     assert isinstance(schedule, EDM)
     assert (2 * schedule.sigma_max, 2 * schedule.sigma_min, schedule.rho) == (100.0, 0.1, 7.0)
@@ -319,7 +319,7 @@ def compare_with_the_recursion(sampler: DAPS, rows: int, normals: type) -> None:
 def test_the_algorithm_follows_the_recursion(prior_std: float | None, normals: type) -> None:
     """The whole algorithm, shortened: every draw, grid and step size enters the variance."""
     sampler = replace(
-        PUBLISHED, schedule=EDM(steps=12, sigma_max=50.0, sigma_min=0.05), langevin_steps=25, prior_std=prior_std
+        PUBLISHED, schedule=EDM(steps=12, sigma_max=50.0, sigma_min=0.05), chain_steps=25, prior_std=prior_std
     )
     compare_with_the_recursion(sampler, 400, normals)
 
@@ -345,7 +345,7 @@ SHORT = EDM(steps=6, sigma_max=5.0, sigma_min=0.05)
 
 def test_one_chain_that_diverges_leaves_the_others_alone_and_is_reported() -> None:
     """Its noise level makes the step size unstable for image 2 alone; nothing is replaced by zeros."""
-    sampler = DAPS(schedule=SHORT, ode_steps=2, inner="langevin", langevin_steps=60, tau=None)
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner="langevin", chain_steps=60, step_size=2.5e-5)
     levels = torch.full((4,), 0.1)
     problem, prior = small_problem(sigma=levels)
     healthy = sampler.sample(problem, prior, num_samples=2)
@@ -365,7 +365,7 @@ def test_one_chain_that_diverges_leaves_the_others_alone_and_is_reported() -> No
 @pytest.mark.parametrize("inner", ["langevin", "closed_form"])
 def test_a_row_does_not_know_the_others(inner: str) -> None:
     problem, prior = small_problem(images=8)
-    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, langevin_steps=10)  # type: ignore[arg-type]
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, chain_steps=10)  # type: ignore[arg-type]
     alone = sampler.sample(problem.select(torch.tensor([5])), prior, first_image=5)
     others = torch.full_like(problem.y, 3.0)
     others[5] = problem.y[5]
@@ -387,13 +387,14 @@ def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(inner: str) -
     problem, _ = small_problem(images=2)
     prior = Watched(torch.full((1, 8, 8), 0.5), 0.04 * torch.eye(64))
     prior.differentiable = False  # the sampler must not ask for it
-    sampler = DAPS(schedule=SHORT, ode_steps=3, inner=inner, langevin_steps=7)  # type: ignore[arg-type]
+    sampler = DAPS(schedule=SHORT, ode_steps=3, inner=inner, chain_steps=7)  # type: ignore[arg-type]
     cost = sampler.sample(problem, prior, num_samples=3).cost
     assert sampler.expected_cost().forwards == 6 * 3
     assert sampler.expected_cost().vjps == 0
     assert (cost.forwards, cost.vjps) == (6 * 6 * 3, 0)
-    # Langevin: one call and one product with the Jacobian a step; closed form: one call, one adjoint, one solve.
-    assert cost.operator_calls == 6 * 6 * (7 * 2 if inner == "langevin" else 3)
+    # Langevin: one call and one product with the Jacobian a step, and as much four times for the step size; closed
+    # form: one call, one adjoint, one solve.
+    assert cost.operator_calls == 6 * 6 * ((7 + 4) * 2 if inner == "langevin" else 3)
 
 
 @pytest.mark.parametrize("inner", ["langevin", "closed_form"])
@@ -409,7 +410,7 @@ def test_what_was_not_measured_does_not_matter(inner: str, foreign: bool) -> Non
         operator = as_operator(Physics(img_size=shape, mask=mask.float()))
     y = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * mask
     prior = GaussianPrior(torch.full(shape, 0.5), 0.04 * torch.eye(64))
-    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, langevin_steps=5)  # type: ignore[arg-type]
+    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, chain_steps=5)  # type: ignore[arg-type]
     results = [
         sampler.sample(InverseProblem(operator, GaussianNoise(0.1), torch.where(mask, y, value)), prior)
         for value in (0.0, 9.0, torch.nan)
@@ -422,8 +423,7 @@ def test_what_was_not_measured_does_not_matter(inner: str, foreign: bool) -> Non
 def test_auto_takes_the_closed_form_where_there_is_one() -> None:
     problem, prior = small_problem(images=1)
     auto, exact, chain = (
-        DAPS(schedule=SHORT, ode_steps=1, inner=inner, langevin_steps=3)
-        for inner in ("auto", "closed_form", "langevin")
+        DAPS(schedule=SHORT, ode_steps=1, inner=inner, chain_steps=3) for inner in ("auto", "closed_form", "langevin")
     )
     assert torch.equal(auto.sample(problem, prior).samples, exact.sample(problem, prior).samples)
     nonlinear = InverseProblem(CallableOperator(lambda x: x**2), GaussianNoise(0.1), problem.y, image_shape=(1, 8, 8))
@@ -457,7 +457,7 @@ def test_closed_form_with_a_linear_black_box(gaussian: Callable) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"inner": "mala"}, "inner must be auto, langevin or closed_form, got 'mala'"),
+        ({"inner": "mala"}, "inner must be one of auto, langevin, hamiltonian, metropolis, closed_form, got 'mala'"),
         ({"ode_steps": 0}, "ode_steps must be positive, got 0"),
         ({"tau": 0.0}, "tau must be positive, got 0.0"),
         ({"prior_std": -1.0}, "prior_std must be positive, got -1.0"),
