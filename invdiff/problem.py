@@ -19,7 +19,8 @@ class InverseProblem:
     image_shape  (C, H, W) of the images; needed only where the operator cannot tell it from y
 
     Everything is checked here, once: raises ValueError in one line where y holds NaN or infinity, where the number of
-    images differs between y and the parameters of operator or noise, or where A of an image is not shaped like y.
+    images differs between y and the parameters of operator or noise, where y cannot have come from this noise (photon
+    counts below zero), or where A of an image is not shaped like y.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class InverseProblem:
             raise ValueError(reason)
         if self.operator.images not in (1, self.images):
             raise ValueError(f"the operator has parameters for {self.operator.images} images, y has {self.images}")
-        levels = self.noise.variance(torch.zeros(self.images, *[1] * (self.y.dim() - 1), device=self.y.device))
-        if levels.dim() and levels.shape[0] not in (1, self.images):
-            raise ValueError(f"the noise has levels for {levels.shape[0]} images, y has {self.images}")
         observed = self.observed
         values = self.y if observed is None else torch.where(observed, self.y, 0)
         if not values.isfinite().all():
             bad = int((~values.isfinite()).sum())
             raise ValueError(f"the measurement holds {bad} NaN or infinite value(s); mask them out or repair them")
+        reason = self.noise.refuses(self.y, observed)
+        if reason is not None:
+            raise ValueError(reason)
         with torch.no_grad():
             one = self.select(torch.zeros(1, dtype=torch.long))
             probe = one.operator(torch.zeros(1, *self.image_shape, device=self.y.device))

@@ -1,13 +1,12 @@
-"""Measurement noise: how y scatters about A(x). Every factor of one half and every sigma lives here.
+"""Measurement noise: how y scatters about A(x). Every factor of one half and every sigma lives in a noise model.
 
 `observed` masks the entries of y that were measured (`Operator.measured`); entries outside it carry neither noise nor
 likelihood. Levels are in the units of the measurement.
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,14 @@ from .base import as_rows, describe_shape
 
 
 class Noise(nn.Module, ABC):
-    """A likelihood p(y | A x), independent over the entries of y."""
+    """A likelihood p(y | A x), independent over the entries of y.
+
+    per_image       names of the buffers that hold levels: one for all images, () or (1,), or one per image, (B,)
+    complex_valued  it is defined for complex measurements too
+    """
+
+    per_image: ClassVar[tuple[str, ...]] = ()
+    complex_valued: ClassVar[bool] = True
 
     @abstractmethod
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,10 +34,12 @@ class Noise(nn.Module, ABC):
 
     @abstractmethod
     def variance(self, clean: Tensor) -> Tensor:
-        """Variance of y given the noiseless measurement, broadcastable to it (complex: E|y - clean|^2)."""
+        """E|y - clean|^2 given the noiseless measurement, broadcastable to it; the variance where the mean is clean."""
 
     def sample(self, clean: Tensor, generators: list[torch.Generator], observed: Tensor | None = None) -> Tensor:
         """Noisy measurements of noiseless ones, (B, ...), with one random stream per image."""
+        if clean.is_complex() and not self.complex_valued:
+            raise ValueError(self._not_for_complex())
         noisy = [
             self.select(torch.tensor([i])).draw(row.cpu(), generator)
             for i, (row, generator) in enumerate(zip(clean, generators, strict=True))
@@ -51,9 +59,38 @@ class Noise(nn.Module, ABC):
         count = masked(torch.ones_like(squares), observed).flatten(1).sum(1)
         return masked(squares, observed).flatten(1).sum(1) / count
 
+    def refuses(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        """None where these measurements, (B, ...), can be scored, otherwise the reason why not, in words."""
+        if self.images not in (1, len(y)):
+            return f"the noise has levels for {self.images} images, y has {len(y)}"
+        if y.is_complex() and not self.complex_valued:
+            return self._not_for_complex()
+        return None
+
+    def _not_for_complex(self) -> str:
+        return f"{type(self).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
+
+    @property
+    def images(self) -> int:
+        """How many images this noise has levels for; 1 where all images share them."""
+        return max((getattr(self, name).numel() for name in self.per_image), default=1)
+
     def select(self, index: Tensor) -> Self:
         """The noise of these images, in this order; itself where all share one level."""
-        return self
+        if self.images == 1:
+            return self
+        chosen = copy.copy(self)
+        chosen._buffers = dict(self._buffers)
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value.numel() > 1:
+                setattr(chosen, name, value[index.to(value.device)])
+        return chosen
+
+    def level(self, name: str, like: Tensor) -> Tensor:
+        """The level of this name, shaped to multiply `like`, (B, ...), in its precision and place."""
+        value: Tensor = getattr(self, name)
+        return torch.as_tensor(as_rows(value.to(like.device, like.real.dtype), like))
 
 
 class GaussianNoise(Noise):
@@ -63,18 +100,12 @@ class GaussianNoise(Noise):
            sigma^2 is the variance of the complex number, sigma / sqrt(2) for each of its two parts.
     """
 
+    per_image = ("sigma",)
     sigma: Tensor
 
     def __init__(self, sigma: float | Tensor = 0.05) -> None:
         super().__init__()
-        value = torch.as_tensor(sigma, dtype=torch.float32)
-        if value.dim() > 1:
-            raise ValueError(
-                f"gaussian noise: sigma is a number or one per image, (B,), got shape {describe_shape(value.shape)}"
-            )
-        if not (value.isfinite().all() and (value > 0).all()):
-            raise ValueError(f"gaussian noise: sigma must be positive, in the units of the measurement, got {sigma}")
-        self.register_buffer("sigma", value)
+        self.register_buffer("sigma", as_level("gaussian noise: sigma", sigma))
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         return clean + self.sigma.reshape(()).cpu() * torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
@@ -86,37 +117,52 @@ class GaussianNoise(Noise):
         return squared(residual) / (2 * part)
 
     def variance(self, clean: Tensor) -> Tensor:
-        return torch.as_tensor(as_rows(self.sigma.to(clean.device), clean)) ** 2
+        return self.level("sigma", clean) ** 2
 
-    def select(self, index: Tensor) -> Self:
-        if self.sigma.numel() == 1:
-            return self
-        chosen = copy.copy(self)
-        chosen._buffers = {"sigma": self.sigma[index.to(self.sigma.device)]}
-        return chosen
+
+class NoNoise(GaussianNoise):
+    """y = A x exactly. The likelihood is a narrow Gaussian, which says how closely an image has to fit y.
+
+    tolerance  its standard deviation, in the units of the measurement, a number or one per image, (B,)
+
+    It counts as Gaussian noise, so that every sampler runs. The misfit of the truth is 0, and 1 is a residual as large
+    as the tolerance.
+    """
+
+    def __init__(self, tolerance: float | Tensor = 0.01) -> None:
+        super().__init__()
+        self.register_buffer("sigma", as_level("no noise: tolerance", tolerance))
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        return clean.clone()
 
 
 class PoissonNoise(Noise):
     """Photon counting: y = gain * Poisson(A x / gain), so that E y = A x and Var y = gain * A x.
 
-    gain  value of one count, in the units of the measurement: 1 / gain photons where A x = 1
+    gain  value of one count, in the units of the measurement, a number or one per image, (B,): 1 / gain photons where
+          A x = 1
 
     A noiseless measurement below zero counts as zero when drawing, and in the likelihood where nothing was counted.
     Where something was counted, the negative log-likelihood, infinite there, is continued below a tenth of a count by
     its tangent, so that samplers which leave the positive range are pulled back.
     """
 
-    def __init__(self, gain: float = 0.01) -> None:
+    per_image = ("gain",)
+    complex_valued = False
+    gain: Tensor
+
+    def __init__(self, gain: float | Tensor = 0.01) -> None:
         super().__init__()
-        if not 0 < gain < math.inf:
-            raise ValueError(f"poisson noise: gain must be positive, the value of one count, got {gain}")
-        self.gain = float(gain)
+        self.register_buffer("gain", as_level("poisson noise: gain", gain, "the value of one count"))
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        return self.gain * torch.poisson(clean.clamp(min=0) / self.gain, generator=generator)
+        gain = self.gain.reshape(()).to(clean)
+        return gain * torch.poisson(clean.clamp(min=0) / gain, generator=generator)
 
     def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
-        rate, count = clean / self.gain, y / self.gain
+        gain = self.level("gain", clean)
+        rate, count = clean / gain, y / gain
         floor = 0.1
         safe = rate.clamp(min=floor)
         exact = safe - count * safe.log()
@@ -125,7 +171,32 @@ class PoissonNoise(Noise):
         return exact + (1 - count / floor) * (rate - safe)
 
     def variance(self, clean: Tensor) -> Tensor:
-        return self.gain * clean.clamp(min=0.1 * self.gain)
+        gain = self.level("gain", clean)
+        return gain * torch.maximum(clean, 0.1 * gain)
+
+    def refuses(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        return super().refuses(y, observed) or negative("photon counts", y, observed)
+
+
+def as_level(name: str, value: float | Tensor, meaning: str = "in the units of the measurement") -> Tensor:
+    """A noise level as a buffer, () or (B,). Raises where it is not positive; `name` is of noise and level."""
+    level = torch.as_tensor(value, dtype=torch.float32)
+    if level.dim() > 1:
+        raise ValueError(f"{name} is a number or one per image, (B,), got shape {describe_shape(level.shape)}")
+    if not (level.isfinite().all() and (level > 0).all()):
+        raise ValueError(f"{name} must be positive, {meaning}, got {value}")
+    return level
+
+
+def negative(what: str, y: Tensor, observed: Tensor | None) -> str | None:
+    """Why this measurement is refused where an entry of it is below zero, None where none is."""
+    below = masked(y, observed) < 0
+    if not below.any():
+        return None
+    return (
+        f"{what} cannot be negative, but y holds {int(below.sum())} value(s) below zero, down to "
+        f"{float(y[below].min()):.3g}; clip them, or use noise=gaussian"
+    )
 
 
 def masked(entries: Tensor, observed: Tensor | None) -> Tensor:

@@ -70,6 +70,22 @@ def images(count: int, seed: int = 0) -> Tensor:
             "holds 2 NaN or infinite",
         ),
         (
+            lambda: InverseProblem(Denoising(), PoissonNoise(torch.tensor([0.1, 0.2])), torch.ones(3, *SHAPE)),
+            "noise has levels for 2 images, y has 3",
+        ),
+        (
+            lambda: InverseProblem(Denoising(), PoissonNoise(), torch.full((1, *SHAPE), -0.5)),
+            "photon counts cannot be negative, but y holds 64 value",
+        ),
+        (
+            lambda: InverseProblem(
+                LinearCallableOperator(torch.fft.fft2, image_shape=SHAPE),
+                PoissonNoise(),
+                torch.ones(1, *SHAPE, dtype=torch.complex64),
+            ),
+            "PoissonNoise is noise of real measurements, and this one is complex",
+        ),
+        (
             lambda: InverseProblem(
                 CallableOperator(lambda x: x[..., ::2]), GaussianNoise(), torch.zeros(1, *SHAPE), image_shape=SHAPE
             ),

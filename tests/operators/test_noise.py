@@ -2,16 +2,55 @@
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators import GaussianNoise, Noise, PoissonNoise
+from invdiff.operators import (
+    GaussianNoise,
+    ImpulseNoise,
+    LaplaceNoise,
+    Noise,
+    NoNoise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    QuantisationNoise,
+    SpeckleNoise,
+)
 
 Normal = Callable[..., Tensor]
 N = 100_000  # entries of a Monte Carlo test
+
+MODELS: dict[str, Noise] = {
+    "gaussian": GaussianNoise(0.5),
+    "none": NoNoise(0.5),
+    "poisson": PoissonNoise(0.125),
+    "poisson-gaussian": PoissonGaussianNoise(0.125, 0.25),
+    "laplace": LaplaceNoise(0.25),
+    "impulse": ImpulseNoise(0.25, 0.125, high=1.5),
+    "speckle": SpeckleNoise(3.0),
+    "quantisation": QuantisationNoise(2, 0.25, low=-0.5, high=1.5),
+}
+PER_IMAGE: dict[str, Noise] = {
+    "gaussian": GaussianNoise(torch.tensor([0.5, 0.25, 2.0])),
+    "none": NoNoise(torch.tensor([0.5, 0.25, 2.0])),
+    "poisson": PoissonNoise(torch.tensor([0.125, 0.5, 0.25])),
+    "poisson-gaussian": PoissonGaussianNoise(torch.tensor([0.125, 0.5, 0.25]), torch.tensor([0.25, 0.125, 1.0])),
+    "poisson-gaussian-one": PoissonGaussianNoise(0.125, torch.tensor([0.25, 0.125, 1.0])),
+    "laplace": LaplaceNoise(torch.tensor([0.5, 0.25, 2.0])),
+    "impulse": ImpulseNoise(torch.tensor([0.25, 0.5, 0.125]), torch.tensor([0.125, 0.25, 0.5])),
+    "impulse-one": ImpulseNoise(torch.tensor([0.25, 0.5, 0.125]), 0.125),
+    "speckle": SpeckleNoise(torch.tensor([1.0, 4.0, 2.5])),
+    "quantisation": QuantisationNoise(3, torch.tensor([0.25, 0.125, 0.5])),
+}
+NOISY = {name: noise for name, noise in MODELS.items() if name != "none"}
+
+
+def each(models: dict[str, Noise]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("noise", models.values(), ids=list(models))
 
 
 def streams(*seeds: int) -> list[torch.Generator]:
@@ -65,10 +104,22 @@ def test_poisson_counts_nothing_below_zero() -> None:
     assert (PoissonNoise(0.1).sample(torch.full((1, 50), -2.0), streams(0)) == 0).all()
 
 
-@pytest.mark.parametrize("noise", [GaussianNoise(0.3), PoissonNoise(0.1)], ids=["gaussian", "poisson"])
+@each(NOISY)
+@pytest.mark.parametrize("level", [0.05, 0.4, 1.1])
+def test_the_variance_is_that_of_the_draws(noise: Noise, level: float) -> None:
+    """About the noiseless value; that is the mean, but where values are replaced or rounded."""
+    clean = torch.full((1, N), level)
+    y = noise.sample(clean, streams(0))
+    assert y.dtype == torch.float32
+    assert within((y - level) ** 2, float(noise.variance(clean[:, :1])))
+    if not isinstance(noise, (ImpulseNoise, QuantisationNoise)):
+        assert within(y, level)
+
+
+@each(NOISY)
 def test_a_stream_per_image(noise: Noise, normal: Normal) -> None:
     """The same stream gives the same y whatever else is in the batch; another stream another y."""
-    clean = normal(3, 1, 4, 4).abs()
+    clean = normal(3, 1, 6, 6).abs()
     together = noise.sample(clean, streams(5, 6, 7))
     for i, seed in enumerate((5, 6, 7)):
         assert torch.equal(noise.sample(clean[i : i + 1], streams(seed)), together[i : i + 1])
@@ -80,15 +131,60 @@ def test_a_stream_for_every_image_is_needed(normal: Normal) -> None:
         GaussianNoise(0.3).sample(normal(3, 4), streams(0, 1))
 
 
+def test_without_noise_y_is_clean(normal: Normal) -> None:
+    for dtype in (torch.float32, torch.complex64):
+        clean = normal(2, 5, dtype=dtype)
+        y = NoNoise(0.3).sample(clean, streams(0, 1))
+        assert torch.equal(y, clean)
+        assert y.data_ptr() != clean.data_ptr()
+
+
 # -- what is scored ----------------------------------------------------------------------------------------------------
 
 
-def test_gaussian_nll_is_the_log_density(normal: Normal) -> None:
-    y, one, other = normal(2, 3, 4), normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2)
-    noise = GaussianNoise(0.5)
-    density = torch.distributions.Normal
-    wanted = (density(other, 0.5).log_prob(y) - density(one, 0.5).log_prob(y)).flatten(1).sum(1)
+def log_density(noise: Noise, y: Tensor, clean: Tensor) -> Tensor:
+    """Of each entry, by another hand; levels shared by all images."""
+    normal = torch.distributions.Normal
+    match noise:
+        case GaussianNoise(sigma=sigma):
+            return normal(clean, sigma.double()).log_prob(y)
+        case PoissonNoise(gain=gain):
+            return torch.distributions.Poisson(clean / gain.double()).log_prob((y / gain).round())
+        case PoissonGaussianNoise(gain=gain, sigma=sigma):
+            return normal(clean, (gain * clean + sigma**2).sqrt()).log_prob(y)
+        case LaplaceNoise(scale=scale):
+            return torch.distributions.Laplace(clean, scale.double()).log_prob(y)
+        case SpeckleNoise(looks=looks):
+            return torch.distributions.Gamma(looks.double(), looks / clean).log_prob(y)
+        case ImpulseNoise(fraction=fraction, sigma=sigma):
+            centres = torch.stack([clean, torch.full_like(clean, noise.low), torch.full_like(clean, noise.high)])
+            weights = torch.stack([1 - fraction, fraction / 2, fraction / 2]).reshape(3, *[1] * clean.dim())
+            return (weights * normal(centres, sigma.double()).log_prob(y).exp()).sum(0).log()
+        case QuantisationNoise(sigma=sigma):
+            half, law = noise.step / 2, normal(clean, sigma.double())
+            begin = torch.where(y - half < noise.low, -math.inf, y - half)
+            end = torch.where(y + half > noise.high, math.inf, y + half)
+            return (law.cdf(end) - law.cdf(begin)).log()
+    raise AssertionError(f"no density for {noise}")
+
+
+@each(MODELS)
+def test_nll_is_the_log_density(noise: Noise, normal: Normal) -> None:
+    one, other = normal(2, 30, seed=1).abs() + 0.1, normal(2, 30, seed=2).abs() + 0.1
+    y = noise.sample(one, streams(0, 1))
+    wanted = (log_density(noise, y, other) - log_density(noise, y, one)).sum(1)
     torch.testing.assert_close(noise.nll(y, one) - noise.nll(y, other), wanted)
+
+
+@each(NOISY)
+def test_what_is_scored_is_what_is_drawn(noise: Noise) -> None:
+    """The gradient at the truth is zero on average: no other image of this family explains the draws better."""
+    for level in (0.3, 0.9):
+        clean = torch.full((1, N), level, dtype=torch.float64, requires_grad=True)
+        y = noise.sample(clean.detach(), streams(3))
+        (gradient,) = torch.autograd.grad(noise.nll(y, clean).sum(), clean)
+        assert gradient.std() > 0.1
+        assert within(gradient, 0)
 
 
 def test_complex_nll_is_that_of_its_parts(normal: Normal) -> None:
@@ -99,19 +195,7 @@ def test_complex_nll_is_that_of_its_parts(normal: Normal) -> None:
     torch.testing.assert_close(parts, (y - clean).abs().square().sum(1) / 0.25, rtol=1e-6, atol=1e-6)
 
 
-def test_poisson_nll_is_the_log_density(normal: Normal) -> None:
-    gain = 0.2
-    one, other = normal(2, 30, seed=1).abs() + 0.1, normal(2, 30, seed=2).abs() + 0.1
-    noise = PoissonNoise(gain)
-    y = noise.sample(one, streams(0, 1))
-    counts, density = (y / gain).round(), torch.distributions.Poisson
-    wanted = (density(other / gain).log_prob(counts) - density(one / gain).log_prob(counts)).sum(1)
-    torch.testing.assert_close(noise.nll(y, one) - noise.nll(y, other), wanted)
-
-
-@pytest.mark.parametrize(
-    "noise", [GaussianNoise(0.5), GaussianNoise(torch.tensor([0.5, 0.25, 2.0])), PoissonNoise(0.1)]
-)
+@each(PER_IMAGE | {f"{name}-shared": noise for name, noise in MODELS.items()})
 def test_nll_is_summed_over_the_measurement_and_not_over_the_batch(noise: Noise, normal: Normal) -> None:
     y, clean = normal(3, 2, 4, 5).abs(), normal(3, 2, 4, 5, seed=1).abs() + 0.5
     nll = noise.nll(y, clean)
@@ -121,6 +205,15 @@ def test_nll_is_summed_over_the_measurement_and_not_over_the_batch(noise: Noise,
         torch.testing.assert_close(one.nll(y[row], clean[row]), nll[row])
         halves = [one.nll(y[row, :, half], clean[row, :, half]) for half in (slice(0, 2), slice(2, 4))]
         torch.testing.assert_close(halves[0] + halves[1], nll[row])
+
+
+@each(MODELS | {f"{name}-per-image": noise for name, noise in PER_IMAGE.items()})
+def test_gradient(noise: Noise, normal: Normal) -> None:
+    """Against finite differences, on images inside and outside the range of images."""
+    clean = (normal(3, 6, seed=1).abs() + 0.1).requires_grad_(True)
+    y = noise.sample(clean.detach(), streams(0, 1, 2))
+    assert torch.autograd.gradcheck(lambda c: noise.nll(y, c), (clean,))
+    assert torch.autograd.gradcheck(lambda c: noise.nll(y, c), ((clean - 2).detach().requires_grad_(True),))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
@@ -163,7 +256,7 @@ def test_poisson_gradient(normal: Normal) -> None:
 
 def slope(noise: Noise, count: float, rate: float) -> tuple[float, float]:
     """nll and its derivative by the rate, in counts."""
-    gain = noise.gain
+    gain = float(noise.gain)  # type: ignore[arg-type]
     clean = torch.tensor([[rate * gain]], dtype=torch.float64, requires_grad=True)
     value = noise.nll(torch.tensor([[count * gain]], dtype=torch.float64), clean)
     (gradient,) = torch.autograd.grad(value.sum(), clean)
@@ -216,10 +309,24 @@ def test_poisson_misfit_is_one_at_the_truth(normal: Normal) -> None:
     assert abs(misfit.item() - 1) <= 5 * math.sqrt((2 + (0.1 / clean).mean().item()) / N)
 
 
+@each(NOISY)
+@pytest.mark.parametrize("level", [0.05, 0.7])
+def test_misfit_is_one_at_the_truth(noise: Noise, level: float) -> None:
+    clean = torch.full((N, 1), level)
+    assert within(noise.misfit(noise.sample(clean.T, streams(0)).T, clean), 1)
+
+
+def test_misfit_without_noise_counts_tolerances(normal: Normal) -> None:
+    noise, clean = NoNoise(torch.tensor([0.1, 0.2])), normal(2, 6)
+    y = noise.sample(clean, streams(0, 1))
+    assert (noise.misfit(y, clean) == 0).all()
+    torch.testing.assert_close(noise.misfit(y + 0.2, clean).float(), torch.tensor([4.0, 1.0]))
+
+
 # -- what was not measured ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("noise", [GaussianNoise(0.5), PoissonNoise(0.1)], ids=["gaussian", "poisson"])
+@each(NOISY)
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("hidden", [torch.nan, torch.inf, 1e3])
 def test_hidden_entries_do_not_exist(noise: Noise, per_image: bool, hidden: float, normal: Normal) -> None:
@@ -270,13 +377,46 @@ def test_select(normal: Normal) -> None:
     assert shared.select(index) is shared
 
 
-def test_single_precision_stays(normal: Normal) -> None:
-    y, clean = normal(2, 4, dtype=torch.float32), normal(2, 4, seed=1, dtype=torch.float32)
-    for noise in (GaussianNoise(0.1), GaussianNoise(torch.tensor([0.1, 1.0], dtype=torch.float64)), PoissonNoise(0.1)):
-        assert noise.nll(y, clean).dtype == torch.float32
-        assert noise.misfit(y, clean).dtype == torch.float32
-        assert all(buffer.dtype == torch.float32 for buffer in noise.buffers())
-        torch.testing.assert_close(copy.deepcopy(noise).nll(y, clean), noise.nll(y, clean))
+@each(PER_IMAGE)
+def test_every_level_per_image(noise: Noise, normal: Normal) -> None:
+    """Draws, scores and misfits of rows, in any order and repeated, are those of each image alone."""
+    clean, index = normal(3, 2, 5).abs() + 0.2, torch.tensor([2, 0, 0])
+    y = noise.sample(clean, streams(0, 1, 2))
+    chosen = noise.select(index)
+    assert (noise.images, chosen.images) == (3, 3)
+    torch.testing.assert_close(chosen.nll(y[index], clean[index]), noise.nll(y, clean)[index])
+    torch.testing.assert_close(chosen.misfit(y[index], clean[index]), noise.misfit(y, clean)[index])
+    for i in range(3):
+        alone, row = noise.select(torch.tensor([i])), slice(i, i + 1)
+        assert alone.images == 1
+        torch.testing.assert_close(alone.sample(clean[row], streams(i)), y[row])
+        torch.testing.assert_close(alone.nll(y[row], clean[row]), noise.nll(y, clean)[row])
+    assert not torch.equal(alone.nll(y[:1] + 0.1, clean[:1]), noise.nll(y + 0.1, clean)[:1])
+    assert noise.images == 3
+
+
+@each(MODELS | {f"{name}-per-image": noise for name, noise in PER_IMAGE.items()})
+def test_single_precision_stays(noise: Noise, normal: Normal) -> None:
+    clean = normal(3, 4, dtype=torch.float32).abs()
+    y = noise.sample(clean, streams(0, 1, 2))
+    assert y.dtype == torch.float32
+    assert noise.nll(y, clean).dtype == torch.float32
+    assert noise.misfit(y, clean).dtype == torch.float32
+    assert all(buffer.dtype == torch.float32 for buffer in noise.buffers())
+    for copied in (copy.deepcopy(noise), pickle.loads(pickle.dumps(noise))):
+        torch.testing.assert_close(copied.nll(y, clean), noise.nll(y, clean))
+    torch.testing.assert_close(noise.nll(y, clean), noise.nll(y.double(), clean.double()).float(), rtol=1e-4, atol=1e-4)
+
+
+@each(NOISY)
+def test_a_sick_row_harms_no_other(noise: Noise, normal: Normal) -> None:
+    clean = normal(2, 4).abs() + 0.2
+    y = noise.sample(clean, streams(0, 1))
+    wanted = noise.nll(y, clean)[0]
+    clean[1, 2] = torch.nan
+    nll = noise.nll(y, clean)
+    assert torch.equal(nll[0], wanted)
+    assert nll[1].isnan()
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -297,3 +437,77 @@ def test_sigma_of_a_wrong_shape() -> None:
 def test_bad_gain(gain: float) -> None:
     with pytest.raises(ValueError, match=f"gain must be positive, the value of one count, got {gain}"):
         PoissonNoise(gain)
+
+
+@each({name: noise for name, noise in MODELS.items() if not isinstance(noise, GaussianNoise)})
+def test_complex_measurements_are_refused(noise: Noise) -> None:
+    """When drawing and when scoring, in one line."""
+    clean = torch.ones(1, 4, dtype=torch.complex64)
+    words = f"{type(noise).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
+    assert noise.refuses(clean) == words
+    with pytest.raises(ValueError, match=words):
+        noise.sample(clean, streams(0))
+
+
+@each(MODELS)
+def test_own_draws_are_accepted(noise: Noise, normal: Normal) -> None:
+    observed = torch.tensor([True, True, False, True])
+    y = noise.sample(normal(2, 4).abs(), streams(0, 1), observed)
+    assert noise.refuses(torch.where(observed, y, torch.nan), observed) is None
+
+
+@pytest.mark.parametrize("noise", [PoissonNoise(), SpeckleNoise()], ids=["poisson", "speckle"])
+def test_negative_measurements_are_refused(noise: Noise) -> None:
+    y, observed = torch.tensor([[0.5, -0.25, -0.125], [0.0, -3.0, 0.0]]), torch.tensor([[True, False, True]])
+    reason = noise.refuses(y)
+    assert reason is not None
+    assert "cannot be negative, but y holds 3 value(s) below zero, down to -3;" in reason
+    reason = noise.refuses(y, observed)
+    assert reason is not None
+    assert "1 value(s) below zero, down to -0.125;" in reason
+    assert noise.refuses(y.abs()) is None
+
+
+@each(PER_IMAGE)
+def test_levels_of_another_number_of_images_are_refused(noise: Noise) -> None:
+    assert noise.refuses(torch.zeros(2, 4)) == "the noise has levels for 3 images, y has 2"
+
+
+@pytest.mark.parametrize("value", [0, -0.1, math.nan, math.inf, torch.tensor([0.1, 0.0])])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (NoNoise, "no noise: tolerance must be positive, in the units of the measurement"),
+        (LaplaceNoise, "laplace noise: scale must be positive, in the units of the measurement"),
+        (SpeckleNoise, "speckle noise: looks must be positive, the number of intensities averaged"),
+        (PoissonGaussianNoise, "poisson-gaussian noise: gain must be positive, the value of one count"),
+        (lambda v: PoissonGaussianNoise(0.1, v), "poisson-gaussian noise: sigma must be positive, in the units"),
+        (ImpulseNoise, "impulse noise: fraction must be positive, the probability of an impulse"),
+        (lambda v: ImpulseNoise(0.1, v), "impulse noise: sigma must be positive, in the units of the measurement"),
+        (lambda v: QuantisationNoise(3, v), "quantisation noise: sigma must be positive, in the units of the"),
+    ],
+)
+def test_bad_levels(make: Callable[[float | Tensor], Noise], words: str, value: float | Tensor) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(value)
+    with pytest.raises(ValueError, match=r"is a number or one per image, \(B,\), got shape 2x1"):
+        make(torch.full((2, 1), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ImpulseNoise(1.0), "fraction is the probability of an impulse, below 1, got 1.0"),
+        (
+            lambda: ImpulseNoise(low=1.0, high=0.0),
+            "low must be below high, the values of the impulses, got 1.0 and",
+        ),
+        (lambda: QuantisationNoise(low=1.0, high=1.0), "low must be below high, the outermost levels, got 1.0 and 1.0"),
+        (lambda: SpeckleNoise(floor=0), "speckle noise: floor is the darkest intensity and must be positive, got 0"),
+        (lambda: QuantisationNoise(0), "quantisation noise: bits is a whole number from 1 to 8, got 0"),
+        (lambda: QuantisationNoise(9), "bits is a whole number from 1 to 8, got 9"),
+    ],
+)
+def test_bad_parameters(make: Callable[[], Noise], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
