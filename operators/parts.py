@@ -1,0 +1,49 @@
+"""What operators made of other operators share: parameters per image live in the parts."""
+
+import copy
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .base import Operator
+
+
+class OperatorOfParts(Operator):
+    """An operator that holds others as `parts`."""
+
+    def __init__(self, parts: Sequence[Operator]) -> None:
+        super().__init__()
+        name = type(self).__name__.removeprefix("Linear").lower()
+        if not parts:
+            raise ValueError(f"{name}: parts is empty; give at least one operator")
+        for part in parts:
+            if not isinstance(part, Operator):
+                raise ValueError(f"{name}: every part is an operator, got {type(part).__name__}; as_operator makes one")
+        self.parts = nn.ModuleList(parts)
+        self.differentiable = all(part.differentiable for part in parts)
+        counts = {part.images for part in parts} - {1}
+        if len(counts) > 1:
+            raise ValueError(f"{name}: the parts have parameters for {' and '.join(map(str, sorted(counts)))} images")
+
+    @property
+    def operators(self) -> list[Operator]:
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+    @property
+    def images(self) -> int:
+        return max(part.images for part in self.operators)
+
+    def select(self, index: Tensor) -> Self:
+        if self.images == 1:
+            return self
+        chosen = copy.copy(self)
+        chosen._modules = {"parts": nn.ModuleList(part.select(index) for part in self.operators)}
+        return chosen
+
+
+def measured_shape(operator: Operator, shape: tuple[int, ...]) -> torch.Tensor:
+    """What the operator makes of one black image of this (C, H, W), without the batch axis: its shape and type."""
+    with torch.no_grad():
+        return operator.select(torch.zeros(1, dtype=torch.long))(torch.zeros(1, *shape))[0]
