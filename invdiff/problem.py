@@ -70,6 +70,12 @@ class InverseProblem:
         with torch.no_grad():
             one = self.select(torch.zeros(1, dtype=torch.long))
             probe = one.operator(torch.zeros(1, *self.image_shape, device=self.y.device))
+        if probe.is_complex() != self.y.is_complex():
+            kinds = {True: "complex", False: "real"}
+            raise ValueError(
+                f"{type(self.operator).__name__} measures {kinds[probe.is_complex()]} numbers, "
+                f"but y is {kinds[self.y.is_complex()]}, {str(self.y.dtype).removeprefix('torch.')}"
+            )
         if probe.shape[1:] != self.y.shape[1:]:
             raise ValueError(
                 f"{type(self.operator).__name__} measures {describe_shape(probe.shape[1:])} from an image of "

@@ -43,6 +43,7 @@ from invdiff.operators.base import describe_shape
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.samplers import Auto
 from invdiff.streams import generator
 
 
@@ -68,6 +69,10 @@ def main(config: DictConfig, output: Path) -> None:
         y = measure(operator, noise, truth, config.seed)
         shape = tuple(truth.shape[1:])
     problem = InverseProblem(operator, noise, y, image_shape=shape)
+    reason = None
+    if isinstance(sampler, Auto):
+        sampler, reason = sampler.choose(problem, prior)
+        _say([f"sampler {reason}"])
     check(sampler, problem, prior)
 
     _open(output)
@@ -83,6 +88,8 @@ def main(config: DictConfig, output: Path) -> None:
     result = Result(problem, posterior, names, truth)
     write_arrays(output, config, result)  # first of all: nothing that comes after may lose them
     metrics = evaluate(problem, posterior, names, truth, prior.value_range, best_of=config.evaluation.best_of)
+    if reason is not None:
+        metrics["notes"]["sampler"] = reason
     if told_by_files:
         metrics["notes"]["files"] = told_by_files
     if given is not None and given.scale is not None:
@@ -308,7 +315,8 @@ def _title(config: DictConfig, metrics: dict[str, Any]) -> str:
         return str(choices.get(group) or config[group].get("name") or config[group]["_target_"].rpartition(".")[2])
 
     cost = metrics["cost"]
-    calls = f"{name('sampler')}: {cost['forwards']} network calls, {cost['seconds']:.0f} s"
+    sampler = metrics["notes"].get("sampler", name("sampler")).partition(":")[0]
+    calls = f"{sampler}: {cost['forwards']} network calls, {cost['seconds']:.0f} s"
     return f"{name('operator')} · {name('prior')} prior · {calls}"
 
 

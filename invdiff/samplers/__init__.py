@@ -4,6 +4,7 @@ import inspect
 from importlib import import_module
 from pkgutil import iter_modules
 
+from .auto import Auto
 from .base import Needs, Sampler, Step
 from .daps import DAPS
 from .dps import DPS
@@ -11,7 +12,7 @@ from .enkg import EnKG
 from .mcg import MCG
 from .reddiff import REDDiff
 
-__all__ = ["DAPS", "DPS", "MCG", "EnKG", "Needs", "REDDiff", "Sampler", "Step", "all_samplers"]
+__all__ = ["DAPS", "DPS", "MCG", "Auto", "EnKG", "Needs", "REDDiff", "Sampler", "Step", "all_samplers"]
 
 
 def all_samplers() -> dict[str, type[Sampler]]:

@@ -61,8 +61,13 @@ def invdiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 @pytest.fixture
 def reconstruct(invdiff: Callable[..., Ran]) -> Callable[..., Ran]:
-    """`invdiff reconstruct` with the prior of digits, three steps and a folder `out`; later words overrule."""
-    return lambda *words: invdiff("reconstruct", "prior=digits", "sampler.schedule.steps=3", "output=out", *words)
+    """`invdiff reconstruct` with the prior of digits, three steps of DAPS and a folder `out`; later words overrule."""
+
+    def run(*words: str) -> Ran:
+        sampler = [] if any(word.startswith("sampler=") for word in words) else ["sampler=daps"]
+        return invdiff("reconstruct", "prior=digits", *sampler, "sampler.schedule.steps=3", "output=out", *words)
+
+    return run
 
 
 @pytest.fixture

@@ -56,6 +56,8 @@ def inputs(tmp_path: Path, digits: np.ndarray, colour_weights: Path) -> None:
     _array("y.npy", y)
     _array("square.npy", y[..., :30])
     _array("flat.npy", y.reshape(-1))
+    _array("complex.npy", y.astype(np.complex64))
+    _array("negative.npy", y - 0.5)
     _array("nan.npy", np.where(np.arange(1024).reshape(1, 1, 32, 32) == 5, np.nan, y))
     _array("objects.npy", np.array([{}], dtype=object))
     _array("mask.npy", np.ones((16, 16)))
@@ -94,9 +96,19 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "wrong axes": (["measurement=flat.npy"], ["1024", "1x32x32", "flat.npy"]),
     "measurement of another prior": (["measurement=y.npy", COLOUR], ["3 channel", "got 1"]),
     "measurement of any size": (["measurement=flat.npy", COLOUR], ["1024", "(C, H, W)"]),
+    "complex where real is needed": (
+        ["measurement=complex.npy", "operator=denoising"],
+        ["Denoising measures real numbers, but y is complex"],
+    ),
+    "real where complex is needed": (["measurement=y.npy", "operator=mri"], ["MRI measures complex numbers, but y is"]),
+    "counts below zero": (["measurement=negative.npy", "operator=denoising", "noise=poisson"], ["cannot be negative"]),
+    "counts of a complex measurement": ([DIGIT, "operator=mri", "noise=poisson"], ["this one is complex"]),
     # what is chosen
+    "no views": ([DIGIT, "operator=ct", "operator.views=0"], ["views", "from 1 on, got 0"]),
+    "no kernel": ([DIGIT, "operator=blur"], ["no kernel", "operator.kernel=kernel.npy"]),
+    "too much acceleration": ([DIGIT, "operator=mri", "operator.acceleration=0.5"], ["at least 1", "0.5"]),
     "unknown operator": (["operator=mri3"], ["unknown operator 'mri3'", "inpainting"]),
-    "unknown sampler": (["sampler=foo"], ["unknown sampler 'foo'", "daps, dps"]),
+    "unknown sampler": (["sampler=foo"], ["unknown sampler 'foo'", "auto, daps, dps"]),
     "unknown prior": (["prior=foo"], ["unknown prior 'foo'", "digits"]),
     "unknown noise": (["noise=foo"], ["unknown noise 'foo'", "gaussian"]),
     "unknown data": (["data=foo"], ["unknown data 'foo'", "generated"]),
@@ -118,24 +130,27 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no evaluation": (["evaluation=null"], ["evaluation.best_of must be true or false"]),
     "small size": (["size=3"], ["size", "got 3"]),
     "keep": ([DIGIT, "operator.keep=1.5"], ["keep", "(0, 1]", "1.5"]),
-    "keep and box": ([DIGIT, "operator.keep=0.5", "operator.box=4"], ["one of keep, box and mask"]),
+    "keep and box": ([DIGIT, "operator.keep=0.5", "operator.box=4"], ["one of keep, box, lines, text and mask"]),
     "box": ([DIGIT, "operator.box=300"], ["box", "32x32"]),
     "mask": ([DIGIT, "operator.mask=mask.npy"], ["mask is 16x16", "32x32"]),
     "missing mask": ([DIGIT, "operator.mask=absent.png"], ["absent.png"]),
     "factor": ([DIGIT, "operator=super_resolution", "operator.factor=5"], ["factor=5", "32x32"]),
     "a word for a number": ([DIGIT, "operator.keep=much"], ["operator.keep must be a number", "much"]),
-    "half a step": ([DIGIT, "sampler.schedule.steps=2.5"], ["sampler.schedule.steps", "whole number", "2.5"]),
-    "no step": ([DIGIT, "sampler.schedule.steps=0"], ["steps"]),
+    "half a step": (
+        [DIGIT, "sampler=daps", "sampler.schedule.steps=2.5"],
+        ["sampler.schedule.steps", "whole number", "2.5"],
+    ),
+    "no step": ([DIGIT, "sampler=daps", "sampler.schedule.steps=0"], ["steps"]),
     "too many steps": ([DIGIT, "sampler=dps", "sampler.schedule.steps=2000"], ["1000", "2000"]),
     "negative weight": ([DIGIT, "sampler=dps", "sampler.zeta=-1"], ["zeta", "-1"]),
-    "no tau": ([DIGIT, "sampler.tau=0"], ["tau", "got 0"]),
-    "another inner step": ([DIGIT, "sampler.inner=foo"], ["sampler.inner", "closed_form", "foo"]),
+    "no tau": ([DIGIT, "sampler=daps", "sampler.tau=0"], ["tau", "got 0"]),
+    "another inner step": ([DIGIT, "sampler=daps", "sampler.inner=foo"], ["sampler.inner", "closed_form", "foo"]),
     "no noise": ([DIGIT, "noise.sigma=0"], ["sigma must be positive", "got 0"]),
     "negative noise": ([DIGIT, "noise.sigma=-0.1"], ["sigma must be positive"]),
     "NaN noise": ([DIGIT, "noise.sigma=nan"], ["sigma must be positive"]),
     # what cannot be done
     "an impossible pair": (
-        [DIGIT, "noise=poisson", "sampler.inner=closed_form"],
+        [DIGIT, "noise=poisson", "sampler=daps", "sampler.inner=closed_form"],
         ["DAPS needs Gaussian noise (this is PoissonNoise)", "samplers that would do: ", "dps"],
     ),
     "no such precision": ([DIGIT, "compute.precision=foo"], ["precision", "bfloat16", "foo"]),

@@ -35,7 +35,7 @@ def test_version(invdiff: Run, words: list[str]) -> None:
 def test_help_of_reconstruct(invdiff: Run) -> None:
     done = invdiff("reconstruct", "--help")
     assert (done.code, done.err) == (0, "")
-    for words in ("usage: invdiff reconstruct", "sampler: daps, dps", "num_samples: 4", "seed: 0", "comparison.png"):
+    for words in ("usage: invdiff reconstruct", "sampler: auto, daps, dps", "num_samples: 4", "seed: 0", "comparison.png"):
         assert words in done.out
     assert "HydraConfig" not in done.out
     # It shows the options of what is chosen.
@@ -60,7 +60,7 @@ def test_the_composed_configuration(invdiff: Run) -> None:
     done = invdiff("reconstruct", "operator=super_resolution", "--cfg", "job", "operator.factor=8", "output=here")
     assert (done.code, done.err) == (0, "")
     config = OmegaConf.create(done.out)
-    assert (config.operator.factor, config.output, config.sampler.inner) == (8, "here", "auto")
+    assert (config.operator.factor, config.output, config.sampler["_target_"]) == (8, "here", "invdiff.samplers.Auto")
     assert "hydra" not in config
     assert list(Path().iterdir()) == []
 

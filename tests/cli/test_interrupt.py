@@ -13,7 +13,15 @@ from invdiff.priors.edm import EDMPrior
 
 Run = Callable[..., Any]
 
-WORDS = ["reconstruct", "prior=digits", "input=pictures", "output=out", "sampler.schedule.steps=3", "num_samples=2"]
+WORDS = [
+    "reconstruct",
+    "prior=digits",
+    "input=pictures",
+    "output=out",
+    "sampler=daps",
+    "sampler.schedule.steps=3",
+    "num_samples=2",
+]
 
 # The process sends the signal to itself, at a network call: where it arrives does not depend on how fast things are.
 SCRIPT = """

@@ -69,7 +69,7 @@ def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) 
     assert load_prior(weights="made/prior.safetensors").shape == (1, 16, 16)
 
     words = ("prior.weights=made/prior.safetensors", "data=generated", "data.steps=2", "output=out")
-    done = invdiff("reconstruct", *words, "sampler.schedule.steps=2", "num_samples=2")
+    done = invdiff("reconstruct", *words, "sampler=daps", "sampler.schedule.steps=2", "num_samples=2")
     assert (done.code, done.err) == (0, "")
     assert arrays("out")["samples"].shape == (1, 2, 1, 16, 16)
 

@@ -1,0 +1,34 @@
+"""Which sampler for which problem: what `sampler=auto` takes, and why it says it does.
+
+The rules look at traits and noise alone, in this order; the settings are those that did best on held-out images.
+"""
+
+from dataclasses import dataclass
+
+from invdiff.operators import GaussianNoise
+from invdiff.priors import Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers.base import Sampler
+from invdiff.samplers.daps import DAPS
+from invdiff.samplers.enkg import EnKG
+from invdiff.schedules import EDM
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Not a sampler: `choose` gives one for a problem."""
+
+    def choose(self, problem: InverseProblem, prior: Prior) -> tuple[Sampler, str]:
+        """A sampler with its settings, and the reason in one line."""
+        operator, noise = problem.operator, problem.noise
+        name = type(operator).__name__
+        if operator.linear and isinstance(noise, GaussianNoise):
+            how = "in closed form" if operator.spectral else "by conjugate gradients"
+            return DAPS(), f"daps: {name} is linear and the noise Gaussian, so that its data step is exact, {how}"
+        if operator.differentiable:
+            what = f"the noise is {type(noise).__name__}" if operator.linear else f"{name} is not linear"
+            return (
+                DAPS(schedule=EDM(steps=100, sigma_max=20.0, sigma_min=0.02), inner="langevin", chain_steps=30),
+                f"daps with Langevin chains: {what}, and differentiable",
+            )
+        return EnKG(), f"enkg: {name} is a black box, only its values are known"
