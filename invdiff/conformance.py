@@ -5,21 +5,27 @@
     check_operator(MyOperator(), image_shape=(1, 32, 32))
 
 Each raises AssertionError and says in words which rule is broken. Everything is small and runs on the CPU; the package
-runs them over all that it finds in itself (`tests/conformance/`).
+runs them over all that it finds in itself (`tests/conformance/`). `invdiff check-operator` goes through the rules of an
+operator one by one.
 """
 
 import copy
 import math
 import pickle
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from invdiff.driver import Compute, Event, Unsupported
 from invdiff.operators import (
+    BlackBox,
     CallableOperator,
     GaussianBlur,
     GaussianNoise,
@@ -45,190 +51,411 @@ TOLERANCE = 1e-5
 # -- operators ---------------------------------------------------------------------------------------------------------
 
 
+class NotApplicable(Exception):
+    """A rule that says nothing about this operator; the message is the reason, in words."""
+
+
 def check_operator(operator: Operator, image_shape: tuple[int, ...]) -> None:
     """An operator is a pure function of each image, and what its traits promise is true.
 
     image_shape  (C, H, W) of images to try it on
     """
-    name = type(operator).__name__
-    reason = operator.refuses(image_shape)
-    _require(reason is None, f"{name} refuses the image it should be checked on: {reason}")
-    images = operator.images if operator.images > 1 else 3
-    x = 0.5 + 0.25 * _normal(0, images, *image_shape)
-    if operator.differentiable:
-        _check_after_inference(name, operator, x)  # before any other call has filled what it keeps
-    y = _check_pure(name, operator, x)
-    _check_operator_rows(name, operator, x, y)
-    _check_operator_copies(name, operator, x, y)
-    _check_measured(name, operator, x, y)
-    _check_align(name, operator, x, y)
-    if operator.differentiable:
-        _check_vjp(name, operator, x)
-    else:
-        with torch.enable_grad():
-            graph = operator(x.clone().requires_grad_(True)).requires_grad
-        _require(not graph, f"{name} says that it is not differentiable, yet autograd goes through it")
-        _raises(RuntimeError, lambda: operator.vjp(x, torch.zeros_like(y)), f"{name}.vjp of a black box must raise")
-    if operator.linear:
-        _require(isinstance(operator, LinearOperator), f"{name} says that it is linear but is no LinearOperator")
-        assert isinstance(operator, LinearOperator)
-        _check_linear(name, operator, image_shape, images)
-    if operator.spectral:
-        _require(isinstance(operator, SpectralOperator), f"{name} says that it is spectral but is no SpectralOperator")
-        assert isinstance(operator, SpectralOperator)
-        _check_spectral(name, operator, image_shape, images)
+    for _, check in operator_checks(operator, image_shape):
+        with suppress(NotApplicable):
+            check()
 
 
-def _check_pure(name: str, operator: Operator, x: Tensor) -> Tensor:
-    before, state = x.clone(), torch.get_rng_state()
+def operator_checks(operator: Operator, image_shape: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every rule by its name, with its check: AssertionError where it is broken, `NotApplicable` where it says nothing.
+
+    To be called in this order. Whatever else the operator itself raises goes through.
+    """
+    trial = _Trial(operator, tuple(image_shape))
+    for name, check in _OPERATOR_RULES.items():
+        yield name, partial(check, trial)
+
+
+class _Trial:
+    """An operator with what it is tried on. Images are new at every call: an operator may spoil those that it gets."""
+
+    def __init__(self, operator: Operator, image_shape: tuple[int, ...]) -> None:
+        self.operator, self.image_shape = operator, image_shape
+        self.name = type(operator).__name__
+        self.images = operator.images if operator.images > 1 else 3
+
+    def x(self) -> Tensor:
+        return 0.5 + 0.25 * _normal(0, self.images, *self.image_shape)
+
+    @cached_property
+    def y(self) -> Tensor:
+        with torch.no_grad():
+            return self.operator(self.x())
+
+    def linear(self) -> LinearOperator:
+        if not self.operator.linear:
+            raise NotApplicable("it is not linear")
+        _require(
+            isinstance(self.operator, LinearOperator), f"{self.name} says that it is linear but is no LinearOperator"
+        )
+        assert isinstance(self.operator, LinearOperator)
+        return self.operator
+
+    def differentiable(self) -> None:
+        if not self.operator.differentiable:
+            raise NotApplicable("it is a black box")
+
+    def signed(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Signed noise and what the operator makes of it."""
+        with torch.no_grad():
+            return _normal(seed, self.images, *self.image_shape), self._of_noise(seed)
+
+    def _of_noise(self, seed: int) -> Tensor:
+        if seed not in self._measured_noise:
+            self._measured_noise[seed] = self.operator(_normal(seed, self.images, *self.image_shape))
+        return self._measured_noise[seed]
+
+    @cached_property
+    def _measured_noise(self) -> dict[int, Tensor]:
+        return {}
+
+
+def _check_accepts(t: _Trial) -> None:
+    reason = t.operator.refuses(t.image_shape)
+    _require(reason is None, f"{t.name} refuses the image it should be checked on: {reason}")
+
+
+def _check_after_inference(t: _Trial) -> None:
+    """What an operator keeps from a call in inference mode must serve a call that differentiates."""
+    t.differentiable()
+    fresh = copy.deepcopy(t.operator)  # before any other call has filled what it keeps
+    with torch.inference_mode():
+        y = fresh(t.x())
+    try:
+        with _graph_intact(t.name):
+            fresh.vjp(t.x(), torch.ones(y.shape, dtype=y.dtype))
+    except RuntimeError as error:
+        raise AssertionError(f"{t.name} cannot be differentiated after a call in inference mode: {error}") from error
+
+
+@contextmanager
+def _graph_intact(name: str) -> Iterator[None]:
+    """What autograd says of a graph that ends somewhere inside an operator, in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("does not require grad", "not to have been used", "call numpy()")):
+            raise
+        raise AssertionError(
+            f"{name} says that it is differentiable, but autograd does not get through it (detach, no_grad, numpy, "
+            "integers); say differentiable = False, or differentiable=False to as_operator"
+        ) from error
+
+
+def _check_shape(t: _Trial) -> None:
+    _require(isinstance(t.y, Tensor), f"{t.name}(x) must be a tensor, got {type(t.y).__name__}")
+    shape = tuple(t.y.shape)
+    _require(
+        shape[:1] == (t.images,) and len(shape) > 1,
+        f"{t.name}(x) must be (B, ...), with one row for each of the {t.images} images, got {shape}",
+    )
+
+
+def _check_dtype(t: _Trial) -> None:
+    _require(
+        t.y.dtype in (torch.float32, torch.complex64),
+        f"{t.name} of float32 images gives {t.y.dtype}; keep to the precision of x, as in `table.to(x.dtype)`",
+    )
+
+
+def _check_finite(t: _Trial) -> None:
+    _require(bool(t.y.isfinite().all()), f"{t.name}(x) holds NaN or infinity for an ordinary image")
+
+
+def _check_repeats(t: _Trial) -> None:
     with torch.no_grad():
-        y = operator(x)
-        again = operator(x)
-    _require(y.shape[:1] == x.shape[:1] and y.dim() > 1, f"{name}(x) must be (B, ...), got {tuple(y.shape)}")
-    _require(y.dtype in (torch.float32, torch.complex64), f"{name} of float32 images gives {y.dtype}")
-    _require(bool(y.isfinite().all()), f"{name}(x) holds NaN or infinity for an ordinary image")
-    _require(torch.equal(y, again), f"{name} gives another measurement of the same images at the second call")
-    _require(torch.equal(x, before), f"{name} changes the images that it is given")
-    _require(torch.equal(state, torch.get_rng_state()), f"{name} draws from the global random state")
-    _require(not y.requires_grad, f"{name}(x) carries a graph although gradients are off")
-    return y
+        again = t.operator(t.x())
+    _require(
+        torch.equal(t.y, again),
+        f"{t.name} gives another measurement of the same images at the second call; random choices belong in the "
+        "constructor, from a seed, and noise in a noise model",
+    )
 
 
-def _check_operator_rows(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+def _check_input_kept(t: _Trial) -> None:
+    x = t.x()
+    with torch.no_grad():
+        t.operator(x)
+    _require(
+        torch.equal(x, t.x()),
+        f"{t.name} changes the images that it is given; replace in-place operations (x += 1, x.clamp_(), x[...] = 0), "
+        "or work on x.clone()",
+    )
+
+
+def _check_random_state(t: _Trial) -> None:
+    # From states that no earlier call can have left: an operator that seeds them always leaves the same.
+    saved = np.random.get_state(), random.getstate()  # noqa: NPY002, these are the global ones that are watched
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(2718)
+        np.random.seed(2718)  # noqa: NPY002
+        random.seed(2718)
+        before = _random_states()
+        try:
+            t.operator(t.x())
+            moved = [name for name, state in _random_states().items() if state != before[name]]
+        finally:
+            np.random.set_state(saved[0])  # noqa: NPY002
+            random.setstate(saved[1])
+    _require(
+        not moved,
+        f"{t.name} draws from the global random state of {' and '.join(moved)}; draw in the constructor, from "
+        "torch.Generator().manual_seed(seed)",
+    )
+
+
+def _random_states() -> dict[str, Any]:
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "NumPy": [str(part) if isinstance(part, str) else np.asarray(part).tolist() for part in numpy_state],
+        "Python": random.getstate(),
+    }
+
+
+def _check_no_graph(t: _Trial) -> None:
+    _require(not t.y.requires_grad, f"{t.name}(x) carries a graph although gradients are off")
+
+
+def _check_rows(t: _Trial) -> None:
+    x = t.x()
     with torch.no_grad():
         for i in range(len(x)):
-            alone = operator.select(torch.tensor([i]))(x[i : i + 1])
-            _close(alone, y[i : i + 1], f"{name}: image {i} measured alone differs from the same image in a batch")
-        order = torch.tensor([1, 0, 1, 2])[: len(x) + 1] % len(x)
-        chosen = operator.select(order)(x[order])
-        _close(chosen, y[order], f"{name}.select does not give the operator of the images in that order")
-        _close(operator(x), y, f"{name}.select changes the operator that it is called on")
+            alone = t.operator.select(torch.tensor([i]))(x[i : i + 1].clone())
+            _close(
+                alone,
+                t.y[i : i + 1],
+                f"{t.name}: image {i} measured alone differs from the same image in a batch (no sums, norms or means "
+                "over the first axis; parameters per image are named in per_image)",
+            )
 
 
-def _check_operator_copies(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+def _check_select(t: _Trial) -> None:
+    order = torch.tensor([1, 0, 1, 2])[: t.images + 1] % t.images
     with torch.no_grad():
-        _require(torch.equal(copy.deepcopy(operator)(x), y), f"a deep copy of {name} measures something else")
-        try:
-            text = pickle.dumps(operator)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            _require(_wraps_a_function(operator), f"{name} cannot be pickled, so not sent to another process: {error}")
-            return
-        _require(torch.equal(pickle.loads(text)(x), y), f"{name} measures something else after pickling")
+        chosen = t.operator.select(order)(t.x()[order])
+        _close(chosen, t.y[order], f"{t.name}.select does not give the operator of the images in that order")
+        _close(t.operator(t.x()), t.y, f"{t.name}.select changes the operator that it is called on")
+
+
+def _check_copies(t: _Trial) -> None:
+    with torch.no_grad():
+        _require(torch.equal(copy.deepcopy(t.operator)(t.x()), t.y), f"a deep copy of {t.name} measures something else")
+
+
+def _check_pickle(t: _Trial) -> None:
+    try:
+        text = pickle.dumps(t.operator)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if _wraps_a_function(t.operator):
+            raise NotApplicable("it wraps a function that pickle refuses; define it with def, in a module") from error
+        raise AssertionError(
+            f"{t.name} cannot be pickled, so not sent to another process: {error}; keep no lambda, open file or "
+            "generator in it"
+        ) from error
+    with torch.no_grad():
+        _require(torch.equal(pickle.loads(text)(t.x()), t.y), f"{t.name} measures something else after pickling")
 
 
 def _wraps_a_function(operator: Operator) -> bool:
-    """Whether it holds code of the user, which pickle may refuse (a lambda)."""
-    return isinstance(operator, CallableOperator) or hasattr(operator, "physics")
+    """Whether it, or a part of it, holds code of the user, which pickle may refuse (a lambda)."""
+    return any(isinstance(m, (CallableOperator, BlackBox)) or hasattr(m, "physics") for m in operator.modules())
 
 
-def _check_measured(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
-    shape = tuple(y.shape[1:])
-    found = operator.image_shape(shape)
+def _check_device(t: _Trial) -> None:
+    if not torch.cuda.is_available():
+        raise NotApplicable("there is no GPU here")
+    moved = copy.deepcopy(t.operator).to("cuda")
+    with torch.no_grad():
+        y = moved(t.x().to("cuda"))
+    _require(y.device.type == "cuda", f"{t.name} of images on the GPU gives a measurement on {y.device}")
+    # In norm: where an operator has steps, a value on the edge of one may fall to either side.
+    error = float(_norm(y.cpu() - t.y) / _norm(t.y).clamp(min=1e-30))
+    _require(error < 1e-2, f"{t.name} measures something else on the GPU: by {error:.1e}")
+
+
+def _check_image_shape(t: _Trial) -> None:
+    found = t.operator.image_shape(tuple(t.y.shape[1:]))
+    if found is None:
+        raise NotApplicable("y does not tell it")
+    _require(tuple(found) == t.image_shape, f"{t.name}.image_shape says {found} for {t.image_shape}")
+
+
+def _check_measured(t: _Trial) -> None:
+    mask = t.operator.measured(tuple(t.y.shape[1:]))
+    if mask is None:
+        raise NotApplicable("every entry of y is measured")
+    _require(mask.dtype == torch.bool, f"{t.name}.measured must be boolean, got {mask.dtype}")
     _require(
-        found is None or tuple(found) == tuple(x.shape[1:]), f"{name}.image_shape says {found} for {tuple(x.shape[1:])}"
+        torch.broadcast_shapes(mask.shape, t.y.shape) == t.y.shape,
+        f"{t.name}.measured does not broadcast to {tuple(t.y.shape[1:])}",
     )
-    mask = operator.measured(shape)
-    holed = y
-    if mask is not None:
-        _require(mask.dtype == torch.bool, f"{name}.measured must be boolean, got {mask.dtype}")
-        _require(
-            torch.broadcast_shapes(mask.shape, y.shape) == y.shape, f"{name}.measured does not broadcast to {shape}"
-        )
-        _require(bool(mask.any()), f"{name} measures nothing at all")
-        holed = torch.where(mask, y, torch.nan)
-    problem = InverseProblem(operator, GaussianNoise(0.1), holed, image_shape=tuple(x.shape[1:]))
-    nll = problem.nll(x)
-    _require(nll.shape == (len(x),), f"{name}: the likelihood has shape {tuple(nll.shape)} for {len(x)} images")
-    _require(bool((nll <= 1e-6 * _size(y) ** 2 / 0.1**2).all()), f"{name}: an image does not fit its own measurement")
+    _require(bool(mask.any()), f"{t.name} measures nothing at all")
 
 
-def _check_align(name: str, operator: Operator, x: Tensor, y: Tensor) -> None:
+def _check_likelihood(t: _Trial) -> None:
+    mask = t.operator.measured(tuple(t.y.shape[1:]))
+    holed = t.y if mask is None else torch.where(mask, t.y, torch.nan)
+    problem = InverseProblem(t.operator, GaussianNoise(0.1), holed, image_shape=t.image_shape)
+    nll = problem.nll(t.x())
+    _require(nll.shape == (t.images,), f"{t.name}: the likelihood has shape {tuple(nll.shape)} for {t.images} images")
+    fits = nll <= 1e-6 * _size(t.y) ** 2 / 0.1**2
+    _require(bool(fits.all()), f"{t.name}: an image does not fit its own measurement")
+
+
+def _check_align(t: _Trial) -> None:
     """Alignment moves among images with the same measurement, and never away from the reference."""
+    if type(t.operator).align is Operator.align:
+        raise NotApplicable("no two images are told to measure the same")
+    x = t.x()
     reference = 0.5 + 0.25 * _normal(9, *x.shape)
     with torch.no_grad():
-        aligned = operator.align(x, reference)
-        _close(operator(aligned), y, f"{name}.align changes what is measured", 1e-4)
-        _close(operator.align(x, x), x, f"{name}.align moves an image that is its own reference")
+        aligned = t.operator.align(x, reference)
+        _close(t.operator(aligned), t.y, f"{t.name}.align changes what is measured", 1e-4)
+        _close(t.operator.align(x, x), x, f"{t.name}.align moves an image that is its own reference")
     before, after = _row_norms(x - reference), _row_norms(aligned - reference)
-    _require(bool((after <= before * (1 + TOLERANCE)).all()), f"{name}.align moves images away from their reference")
+    _require(bool((after <= before * (1 + TOLERANCE)).all()), f"{t.name}.align moves images away from their reference")
 
 
-def _check_vjp(name: str, operator: Operator, x: Tensor) -> None:
+def _check_black_box(t: _Trial) -> None:
+    if t.operator.differentiable:
+        raise NotApplicable("it is differentiable")
+    with torch.enable_grad():
+        graph = t.operator(t.x().requires_grad_(True)).requires_grad
+    _require(not graph, f"{t.name} says that it is not differentiable, yet autograd goes through it")
+    vector = torch.zeros_like(t.y)
+    _raises(RuntimeError, lambda: t.operator.vjp(t.x(), vector), f"{t.name}.vjp of a black box must raise")
+
+
+def _check_vjp(t: _Trial) -> None:
     """<v, J d> = <J^T v, d>, with J d by finite differences: nothing that autograd could get wrong twice."""
-    operator, x, step, tolerance = _in_double(operator, x)
+    t.differentiable()
+    operator, x, d, jd, tolerance = _directional(t)
+    for v in (jd, _normal_like(2, jd)):
+        with torch.no_grad(), _graph_intact(t.name):
+            product = operator.vjp(x, v)
+        _require(product.shape == x.shape, f"{t.name}.vjp gives {tuple(product.shape)} for images {tuple(x.shape)}")
+        _require(not product.requires_grad, f"{t.name}.vjp leaves a graph behind although nothing asked for one")
+        scale = float(_norm(v) * _norm(jd))
+        error = abs(float(_dot(v, jd) - (product * d).sum()))
+        _require(
+            error <= tolerance * scale,
+            f"{t.name}.vjp differs from finite differences by {error / max(scale, 1e-30):.1e} (a vjp or adjoint that "
+            "is not the transpose, or a step such as rounding, which belongs in straight_through)",
+        )
+
+
+def _check_vjp_again(t: _Trial) -> None:
+    t.differentiable()
+    operator, x, d, jd, tolerance = _directional(t)
+    with torch.enable_grad(), _graph_intact(t.name):
+        v = jd.clone().requires_grad_(True)
+        (back,) = torch.autograd.grad((operator.vjp(x, v) * d).sum(), v)
+    _close(back, jd, f"{t.name}.vjp is not differentiable in its vector", 10 * tolerance)
+
+
+def _directional(t: _Trial) -> tuple[Operator, Tensor, Tensor, Tensor, float]:
+    """The operator in double, images x, a direction d, J d by finite differences, and how far that can be trusted."""
+    operator, x, step, tolerance = _in_double(t.operator, t.x())
     d = _normal(1, *x.shape).to(x)
     with torch.no_grad():
         # Of the surrogate, which is the operator itself unless that has steps.
         jd = (operator.surrogate(x + step * d) - operator.surrogate(x - step * d)) / (2 * step)
-    for v in (jd, _normal_like(2, jd)):
-        with torch.no_grad():
-            product = operator.vjp(x, v)
-        _require(product.shape == x.shape, f"{name}.vjp gives {tuple(product.shape)} for images {tuple(x.shape)}")
-        _require(not product.requires_grad, f"{name}.vjp leaves a graph behind although nothing asked for one")
-        scale = float(_norm(v) * _norm(jd))
-        error = abs(float(_dot(v, jd) - (product * d).sum()))
-        _require(error <= tolerance * scale, f"{name}.vjp differs from finite differences by {error / scale:.1e}")
-    with torch.enable_grad():
-        v = jd.clone().requires_grad_(True)
-        (back,) = torch.autograd.grad((operator.vjp(x, v) * d).sum(), v)
-    _close(back, jd, f"{name}.vjp is not differentiable in its vector", 10 * tolerance)
+    return operator, x, d, jd, tolerance
 
 
-def _check_after_inference(name: str, operator: Operator, x: Tensor) -> None:
-    """What an operator keeps from a call in inference mode must serve a call that differentiates."""
-    fresh = copy.deepcopy(operator)
-    with torch.inference_mode():
-        y = fresh(x)
-    try:
-        fresh.vjp(x, torch.ones(y.shape, dtype=y.dtype))
-    except RuntimeError as error:
-        raise AssertionError(f"{name} cannot be differentiated after a call in inference mode: {error}") from error
-
-
-def _check_linear(name: str, operator: LinearOperator, image_shape: tuple[int, ...], images: int) -> None:
-    a, b = _normal(3, images, *image_shape), _normal(4, images, *image_shape)
+def _check_linear(t: _Trial) -> None:
+    operator = t.linear()
+    a, ya = t.signed(3)
+    b, yb = t.signed(4)
     with torch.no_grad():
-        ya, yb = operator(a), operator(b)
-        _close(operator(2 * a - 3 * b), 2 * ya - 3 * yb, f"{name} is not linear", 1e-4)
+        _close(operator(2 * a - 3 * b), 2 * ya - 3 * yb, f"{t.name} is not linear", 1e-4)
         zero = operator(torch.zeros_like(a))
-        _require(bool((zero == 0).all()), f"{name} of a black image is not zero: affine, not linear")
+    _require(bool((zero == 0).all()), f"{t.name} of a black image is not zero: affine, not linear")
 
-        # v is half in the range of A, so that the two sides are large where they should be equal.
-        v = ya + _size(ya) * _normal_like(5, ya)
+
+def _check_adjoint(t: _Trial) -> None:
+    operator = t.linear()
+    a, ya = t.signed(3)
+    b, yb = t.signed(4)
+    v = _half_in_range(ya)
+    with torch.no_grad():
         back = operator.adjoint(v)
-        _require(back.shape == a.shape and back.dtype == a.dtype, f"{name}.adjoint gives {back.dtype} {back.shape}")
-        for x, y in ((a, ya), (b, yb)):
-            error = abs(float(_dot(y, v) - (x * back).sum())) / float(_norm(y) * _norm(v))
-            _require(error < 10 * TOLERANCE, f"{name}.adjoint is not the transpose: <Ax, v> - <x, A'v> is {error:.1e}")
-        if operator.differentiable:
-            _close(operator.vjp(a, v), back, f"{name}.vjp and {name}.adjoint differ", 1e-4)
+    _require(
+        back.shape == a.shape and back.dtype == a.dtype,
+        f"{t.name}.adjoint gives {back.dtype} {tuple(back.shape)}, not {a.dtype} {tuple(a.shape)}",
+    )
+    for x, y in ((a, ya), (b, yb)):
+        error = abs(float(_dot(y, v) - (x * back).sum())) / max(float(_norm(y) * _norm(v)), 1e-30)
+        _require(
+            error < 10 * TOLERANCE,
+            f"{t.name}.adjoint is not the transpose: <Ax, v> - <x, A'v> is {error:.1e} of |Ax| |v| (without an adjoint "
+            "of your own, autograd gives it)",
+        )
 
-        largest = _squared_norm(operator, a)
-        rhos = 0.1 * largest * torch.arange(1, images + 1)
+
+def _half_in_range(y: Tensor) -> Tensor:
+    """Half in the range of A, so that two inner products are large where they should be equal."""
+    return y + _size(y) * _normal_like(5, y)
+
+
+def _check_adjoint_is_vjp(t: _Trial) -> None:
+    operator = t.linear()
+    t.differentiable()
+    a, ya = t.signed(3)
+    v = _half_in_range(ya)
+    with torch.no_grad():
+        _close(operator.vjp(a, v), operator.adjoint(v), f"{t.name}.vjp and {t.name}.adjoint differ", 1e-4)
+
+
+def _check_solve(t: _Trial) -> None:
+    operator = t.linear()
+    a = _normal(3, t.images, *t.image_shape)
+    with torch.no_grad():
+        rhos = 0.1 * _squared_norm(operator, a) * torch.arange(1, t.images + 1)
         solved = operator.solve(a, rhos)
         rest = operator.adjoint(operator(solved)) + per_row(rhos, a) * solved - a
         _require(
-            bool((_row_norms(rest) < 1e-3 * _row_norms(a)).all()), f"{name}.solve does not solve (A'A + rho I) x = b"
+            bool((_row_norms(rest) < 1e-3 * _row_norms(a)).all()), f"{t.name}.solve does not solve (A'A + rho I) x = b"
         )
-        for i in range(images):
+        for i in range(t.images):
             one = operator.select(torch.tensor([i])).solve(a[i : i + 1], float(rhos[i]))
-            _close(one, solved[i : i + 1], f"{name}.solve with one rho per row differs from one row alone", 1e-3)
+            _close(one, solved[i : i + 1], f"{t.name}.solve with one rho per row differs from one row alone", 1e-3)
 
+
+def _check_pinv(t: _Trial) -> None:
+    operator = t.linear()
+    a, ya = t.signed(3)
+    with torch.no_grad():
         guess = operator.pinv(ya)
-        _require(guess.shape == a.shape, f"{name}.pinv gives {tuple(guess.shape)} for images {tuple(a.shape)}")
+        _require(guess.shape == a.shape, f"{t.name}.pinv gives {tuple(guess.shape)} for images {tuple(a.shape)}")
         misfit = _row_norms(operator(guess) - ya)
         _require(
             bool((misfit < 0.02 * _row_norms(ya)).all()),
-            f"{name}.pinv misses a noiseless measurement by {float((misfit / _row_norms(ya)).max()):.1e} of it",
+            f"{t.name}.pinv misses a noiseless measurement by {float((misfit / _row_norms(ya)).max()):.1e} of it",
         )
         _require(
             bool((_row_norms(guess) < 1.001 * _row_norms(a)).all()),
-            f"{name}.pinv is not the image of least norm: the truth is smaller",
+            f"{t.name}.pinv is not the image of least norm: the truth is smaller",
         )
 
 
-def _check_spectral(name: str, operator: SpectralOperator, image_shape: tuple[int, ...], images: int) -> None:
-    x, z = _normal(6, images, *image_shape), _normal(7, images, *image_shape)
+def _check_spectral(t: _Trial) -> None:
+    operator, name = t.operator, t.name
+    if not operator.spectral:
+        raise NotApplicable("it has no singular value decomposition")
+    _require(isinstance(operator, SpectralOperator), f"{name} says that it is spectral but is no SpectralOperator")
+    assert isinstance(operator, SpectralOperator)
+    x, z = _normal(6, t.images, *t.image_shape), _normal(7, t.images, *t.image_shape)
     with torch.no_grad():
         s = operator.singular_values(x)
         _require(bool((s >= 0).all()), f"{name} has negative singular values")
@@ -241,6 +468,37 @@ def _check_spectral(name: str, operator: SpectralOperator, image_shape: tuple[in
         _close(operator.ut(y), s * operator.vt(x), f"{name}: U' A is not S V'", 1e-4)
         v = y + _size(y) * _normal_like(8, y)
         _close(operator.v(s * operator.ut(v)), operator.adjoint(v), f"{name}.adjoint is not V S U'", 1e-4)
+
+
+_OPERATOR_RULES: dict[str, Callable[[_Trial], None]] = {
+    "takes the image": _check_accepts,
+    "inference mode leaves nothing behind": _check_after_inference,
+    "shape of y": _check_shape,
+    "precision of y": _check_dtype,
+    "y is finite": _check_finite,
+    "same image, same y": _check_repeats,
+    "no global randomness": _check_random_state,
+    "leaves the image as it is": _check_input_kept,
+    "no graph without gradients": _check_no_graph,
+    "images do not mix": _check_rows,
+    "select": _check_select,
+    "deep copy": _check_copies,
+    "pickle": _check_pickle,
+    "on the GPU": _check_device,
+    "image_shape": _check_image_shape,
+    "measured": _check_measured,
+    "an image fits its own y": _check_likelihood,
+    "align": _check_align,
+    "black box": _check_black_box,
+    "gradient": _check_vjp,
+    "gradient, differentiated": _check_vjp_again,
+    "linear": _check_linear,
+    "adjoint": _check_adjoint,
+    "gradient = adjoint": _check_adjoint_is_vjp,
+    "solve": _check_solve,
+    "pinv": _check_pinv,
+    "singular values": _check_spectral,
+}
 
 
 # -- priors ------------------------------------------------------------------------------------------------------------

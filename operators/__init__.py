@@ -1,6 +1,7 @@
 """Forward models and measurement noise: what was measured."""
 
 from .base import LinearOperator, Operator, SpectralOperator
+from .black_box import BlackBox, LinearBlackBox
 from .blur import Blur, CircularBlur
 from .coded_diffraction import CodedDiffraction
 from .colorization import Colorization
@@ -18,6 +19,7 @@ from .impulse_noise import ImpulseNoise
 from .inpainting import Inpainting
 from .jpeg import JPEG
 from .laplace_noise import LaplaceNoise
+from .matrix import MatrixOperator
 from .motion_blur import MotionBlur
 from .mri import MRI
 from .multicoil_mri import MulticoilMRI
@@ -33,12 +35,14 @@ from .space_varying_blur import SpaceVaryingBlur
 from .speckle_noise import SpeckleNoise
 from .stacking import LinearStacking, StackedNoise, Stacking, stack
 from .super_resolution import SuperResolution
+from .user_file import from_file
 
 __all__ = [
     "CT",
     "HDR",
     "JPEG",
     "MRI",
+    "BlackBox",
     "Blur",
     "CTTransmission",
     "CallableOperator",
@@ -55,10 +59,12 @@ __all__ = [
     "ImpulseNoise",
     "Inpainting",
     "LaplaceNoise",
+    "LinearBlackBox",
     "LinearCallableOperator",
     "LinearComposition",
     "LinearOperator",
     "LinearStacking",
+    "MatrixOperator",
     "MotionBlur",
     "MulticoilMRI",
     "NoNoise",
@@ -80,5 +86,6 @@ __all__ = [
     "SuperResolution",
     "as_operator",
     "compose",
+    "from_file",
     "stack",
 ]

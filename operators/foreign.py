@@ -1,14 +1,22 @@
-"""Ways in for forward models that were not written for invdiff: any callable, any `deepinv` physics."""
+"""Ways in for forward models that were not written for invdiff: any callable, any `deepinv` physics, any matrix.
+
+Simulators outside torch are in `black_box.py`, matrices in `matrix.py`, operators in a file of the user's in
+`user_file.py`.
+"""
 
 import copy
 import sys
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .base import LinearOperator, Operator
+from .base import LinearOperator, Operator, describe_shape
+from .black_box import called, from_scipy, refuses_other
+from .linear_map import linear_map
+from .matrix import MatrixOperator
 
 
 class CallableOperator(Operator):
@@ -32,12 +40,27 @@ class CallableOperator(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.differentiable:
-            return self.function(x)
+            return self._checked(self.function(x), x)
         with torch.no_grad():
-            return self.function(x.detach())
+            return self._checked(self.function(x.detach()), x)
+
+    def _checked(self, y: Any, x: Tensor) -> Tensor:
+        """What the function gave, if it is a measurement of these images."""
+        if not isinstance(y, Tensor):
+            hint = "; BlackBox takes functions of NumPy arrays" if isinstance(y, np.ndarray) else ""
+            raise ValueError(f"{called(self.function)} gives {type(y).__name__}, not a tensor{hint}")
+        if y.dim() < 2 or len(y) != len(x):
+            raise ValueError(
+                f"{called(self.function)} gives {describe_shape(tuple(y.shape))} for a batch of {len(x)} images; a "
+                "measurement is (B, ...), with one row for each image and at least one more axis"
+            )
+        return y
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return self._image_shape
+
+    def refuses(self, shape: tuple[int, ...]) -> str | None:
+        return refuses_other("callable", self._image_shape, shape)
 
     @classmethod
     def example(cls) -> tuple["CallableOperator", tuple[int, ...]]:
@@ -45,7 +68,9 @@ class CallableOperator(Operator):
 
 
 class LinearCallableOperator(CallableOperator, LinearOperator):
-    """A linear function; its adjoint is taken by autograd unless given."""
+    """A linear function. Its adjoint is taken by autograd, or given, and then autograd uses it, whatever the function
+    is made of.
+    """
 
     def __init__(
         self,
@@ -57,8 +82,13 @@ class LinearCallableOperator(CallableOperator, LinearOperator):
         super().__init__(function, image_shape=image_shape)
         self._adjoint = adjoint
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self._adjoint is None:
+            return super().forward(x)
+        return self._checked(linear_map(x, self.function, self._adjoint), x)
+
     def adjoint(self, y: Tensor) -> Tensor:
-        return super().adjoint(y) if self._adjoint is None else self._adjoint(y)
+        return super().adjoint(y) if self._adjoint is None else linear_map(y, self._adjoint, self.function)
 
     @classmethod
     def example(cls) -> tuple["LinearCallableOperator", tuple[int, ...]]:
@@ -152,13 +182,17 @@ def as_operator(
     linear: bool = False,
     differentiable: bool = True,
     image_shape: tuple[int, ...] | None = None,
+    adjoint: Callable[[Tensor], Tensor] | None = None,
 ) -> Operator:
     """Whatever the user has, as an `Operator`.
 
-    obj             an `Operator` (returned as it is), a `deepinv` physics, or a callable on batches of images
-    linear          a callable only: it is linear (needs `image_shape`; the adjoint is taken by autograd)
+    obj             an `Operator` (returned as it is), a `deepinv` physics, a matrix (dense or sparse, of torch, NumPy
+                    or SciPy), a `scipy.sparse.linalg.LinearOperator`, or a callable on batches of images. Functions of
+                    NumPy arrays go in `BlackBox`
+    linear          a callable only: it is linear (needs `image_shape`; the adjoint is taken by autograd unless given)
     differentiable  a callable only: autograd may be sent through it
-    image_shape     a callable only: (C, H, W) of its images
+    image_shape     (C, H, W) of its images; for a callable, a matrix and a SciPy operator
+    adjoint         a linear callable only: its adjoint, through which autograd goes then
 
     Raises TypeError for anything else.
     """
@@ -170,13 +204,33 @@ def as_operator(
         return LinearDeepinvOperator(obj)
     if physics is not None and isinstance(obj, physics.Physics):
         return DeepinvOperator(obj)
+    products = sys.modules.get("scipy.sparse.linalg")
+    is_scipy = products is not None and isinstance(obj, products.LinearOperator)
+    is_matrix = _is_matrix(obj)
+    if (is_matrix or is_scipy) and image_shape is None:
+        raise TypeError("a matrix needs image_shape=(C, H, W), so that its columns are the pixels of an image")
+    if is_scipy:
+        return from_scipy(obj, image_shape or ())
+    if is_matrix:
+        return MatrixOperator(obj, image_shape=image_shape or ())
     if not callable(obj):
         given = type(obj).__name__
-        raise TypeError(f"an operator is an invdiff Operator, a deepinv Physics or a callable, got {given}")
+        raise TypeError(f"an operator is an invdiff Operator, a deepinv Physics, a matrix or a callable, got {given}")
     if not linear:
+        if adjoint is not None:
+            raise TypeError("adjoint= goes with linear=True")
         return CallableOperator(obj, differentiable=differentiable, image_shape=image_shape)
-    if not differentiable:
-        raise TypeError("a linear callable must be differentiable: its adjoint is taken by autograd")
+    if not differentiable and adjoint is None:
+        raise TypeError(
+            "a linear callable must be differentiable, for its adjoint is taken by autograd; or give adjoint="
+        )
     if image_shape is None:
         raise TypeError("a linear callable needs image_shape=(C, H, W), so that its adjoint can be taken")
-    return LinearCallableOperator(obj, image_shape=image_shape)
+    return LinearCallableOperator(obj, image_shape=image_shape, adjoint=adjoint)
+
+
+def _is_matrix(obj: Any) -> bool:
+    if isinstance(obj, (Tensor, np.ndarray)):
+        return obj.ndim == 2
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and scipy_sparse.issparse(obj)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from itertools import chain
 from typing import Self
 
 import torch
@@ -45,5 +46,7 @@ class OperatorOfParts(Operator):
 
 def measured_shape(operator: Operator, shape: tuple[int, ...]) -> torch.Tensor:
     """What the operator makes of one black image of this (C, H, W), without the batch axis: its shape and type."""
+    held = next(chain(operator.buffers(), operator.parameters()), None)
     with torch.no_grad():
-        return operator.select(torch.zeros(1, dtype=torch.long))(torch.zeros(1, *shape))[0]
+        black = torch.zeros(1, *shape, device=None if held is None else held.device)
+        return operator.select(torch.zeros(1, dtype=torch.long))(black)[0]

@@ -29,6 +29,11 @@ HYDRA = (
     "hydra.sweep.subdir=${hydra.job.num}",
 )
 
+
+class CheckFailed(Exception):
+    """A check was made, and its answer is no: one line like an error, but exit code 1."""
+
+
 _VALUES = "_values"  # where plain values travel past hydra's groups
 
 _SWITCHES = (
@@ -147,7 +152,8 @@ def removed_if_empty(folder: Path, *, made_for_it: bool = False) -> Iterator[Non
 
 
 def guarded(main: Callable[[], None]) -> int:
-    """Run a command and give its exit code: expected failures become one line each on stderr and 2, Ctrl-C gives 130.
+    """Run a command and give its exit code: expected failures become one line each on stderr and 2, checks that fail
+    likewise and 1, Ctrl-C gives 130.
 
     With HYDRA_FULL_ERROR=1 in the environment everything comes with its traceback instead.
     """
@@ -166,8 +172,9 @@ def guarded(main: Callable[[], None]) -> int:
         if None in messages:
             raise
         for e, message in zip(errors, messages, strict=True):
-            report(": ".join(["error", *getattr(e, "__notes__", []), str(message)]))
-        return 2
+            kind = [] if isinstance(e, CheckFailed) else ["error"]
+            report(": ".join([*kind, *getattr(e, "__notes__", []), str(message)]))
+        return 1 if all(isinstance(e, CheckFailed) for e in errors) else 2
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
     return 0
@@ -187,7 +194,7 @@ def explain(error: BaseException) -> str | None:
         return _explain_hydra(_one_line(error))
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]  # the rest is about omegaconf
-    if isinstance(error, (ValueError, FloatingPointError)):
+    if isinstance(error, (ValueError, FloatingPointError, CheckFailed)):
         return _one_line(error)
     if isinstance(error, (EOFError, pickle.UnpicklingError)):
         return f"a file is damaged or of another kind than its name says: {_one_line(error)[:200]}"

@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
     "train": "train a diffusion prior on a folder, .npz or .tar of images",
+    "check-operator": "check a forward model, yours or ours, against the rules, and say what it can be used with",
     "list": "list operators, noise models, samplers, priors and example data",
 }
 
@@ -21,6 +22,7 @@ examples:
   invdiff reconstruct operator=super_resolution operator.factor=4 num_samples=8
   invdiff reconstruct input=photo.jpg size=256 operator=gaussian_blur noise.sigma=0.02
   invdiff reconstruct measurement=y.npy operator=inpainting operator.mask=mask.png prior=brain
+  invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
   invdiff list samplers
 
 `invdiff COMMAND --help` explains a command and its options; every value it shows can be overridden as key=value.
@@ -28,7 +30,7 @@ examples:
 
 
 def main() -> None:
-    """Entry point of the `invdiff` script; exits with 0, with 2 after a message, or with 130 on Ctrl-C."""
+    """Entry point of the `invdiff` script: exits with 0, 1 where a check fails, 2 after an error, 130 on Ctrl-C."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
@@ -47,12 +49,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     try:
         # Imported only now: --help must not wait for torch and hydra.
-        command = importlib.import_module(f"invdiff.cli.{arguments[0]}_command")
+        command = importlib.import_module(f"invdiff.cli.{arguments[0].replace('-', '_')}_command")
         from invdiff.cli.app import guarded
     except KeyboardInterrupt:
         print("invdiff: interrupted", file=sys.stderr)
         sys.exit(130)
 
+    # A script does not see the modules of the folder it is run in; a `_target_` may be one of them. Behind all others.
+    if "" not in sys.path:
+        sys.path.append("")
     sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]
     sys.exit(guarded(command.main))
 

@@ -23,7 +23,7 @@ def check_kinds(config: DictConfig, *keys: str) -> None:
 
 
 def _check(node: DictConfig, path: str) -> None:
-    hints = _annotations(node["_target_"]) if "_target_" in node else {}
+    hints = _annotations(node["_target_"], path) if "_target_" in node else {}
     for name, value in node.items():
         here = f"{path}.{name!s}"
         if name in hints and not fits(value, hints[name]):
@@ -32,8 +32,11 @@ def _check(node: DictConfig, path: str) -> None:
             _check(value, here)
 
 
-def _annotations(target: str) -> dict[str, Any]:
-    called = get_object(target)
+def _annotations(target: str, path: str) -> dict[str, Any]:
+    try:
+        called = get_object(target)
+    except ImportError as error:
+        raise BadInput(f"{path}._target_={target} cannot be loaded: {' '.join(str(error).split())}") from error
     try:
         return get_type_hints(called.__init__ if inspect.isclass(called) else called)
     except NameError:  # names imported for type checkers only

@@ -12,7 +12,8 @@ Coordinates the paper's own; its images live in [-1, 1], so that sigma and tau a
 Departures  the data term of the chains is |y - A(x0)|^2 / (2 tau^2); the authors' main branch omits the factor
             2. A chain that diverges is reported, not replaced by zeros. Ours are `inner="closed_form"`, the exact draw
             which the chains approximate; `prior_std`, the width r^2 = s^2 sigma^2 / (s^2 + sigma^2) that Gaussian
-            images of standard deviation s would have, instead of r = sigma, far too wide at high noise; and `draw_std`.
+            images of standard deviation s would have, instead of r = sigma, far too wide at high noise; `draw_std`; and
+            `step_size=None`, a measured step size, with which a slope that is far steeper elsewhere is cut off.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from invdiff.cost import Cost
 from invdiff.moves import misfit_gradient, nonzero, row_norm
 from invdiff.operators import GaussianNoise, LinearOperator
 from invdiff.operators.base import as_rows
+from invdiff.operators.conjugate_gradients import spread
 from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
 from invdiff.problem import InverseProblem
@@ -57,8 +59,9 @@ class DAPS(Sampler):
                      one gives cleaner samples that are too sure of themselves
     chain_steps      length of the chain
     step_size        its step size at the first level, image units squared; of Metropolis the variance of a proposal.
-                     None: half of what the stiffest direction allows, measured at every level for every sample (2
-                     power iterations, 4 more products with the Jacobian each)
+                     None: measured at every level for every sample, as half of what the stiffest direction allows (2
+                     power iterations: 4 more products with the Jacobian) or, of Metropolis, as that of the best random
+                     walk on a Gaussian (3 more calls)
     step_size_ratio  a given step size falls linearly to this fraction of it at the last level
     momentum         share of the velocity that a Hamiltonian step keeps; 0 is Langevin
     tau              noise level that the chain believes in, image units (published: 0.005, tuned, below the true one);
@@ -162,15 +165,19 @@ class DAPS(Sampler):
         """The step size of level k, one for all or one per row shaped like x0, and the stiffest direction so far."""
         if self.step_size is not None:
             return self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio)), None
-        if self.inner == "metropolis":  # 2.4 widths over the root of the dimension: the best random walk on a Gaussian
-            return (2.4 * width) ** 2 / x0_hat[0].numel(), None
         assert probe is not None
+        if self.inner == "metropolis":  # the best random walk on a Gaussian: 2.4^2 over the trace of its precision
+            shift = 0.01 * probe.sign()
+            above, here, below = (self._energy(problem, x0_hat, width, x0_hat + t) for t in (shift, 0 * shift, -shift))
+            trace = (above - 2 * here + below) / 0.01**2
+            return as_rows(2.4**2 / trace.clamp(min=x0_hat[0].numel() / width**2), x0_hat), probe
         stiffness = torch.zeros(len(probe))
         for _ in range(2):
-            unit = probe / as_rows(nonzero(row_norm(probe)), probe)
-            shift = 0.01 * sqrt(x0_hat[0].numel()) * unit  # a hundredth of the range in every pixel
-            probe = self._data_gradient(problem, x0_hat + shift) - self._data_gradient(problem, x0_hat - shift)
-            stiffness = row_norm(probe) / (2 * row_norm(shift).clamp(min=1e-30))
+            shift = probe * as_rows(0.01 / nonzero(probe.abs().flatten(1).amax(1)), probe)  # 0.01 of the range at most
+            change = self._data_gradient(problem, x0_hat + shift) - self._data_gradient(problem, x0_hat - shift)
+            stiffness = row_norm(change) / (2 * nonzero(row_norm(shift)))
+            # Where nothing changes, as in an image that saturates everywhere, the direction waits for the next level.
+            probe = torch.where(spread(stiffness, probe) == 0, probe, change)
         return as_rows(0.5 / (stiffness + 1 / width**2), x0_hat), probe
 
     def _langevin(
@@ -179,7 +186,7 @@ class DAPS(Sampler):
         """Unadjusted Langevin dynamics on N(x0; x0_hat, width^2) p(y | x0), started at x0_hat."""
         x0 = x0_hat
         for _ in range(self.chain_steps):
-            x0 = x0 - eta * self._slope(problem, x0_hat, width, x0) + (2 * eta) ** 0.5 * rng.normal()
+            x0 = x0 - eta * self._slope(problem, x0_hat, width, eta, x0) + (2 * eta) ** 0.5 * rng.normal()
         return x0
 
     def _hamiltonian(
@@ -189,7 +196,7 @@ class DAPS(Sampler):
         x0, velocity = x0_hat, rng.normal()
         for _ in range(self.chain_steps):
             kick = sqrt(2 * (1 - self.momentum)) * rng.normal()
-            velocity = self.momentum * velocity - eta**0.5 * self._slope(problem, x0_hat, width, x0) + kick
+            velocity = self.momentum * velocity - eta**0.5 * self._slope(problem, x0_hat, width, eta, x0) + kick
             x0 = x0 + eta**0.5 * velocity
         return x0
 
@@ -203,9 +210,10 @@ class DAPS(Sampler):
             its_energy = self._energy(problem, x0_hat, width, proposed)
             # Half the square of two normal numbers is minus the logarithm of a uniform one.
             accept = its_energy - energy < rng.normal((2,)).square().sum(1) / 2
-            x0 = torch.where(accept.reshape(-1, *[1] * (x0.dim() - 1)), proposed, x0)
+            x0 = torch.where(spread(accept, x0), proposed, x0)
             energy = torch.where(accept, its_energy, energy)
-        return x0
+        # Nothing is below NaN, so that the chain would stand still and hide that the operator failed.
+        return torch.where(spread(energy, x0).isnan(), torch.nan, x0)
 
     def _energy(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
         """Minus the logarithm of the chains' target, (R,)."""
@@ -215,9 +223,15 @@ class DAPS(Sampler):
             data = problem.residual(x0).abs().square().flatten(1).sum(1) / (2 * self.tau**2)
         return (x0 - x0_hat).square().flatten(1).sum(1) / (2 * width**2) + data
 
-    def _slope(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
+    def _slope(self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float | Tensor, x0: Tensor) -> Tensor:
         """Gradient of the energy."""
-        return (x0 - x0_hat) / width**2 + self._data_gradient(problem, x0)
+        slope = (x0 - x0_hat) / width**2 + self._data_gradient(problem, x0)
+        if self.step_size is not None:
+            return slope
+        # Elsewhere it may be far steeper than where the step size was measured, as at photon counts below 0. On a
+        # Gaussian, where it was measured right, this is 14 standard deviations out.
+        limit = 10 / torch.as_tensor(eta) ** 0.5
+        return slope.clamp(-limit, limit)
 
     def _data_gradient(self, problem: InverseProblem, x0: Tensor) -> Tensor:
         return problem.nll_gradient(x0) if self.tau is None else misfit_gradient(problem, x0) / self.tau**2

@@ -10,20 +10,23 @@ Cost        per step and particle: 1 forward, and `updates` times the forwards o
 Coordinates the paper's own, variance exploding; noise levels are halved for images in [0, 1]. The step is scaled by the
             ensemble itself, so that the guidance weight stays as published.
 Departures  none from the authors' code with `normaliser="frobenius"`, whose step shrinks like 1 / sqrt(particles)
-            once there are fewer particles than pixels; ours is `spread`, which does not. Measurements that were not
-            taken are left out. `stochastic=True` is ours: an ancestral step instead of the flow.
+            once there are fewer particles than pixels; ours is `spread`, which does not. `guidance_end` is a fraction
+            of the weight, theirs an absolute one. Measurements that were not taken are left out. `stochastic=True` is
+            ours: an ancestral step instead of the flow.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import sqrt
 from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
-from invdiff.moves import ancestral_step, nonzero
+from invdiff.moves import ancestral_step, nonzero, row_norm
+from invdiff.operators.base import as_rows
 from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
 from invdiff.problem import InverseProblem
@@ -43,19 +46,20 @@ class EnKG(Sampler):
     guidance       weight w of the correction
     guidance_end   the weight falls linearly to this fraction of it
     updates        corrections at each noise level
-    skip_start, skip_end  fractions of the steps without correction, at either end
+    skip_start, skip_end  fractions of the steps without correction, at either end; the first step never has one
     ode_steps      network calls of the flow that gives the clean estimate; None: as published, from 1 + steps / 4, at
                    most 20, down to 1
     ode_sigma_min  level of the flow's last step before 0, image units
-    normaliser     of the step: `spread`, root mean squares of errors and of measurements about their mean, or
-                   `frobenius`, the norm of the matrix that mixes the particles (published)
+    normaliser     of the step: `frobenius`, the norm of the matrix that mixes the particles (published), or `spread`,
+                   that norm times sqrt(1024 / ensemble): with fewer particles than pixels, a correction then moves
+                   an image by about guidance / 32 of its distance from the mean, as the published 1024 particles do
     stochastic     an ancestral step to the next level instead of one along the flow
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
     schedule: Schedule = EDM(steps=40, sigma_max=20.0, sigma_min=0.005)
     ensemble: int = 64
-    guidance: float = 1.0
+    guidance: float = 2.0
     guidance_end: float = 1.0
     updates: int = 2
     skip_start: float = 0.05
@@ -110,8 +114,14 @@ class EnKG(Sampler):
             schedule=EDM(steps=80, sigma_max=40.0, sigma_min=0.001),
             ensemble=1024,
             guidance=2.0,
+            guidance_end=1.0,
+            updates=2,
+            skip_start=0.05,
+            skip_end=0.05,
             ode_steps=None,
+            ode_sigma_min=0.001,
             normaliser="frobenius",
+            stochastic=False,
         )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
@@ -131,7 +141,7 @@ class EnKG(Sampler):
             yield Step(x[:, 0], x0[:, 0], after)
 
     def _guided(self, i: int) -> bool:
-        return self.skip_start * self.num_steps <= i < self.num_steps - int(self.skip_end * self.num_steps)
+        return self.skip_start * self.num_steps < i < self.num_steps - int(self.skip_end * self.num_steps)
 
     def _ode_steps(self, i: int) -> int:
         return min(1 + (self.num_steps - i) // 4, 20) if self.ode_steps is None else self.ode_steps
@@ -153,13 +163,17 @@ class EnKG(Sampler):
         """Covariance of images and measurements times the error of each particle, normalised: (R, J, C, H, W)."""
         error = predicted - as_vectors(problem, problem.y)[:, None]
         spread = predicted - predicted.mean(1, keepdim=True)
-        mixing = error @ spread.mT / self.ensemble  # (R, J, J): row j mixes the particles l for particle j
-        if self.normaliser == "frobenius":
-            scale = mixing.flatten(1).norm(dim=1)
-        else:
-            scale = (error.square().sum(2).mean(1) * spread.square().sum(2).mean(1)).sqrt()
-        mixing = mixing / nonzero(scale)[:, None, None]  # identical particles: nothing to learn from them
+        # Normalised before they meet: a product of four measurements may leave float32 where their unit is far from 1.
+        mixing = normalised(error) @ normalised(spread).mT  # (R, J, J): row j mixes the particles l for particle j
+        mixing = normalised(mixing)
+        if self.normaliser == "spread":
+            mixing = mixing * sqrt(self.ensemble / 1024)
         return torch.einsum("rjl,rlchw->rjchw", mixing, x - x.mean(1, keepdim=True))
+
+
+def normalised(values: Tensor) -> Tensor:
+    """Each row of norm 1; zero where it was zero: from identical particles there is nothing to learn."""
+    return values / as_rows(nonzero(row_norm(values)), values)
 
 
 def as_vectors(problem: InverseProblem, y: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ Paper       Chung et al., Improving Diffusion Models for Inverse Problems using 
 Target      p(x | A x = y), approximately, for a measurement (almost) without noise: the likelihood is taken at the
             posterior mean, and the projection knows no noise. Biased at any number of steps, on Gaussians too.
 Needs       a linear operator and a differentiable prior.
-Cost        per step and sample: 1 forward, 1 VJP; of the operator a call, an adjoint and two pseudo-inverses.
+Cost        per step and sample: 1 forward, 1 VJP; of the operator 2 calls, an adjoint and a pseudo-inverse.
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), see `dps.py`: the gradient carries the same factor C.
 Departures  the replaced part has the noise of the level that the step leads to; the authors' code has that of the level
             before, one step too noisy. The noise put on y is A n, the measurement of image noise, as it must be where
             A A^T is not the identity. Published for masks, colours and CT; the pseudo-inverse makes the same step of
-            every linear operator. Ours is `project_above`, which stops copying the noise of y into the image.
+            every linear operator; it also keeps the guidance to the null space. Ours is `project_above`, which stops copying the noise of y into the image.
 """
 
 from collections.abc import Iterator
@@ -92,12 +92,9 @@ class MCG(Sampler):
             chain = sqrt((1 + (sigma_t / half) ** 2) * (1 + (sigma_s / half) ** 2))
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
             noise = rng.normal()
+            x = x - self.zeta * chain * gradient
             if sigma_s >= self.project_above:
-                gradient = gradient - operator.pinv(operator(gradient))  # only what the measurement does not see
-                x = x - self.zeta * chain * gradient
                 x = x + operator.pinv(problem.residual(x - sigma_s * noise))  # A x = y + sigma_s A n
-            else:
-                x = x - self.zeta * chain * gradient
             yield Step(x, x0, sigma_s)
 
     def _estimate(

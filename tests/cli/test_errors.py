@@ -203,7 +203,7 @@ def test_cuda_where_there_is_none(reconstruct: Run, files: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["frobnicate"], ["unknown command 'frobnicate'", "reconstruct, train, list"]),
+        (["frobnicate"], ["unknown command 'frobnicate'", "reconstruct, train, check-operator, list"]),
         (["list", "foo"], ["unknown list 'foo'", "samplers"]),
         (["--foo"], ["--foo"]),
         (["train"], ["give data="]),

@@ -22,7 +22,7 @@ HEAVY = ("deepinv", "lpips", "matplotlib", "skimage", "scipy", "torchvision", "p
 def test_help(invdiff: Run, words: list[str]) -> None:
     done = invdiff(*words)
     assert (done.code, done.err) == (0, "")
-    for command in ("reconstruct", "train", "list"):
+    for command in ("reconstruct", "train", "check-operator", "list"):
         assert f"  {command}  " in done.out
     assert "usage: invdiff COMMAND" in done.out
 
@@ -35,7 +35,13 @@ def test_version(invdiff: Run, words: list[str]) -> None:
 def test_help_of_reconstruct(invdiff: Run) -> None:
     done = invdiff("reconstruct", "--help")
     assert (done.code, done.err) == (0, "")
-    for words in ("usage: invdiff reconstruct", "sampler: auto, daps, dps", "num_samples: 4", "seed: 0", "comparison.png"):
+    for words in (
+        "usage: invdiff reconstruct",
+        "sampler: auto, daps, dps",
+        "num_samples: 4",
+        "seed: 0",
+        "comparison.png",
+    ):
         assert words in done.out
     assert "HydraConfig" not in done.out
     # It shows the options of what is chosen.

@@ -16,7 +16,8 @@ from invdiff.cost import Cost
 from invdiff.driver import Event
 from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.priors import EDMPrior, GaussianPrior, Prior
-from invdiff.samplers import DAPS, DPS, Needs, Sampler, Step, all_samplers
+from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
+from invdiff.schedules import EDM
 from invdiff.streams import Streams, generator
 
 SHAPE = (1, 8, 8)
@@ -385,6 +386,30 @@ def test_few_rows_at_a_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Greedy(rows=3)
     Walk(steps=1).sample(numbered(7), prior, compute=QUIET)
     assert prior.batches == [3, 3, 1]
+
+
+@pytest.mark.parametrize(("particles", "batches"), [(2, [6, 1]), (4, [3, 3, 1]), (100, [1] * 7)])
+def test_fewer_rows_at_a_time_where_each_is_many_particles(
+    particles: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crowd(Walk):
+        @property
+        def particles(self) -> int:
+            return particles
+
+    monkeypatch.setattr("invdiff.driver.CPU_PIXELS", 12 * 64)
+    prior = Greedy(rows=12)
+    Crowd(steps=1).sample(numbered(7), prior, compute=QUIET)
+    assert prior.batches == batches
+
+
+def test_an_ensemble_tells_the_driver_how_many_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invdiff.driver.CPU_PIXELS", 12 * 64)
+    prior = Greedy(rows=12)
+    EnKG(schedule=EDM(steps=2, sigma_max=5.0, sigma_min=0.1), ensemble=4, guidance=0.0).sample(
+        numbered(7), prior, compute=QUIET
+    )
+    assert max(prior.batches) == 3 * 4
 
 
 # -- the clock and the bar ---------------------------------------------------------------------------------------------

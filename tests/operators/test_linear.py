@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 from deepinv.physics import Blur as DeepinvBlur
 from deepinv.physics import Inpainting as DeepinvInpainting
@@ -20,8 +21,10 @@ from invdiff.operators import (
     Denoising,
     GaussianBlur,
     Inpainting,
+    LinearBlackBox,
     LinearCallableOperator,
     LinearOperator,
+    MatrixOperator,
     SpaceVaryingBlur,
     SpectralOperator,
     SuperResolution,
@@ -48,6 +51,25 @@ def differences_adjoint(y: Tensor) -> Tensor:
 
 def half_fourier(x: Tensor) -> Tensor:
     return torch.fft.rfft2(x, norm="ortho")[..., ::2, :]
+
+
+def numpy_differences(image: np.ndarray) -> np.ndarray:
+    return np.diff(image)
+
+
+def numpy_differences_adjoint(y: np.ndarray) -> np.ndarray:
+    return np.pad(y, ((0, 0), (0, 0), (1, 0))) - np.pad(y, ((0, 0), (0, 0), (0, 1)))
+
+
+def numpy_inverse_fourier(y: np.ndarray) -> np.ndarray:
+    return np.fft.ifft2(y, norm="forward")
+
+
+def random_matrix(shape: Shape, seed: int = 0) -> np.ndarray:
+    """Half as many measurements as pixels, half of the entries zero, exact in single precision."""
+    n = int(np.prod(shape))
+    draws = np.random.default_rng(seed).integers(-4, 5, (max(1, n // 2), n))
+    return (draws * (draws % 2)).astype(np.float64) / n**0.5 // 2**-12 * 2**-12
 
 
 def random_bits(*shape: int) -> Tensor:
@@ -94,6 +116,27 @@ ANY_SIZE: dict[str, Build] = {
     "deepinv": lambda shape, images, folder: deepinv_blur(1),
     "deepinv-blur-per-image": lambda shape, images, folder: deepinv_blur(images),
     "deepinv-masks-per-image": lambda shape, images, folder: deepinv_masks(shape, images),
+}
+ANY_SIZE |= {
+    "black-box": lambda shape, images, folder: LinearBlackBox(
+        numpy_differences, numpy_differences_adjoint, image_shape=shape
+    ),
+    "black-box-batched-complex": lambda shape, images, folder: LinearBlackBox(
+        np.fft.fft2, numpy_inverse_fourier, image_shape=shape, batched=True, max_batch=2
+    ),
+    "matrix-dense": lambda shape, images, folder: MatrixOperator(random_matrix(shape), image_shape=shape),
+    "matrix-sparse": lambda shape, images, folder: MatrixOperator(
+        scipy.sparse.csr_array(random_matrix(shape)), image_shape=shape, column_major=True
+    ),
+    "matrix-complex": lambda shape, images, folder: MatrixOperator(
+        random_matrix(shape) + 1j * random_matrix(shape, seed=1), image_shape=shape
+    ),
+    "matrix-sparse-complex-channelwise": lambda shape, images, folder: MatrixOperator(
+        scipy.sparse.coo_array(random_matrix(shape[1:]) * (1 + 2j)), image_shape=shape
+    ),
+    "scipy-operator": lambda shape, images, folder: as_operator(
+        scipy.sparse.linalg.aslinearoperator(random_matrix(shape)), image_shape=shape
+    ),
 }
 ANY_SIZE |= {
     f"blur-{boundary}": lambda shape, images, folder, boundary=boundary: GaussianBlur(

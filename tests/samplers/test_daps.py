@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute, InverseProblem
+from invdiff import Compute, InverseProblem, Unsupported
+from invdiff.conformance import Gain, WhitePrior
 from invdiff.operators import (
     CallableOperator,
     Denoising,
@@ -29,6 +30,9 @@ from invdiff.samplers.daps import gaussian_draw
 from invdiff.schedules import EDM
 
 SMALL = (1, 4, 4)
+SHAPE = (1, 8, 8)
+INNER = ["langevin", "hamiltonian", "metropolis", "closed_form"]
+QUIET = Compute(device="cpu", progress=False)
 
 
 def run(sampler: DAPS, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
@@ -177,6 +181,260 @@ def test_langevin_with_a_complex_measurement(normals: type) -> None:
         sampler = replace(DAPS.published(), chain_steps=1, tau=tau)
         moved = sampler._langevin(problem, x0, 1.0, eta, Silent())  # type: ignore[arg-type]
         assert torch.allclose(moved.flatten(), eta * 5 * truth / variance_of_a_part)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float, normals: type, normal: Callable) -> None:
+    """Two steps of it are an autoregression, whose variance is 1 / (h (1 - eta h / (2 + 2 momentum))).
+
+    At momentum 0 that is Langevin's; a wrong size of the kicks would show as another temperature.
+    """
+    rows, width, eta, steps = 8000, 0.1, 2e-3, 200
+    mask = torch.tensor([[1, 0, 1, 0]])
+    y, start = normal(1, 1, 1, 4, seed=1), normal(1, 1, 1, 4, seed=2)
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), y).select(torch.zeros(rows, dtype=torch.long))
+    sampler = DAPS(inner="hamiltonian", momentum=momentum, chain_steps=steps, step_size=eta)
+    x = sampler._hamiltonian(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
+    h = 1 / width**2 + mask.flatten() / 0.1**2
+    target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
+    variance = 1 / (h * (1 - eta * h / (2 + 2 * momentum)))
+    values = x.flatten(1)
+    assert ((values.mean(0) - target).abs() < 5 * (variance / rows).sqrt()).all()
+    assert ((values.var(0) / variance - 1).abs() < 5 * (2 / rows) ** 0.5).all()
+
+
+def test_without_momentum_the_hamiltonian_chain_is_langevin(scripted: type, normal: Callable) -> None:
+    """Digit by digit, given the same numbers: the velocity that it starts from is forgotten at once."""
+    shape, steps = (3, *SMALL), 12
+    problem = InverseProblem(CallableOperator(lambda x: x**2), GaussianNoise(0.2), normal(*shape), image_shape=SMALL)
+    x0_hat, numbers = 0.5 + 0.3 * normal(*shape, seed=1), [normal(*shape, seed=2 + k) for k in range(steps)]
+    sampler = DAPS(momentum=0.0, chain_steps=steps, step_size=1e-3)
+    plain = sampler._langevin(problem, x0_hat, 0.3, 1e-3, scripted(numbers))
+    damped = sampler._hamiltonian(problem, x0_hat, 0.3, 1e-3, scripted([normal(*shape, seed=99), *numbers]))
+    assert (damped - plain).abs().max() < 1e-13
+    with_momentum = replace(sampler, momentum=0.5)._hamiltonian(
+        problem, x0_hat, 0.3, 1e-3, scripted([normal(*shape, seed=99), *numbers])
+    )
+    assert (with_momentum - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tau", [0.2, None])
+def test_metropolis_leaves_the_conditional_as_it_is(
+    tau: float | None, normals: type, normal: Callable, assert_law: Callable
+) -> None:
+    """Started in the law that it should have, it stays in it, at any step size; and it does move."""
+    operator, width, rows = GaussianBlur(std=0.8, kernel_size=5), 0.4, 6000
+    y, centre = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
+    noise = GaussianNoise(0.2 if tau is None else 7.0)
+    problem = InverseProblem(operator, noise, y).select(torch.zeros(rows, dtype=torch.long))
+    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    covariance = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / 0.2**2)
+    mean = covariance @ (centre.flatten() / width**2 + matrix.T @ y.flatten() / 0.2**2)
+    start = (mean + normal(rows, 16, seed=3) @ torch.linalg.cholesky(covariance).T).reshape(rows, *SMALL)
+
+    class FixedTarget(DAPS):
+        """The chain starts at x0_hat, which is also the middle of its target: here the two are told apart."""
+
+        def _energy(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
+            return super()._energy(problem, centre, width, x0)
+
+    sampler = FixedTarget(inner="metropolis", chain_steps=1, tau=tau)
+    rng, x, moved = normals(rows, SMALL, seed=4), start, []
+    for _ in range(25):
+        before, x = x, sampler._metropolis(problem, x, width, 0.03, rng)
+        moved.append(float((x != before).flatten(1).any(1).double().mean()))
+    assert 0.15 < sum(moved) / 25 < 0.7
+    assert float((x - start).square().mean() / covariance.diagonal().mean()) > 0.5
+    assert_law(x, mean, covariance)
+
+
+def authors_energy(x: Tensor, x0_hat: Tensor, sigma: float, matrix: Tensor, y: Tensor, tau: float) -> Tensor:
+    """Of one image on [-1, 1]: minus the logarithm of the chains' target."""
+    return ((x - x0_hat) ** 2).sum() / (2 * sigma**2) + ((matrix @ x - y) ** 2).sum() / (2 * tau**2)
+
+
+@pytest.mark.parametrize("inner", ["hamiltonian", "metropolis"])
+def test_a_chain_equals_the_authors(inner: str, dense: Callable, scripted: type, normal: Callable) -> None:
+    """Their other two chains on [-1, 1], image by image, with eta and tau rescaled as for Langevin."""
+    operator, images, steps = LINEAR["blur"], 3, 15
+    matrix = dense(operator, SMALL)
+    sigma, tau, momentum, eta = 0.4, 0.1, 0.73, 2e-3
+    x0_hat = 0.5 * normal(images, 16, seed=1)
+    y = x0_hat @ matrix.T + tau * normal(images, 16, seed=2)
+    first = normal(images, 16, seed=3)
+    noises = [normal(images, 16, seed=10 + k) for k in range(steps)]
+    chances = [normal(images, 2, seed=100 + k) for k in range(steps)]
+
+    expected, accepted = x0_hat.clone(), 0
+    for i in range(images):
+        x, v = x0_hat[i].clone(), first[i]
+        for n, chance in zip(noises, chances, strict=True):
+            if inner == "hamiltonian":
+                score = -(x - x0_hat[i]) / sigma**2 - matrix.T @ (matrix @ x - y[i]) / tau**2
+                v = momentum * v + math.sqrt(eta) * score + math.sqrt(2 * (1 - momentum)) * n[i]
+                x = x + math.sqrt(eta) * v
+            else:
+                proposed = x + math.sqrt(eta) * n[i]
+                before, after = (authors_energy(z, x0_hat[i], sigma, matrix, y[i], tau) for z in (x, proposed))
+                # The squared length of two standard normal numbers is -2 log u, with u uniform.
+                if torch.exp(-chance[i].square().sum() / 2) < torch.exp(before - after):
+                    x, accepted = proposed, accepted + 1
+        expected[i] = x
+
+    numbers = [n.reshape(images, *SMALL) for n in noises]
+    if inner == "hamiltonian":
+        script = [first.reshape(images, *SMALL), *numbers]
+    else:
+        script = [draw for pair in zip(numbers, chances, strict=True) for draw in pair]
+        assert 5 < accepted < images * steps - 5
+    problem = InverseProblem(operator, GaussianNoise(1.0), ((y + 1) / 2).reshape(images, *SMALL))
+    sampler = DAPS(inner=inner, momentum=momentum, chain_steps=steps, step_size=eta / 4, tau=tau / 2)  # type: ignore[arg-type]
+    start = ((x0_hat + 1) / 2).reshape(images, *SMALL)
+    found = sampler._chain()(problem, start, sigma / 2, eta / 4, scripted(script))
+    assert (2 * found.flatten(1) - 1 - expected).abs().max() < 1e-11
+
+
+def test_metropolis_needs_nothing_but_values(normal: Callable) -> None:
+    """A black box that counts photons: no gradient of any kind, and the images come to fit."""
+    box = CallableOperator(
+        lambda x: torch.from_numpy((255 * x.numpy()).round() / 255), differentiable=False, image_shape=SMALL
+    )
+    truth = (0.5 + 0.2 * normal(2, *SMALL, seed=1).float()).clamp(0, 1)
+    sampler = DAPS(schedule=EDM(steps=15, sigma_max=5.0, sigma_min=0.02), inner="metropolis", chain_steps=60)
+    for noise in (GaussianNoise(0.05), PoissonNoise(0.01)):
+        problem = InverseProblem(box, noise, truth)
+        found = sampler.sample(problem, WhitePrior(), compute=QUIET)
+        assert not found.diverged.any()
+        assert (found.samples[:, 0] - truth).square().mean().sqrt() < 0.12  # of the prior's own images: 0.3
+        with pytest.raises(Unsupported, match="DAPS needs a differentiable operator"):
+            replace(sampler, inner="langevin").sample(problem, WhitePrior())
+
+
+# -- the measured step size --------------------------------------------------------------------------------------------
+
+
+def with_singular_values(values: Tensor, seed: int = 0) -> LinearCallableOperator:
+    """A linear operator on 1x4x4 with these singular values along directions that are no pixels."""
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
+    matrix = turn * values @ turn.T
+    return LinearCallableOperator(lambda x: (x.flatten(1) @ matrix.to(x.dtype).T).reshape(x.shape), image_shape=SMALL)
+
+
+@pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
+@pytest.mark.parametrize("tau", [0.2, None])
+def test_the_step_size_is_half_of_what_the_stiffest_direction_allows(
+    inner: str, tau: float | None, normal: Callable
+) -> None:
+    """One level for each image; within 10 % after the first level, and better from level to level."""
+    values = torch.cat([torch.tensor([5.0]), torch.linspace(1.0, 0.1, 15)]).double()
+    operator, sigma, width = with_singular_values(values), torch.tensor([0.1, 0.3, 2.0]), 0.2
+    problem = InverseProblem(operator, GaussianNoise(sigma), normal(3, *SMALL, seed=1))
+    sampler = DAPS(inner=inner, step_size=None, tau=tau)  # type: ignore[arg-type]
+    x0_hat, probe = normal(3, *SMALL, seed=2), normal(3, *SMALL, seed=3)
+    stiffest = 5.0**2 / (sigma.double() ** 2 if tau is None else torch.full((3,), tau).double() ** 2)
+    expected = 0.5 / (stiffest + 1 / width**2)
+    for k, tolerance in enumerate((0.1, 1e-4, 1e-4)):
+        eta, probe = sampler._chain_step(problem, x0_hat, width, k, probe)
+        assert isinstance(eta, Tensor)
+        assert eta.shape == (3, 1, 1, 1)
+        assert torch.allclose(eta.flatten(), expected, rtol=tolerance, atol=0)
+        assert (eta.flatten() >= expected * (1 - 1e-6)).all()  # power iterations come from below
+
+
+def test_metropolis_measures_the_trace(normal: Callable) -> None:
+    """2.4^2 over the summed precision of all directions: exact where they are pixels, otherwise an estimate of it."""
+    sigma, width = torch.tensor([0.05, 0.5]), 0.2
+    mask = torch.arange(16).reshape(4, 4) % 4 == 0
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(sigma), normal(2, *SMALL, seed=1))
+    sampler = DAPS(inner="metropolis", step_size=None)
+    eta, _ = sampler._chain_step(problem, normal(2, *SMALL, seed=2), width, 0, normal(2, *SMALL, seed=3))
+    assert isinstance(eta, Tensor)
+    assert torch.allclose(eta.flatten(), 2.4**2 / (4 / sigma.double() ** 2 + 16 / width**2), rtol=1e-6)
+
+
+def test_metropolis_moves_where_the_data_are_sharp(normals: type, normal: Callable) -> None:
+    """In equilibrium about a quarter of the proposals is accepted, however sharp the likelihood."""
+    rows, width = 200, 0.25
+    problem = InverseProblem(Denoising(), GaussianNoise(0.01), normal(1, *SHAPE, seed=1)).select(
+        torch.zeros(rows, dtype=torch.long)
+    )
+    sampler = DAPS(inner="metropolis", step_size=None, chain_steps=1)
+    x = problem.y + 0.01 * normal(rows, *SHAPE, seed=2)
+    eta, _ = sampler._chain_step(problem, x, width, 0, normal(rows, *SHAPE, seed=3))
+    rng, moved = normals(rows, SHAPE), []
+    for _ in range(20):
+        before, x = x, sampler._metropolis(problem, x, width, eta, rng)
+        moved.append(float((x != before).flatten(1).any(1).double().mean()))
+    assert 0.1 < sum(moved) / 20 < 0.5
+
+
+@pytest.mark.parametrize("inner", ["auto", "langevin", "hamiltonian"])
+def test_an_operator_of_large_norm_does_not_diverge(inner: str) -> None:
+    """A x = 4 x: sixteen times as stiff; and with noise so small that no fixed step size would do for both."""
+    truth = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    operator = CallableOperator(lambda x: 4 * x, image_shape=SHAPE)
+    problem = InverseProblem(operator, GaussianNoise(torch.tensor([0.01, 0.3])), 4 * truth)
+    found = DAPS(inner=inner, step_size=None).sample(problem, WhitePrior(), compute=QUIET)  # type: ignore[arg-type]
+    assert not found.diverged.any()
+    errors = (found.samples[:, 0] - truth).square().flatten(1).mean(1).sqrt()
+    assert errors[0] < 0.05
+    assert errors[1] < 0.15
+
+
+def test_a_direction_that_saturates_is_waited_for(normal: Callable) -> None:
+    """Nothing changes in an image that is clipped everywhere; at the next level the stiffness is there all the same."""
+    problem = InverseProblem(
+        CallableOperator(lambda x: x.clamp(0, 1)), GaussianNoise(0.1), 0.5 + normal(2, *SMALL), image_shape=SMALL
+    )
+    sampler, probe = DAPS(inner="langevin", step_size=None), normal(2, *SMALL, seed=1)
+    clipped, grey = torch.full((2, *SMALL), 2.0).double(), torch.full((2, *SMALL), 0.5).double()
+    clipped[1] = 0.5
+    eta, probe = sampler._chain_step(problem, clipped, 0.2, 0, probe)
+    assert isinstance(eta, Tensor)
+    assert torch.allclose(eta.flatten(), 0.5 / torch.tensor([25.0, 125.0]).double())
+    eta, _ = sampler._chain_step(problem, grey, 0.2, 1, probe)
+    assert isinstance(eta, Tensor)
+    assert torch.allclose(eta.flatten(), 0.5 / torch.tensor([125.0, 125.0]).double())
+
+
+def test_stiffness_of_a_single_pixel(normal: Callable) -> None:
+    """It is looked for within the range of images, also where the stiffest direction is one pixel of many."""
+    shape = (1, 64, 64)
+    weights = torch.full(shape, 0.1).double()
+    weights[0, 5, 7] = 4.0
+    operator = CallableOperator(lambda x: weights * x.clamp(0, 1), image_shape=shape)
+    problem = InverseProblem(operator, GaussianNoise(0.1), normal(1, *shape))
+    sampler, probe, x0_hat = DAPS(inner="langevin", step_size=None), normal(1, *shape, seed=1), 0.5 + 0 * weights[None]
+    for k in range(3):
+        eta, probe = sampler._chain_step(problem, x0_hat, 0.25, k, probe)
+    assert float(eta) == pytest.approx(0.5 / (1600 + 16), rel=0.01)
+
+
+def test_a_measured_step_size_cuts_slopes_off_and_a_given_one_does_not() -> None:
+    """Far from where it was measured, a slope may be steeper than it can bear; a published step is what it is."""
+    problem = InverseProblem(Denoising(), GaussianNoise(0.01), torch.zeros(1, *SMALL).double())
+    x0_hat, x0 = torch.zeros(1, *SMALL).double(), torch.zeros(1, *SMALL).double()
+    x0[0, 0, 0, 0], x0[0, 0, 0, 1] = 3.0, -0.01
+    slope = x0 * (1 + 1e4)
+    eta = torch.full((1, 1, 1, 1), 1e-4).double()
+    given = DAPS(step_size=1e-4)._slope(problem, x0_hat, 1.0, 1e-4, x0)
+    measured = DAPS(step_size=None)._slope(problem, x0_hat, 1.0, eta, x0)
+    assert torch.allclose(given, slope)
+    assert torch.allclose(measured, slope.clamp(-1e3, 1e3))
+    assert measured[0, 0, 0, 0] < given[0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
+@pytest.mark.parametrize("gain", [1e-3, 1e-1])
+def test_photon_counts_down_to_zero(inner: str, gain: float) -> None:
+    """Their likelihood has a wall at zero, a thousand times steeper than the rest: no chain is thrown off by it."""
+    truth = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = PoissonNoise(gain)
+    y = noise.sample(truth, [torch.Generator().manual_seed(i) for i in range(2)])
+    sampler = DAPS(schedule=EDM(steps=25, sigma_max=5.0, sigma_min=0.02), inner=inner, step_size=None, chain_steps=50)  # type: ignore[arg-type]
+    found = sampler.sample(InverseProblem(Denoising(), noise, y), WhitePrior(0.5, 0.3), compute=QUIET)
+    assert not found.diverged.any()
+    assert (found.samples[:, 0] - truth).square().mean().sqrt() < (0.08 if gain < 1e-2 else 0.3)
 
 
 # -- the paper's algorithm ---------------------------------------------------------------------------------------------
@@ -362,7 +620,7 @@ def test_one_chain_that_diverges_leaves_the_others_alone_and_is_reported() -> No
     assert sick.mean[others].isfinite().all()
 
 
-@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+@pytest.mark.parametrize("inner", INNER)
 def test_a_row_does_not_know_the_others(inner: str) -> None:
     problem, prior = small_problem(images=8)
     sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, chain_steps=10)  # type: ignore[arg-type]
@@ -371,6 +629,21 @@ def test_a_row_does_not_know_the_others(inner: str) -> None:
     others[5] = problem.y[5]
     replaced = sampler.sample(InverseProblem(problem.operator, problem.noise, others), prior)
     assert (alone.samples[0] - replaced.samples[5]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_an_operator_that_fails_for_one_image_is_reported_and_harms_no_other(inner: str) -> None:
+    """Metropolis would stand still on NaN, and look well."""
+    y = small_problem(images=3)[0].y
+    sampler = DAPS(schedule=SHORT, inner=inner, chain_steps=5)  # type: ignore[arg-type]
+    well, sick = (
+        sampler.sample(
+            InverseProblem(Gain(torch.tensor([1.0, gain, 1.0])), GaussianNoise(0.1), y), WhitePrior(), compute=QUIET
+        )
+        for gain in (1.0, torch.nan)
+    )
+    assert sick.diverged[:, 0].tolist() == [False, True, False]
+    assert (sick.samples[[0, 2]] - well.samples[[0, 2]]).abs().max() < 1e-5
 
 
 class Watched(GaussianPrior):
@@ -382,7 +655,7 @@ class Watched(GaussianPrior):
         return super().denoise(x, sigma)
 
 
-@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+@pytest.mark.parametrize("inner", INNER)
 def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(inner: str) -> None:
     problem, _ = small_problem(images=2)
     prior = Watched(torch.full((1, 8, 8), 0.5), 0.04 * torch.eye(64))
@@ -392,12 +665,14 @@ def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(inner: str) -
     assert sampler.expected_cost().forwards == 6 * 3
     assert sampler.expected_cost().vjps == 0
     assert (cost.forwards, cost.vjps) == (6 * 6 * 3, 0)
-    # Langevin: one call and one product with the Jacobian a step, and as much four times for the step size; closed
-    # form: one call, one adjoint, one solve.
-    assert cost.operator_calls == 6 * 6 * ((7 + 4) * 2 if inner == "langevin" else 3)
+    # Langevin, Hamiltonian: one call and one product with the Jacobian a step, and as much four times for the step
+    # size; Metropolis: one call a step, one for the start, three for the step size; closed form: one call, one adjoint,
+    # one solve.
+    calls = {"closed_form": 3, "metropolis": 7 + 1 + 3}.get(inner, (7 + 4) * 2)
+    assert cost.operator_calls == 6 * 6 * calls
 
 
-@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+@pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("foreign", [False, True])
 def test_what_was_not_measured_does_not_matter(inner: str, foreign: bool) -> None:
     """Also behind deepinv's mask, which multiplies: NaN times zero is NaN."""
@@ -462,6 +737,7 @@ def test_closed_form_with_a_linear_black_box(gaussian: Callable) -> None:
         ({"tau": 0.0}, "tau must be positive, got 0.0"),
         ({"prior_std": -1.0}, "prior_std must be positive, got -1.0"),
         ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
     ],
 )
 def test_bad_settings_are_named(options: dict, words: str) -> None:

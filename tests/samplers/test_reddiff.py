@@ -1,0 +1,609 @@
+"""RED-Diff: the authors' loop number by number, its law on Gaussian problems, and the rules every sampler keeps."""
+
+from collections.abc import Callable
+from math import log, sqrt
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.operators import (
+    CallableOperator,
+    Denoising,
+    GaussianBlur,
+    GaussianNoise,
+    Inpainting,
+    LinearCallableOperator,
+    Operator,
+    PoissonNoise,
+    SuperResolution,
+)
+from invdiff.priors import GaussianPrior
+from invdiff.samplers import REDDiff
+from invdiff.samplers.base import Step
+from invdiff.samplers.reddiff import start
+from invdiff.schedules import VP
+
+SHAPE = (1, 8, 8)
+SMALL = (1, 4, 4)
+EXACT = 1e-9  # relative, float64
+
+
+def run(sampler: REDDiff, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
+    """All steps, with random numbers under the test's control and gradients off as in the driver."""
+    with torch.no_grad():
+        return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
+
+
+class Descent:
+    """In Adam's place: plain gradient descent, which keeps a linear problem linear, and a record of the gradients."""
+
+    gradients: list[Tensor]
+
+    def __init__(self, like: Tensor, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        type(self).gradients = []
+
+    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
+        self.gradients.append(gradient)
+        return x - self.learning_rate * gradient
+
+
+# -- the authors' loop -------------------------------------------------------------------------------------------------
+
+
+# Of the noise difference, by s / alpha.
+WEIGHTS: dict[str, Callable[[float], float]] = {
+    "linear": lambda q: q,
+    "sqrt": lambda q: q**0.5,
+    "square": lambda q: q * q,
+    "log": lambda q: log(1 + q),
+    "clip": lambda q: q if q < 1 else 1.0,
+    "power_2_3": lambda q: (q * q) ** (1 / 3),
+    "constant": lambda q: 1.0,
+}
+
+
+class AuthorsREDDiff:
+    """The paper's loop, transcribed: images in [-1, 1], z = alpha mu + s eps, torch's own Adam, losses that are means.
+
+    The noise network is that of a Gaussian prior N(mean, covariance), derived from Bayes' rule in z: nothing here is
+    shared with the implementation.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, steps: int) -> None:
+        self.mean, self.covariance = mean, covariance
+        kept = torch.linspace(0, 999, steps, dtype=torch.float64).round().long()
+        self.alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[kept]
+
+    def noise_network(self, z: Tensor, t: int) -> Tensor:
+        a = self.alpha_bar[t]
+        marginal = a * self.covariance + (1 - a) * torch.eye(len(self.covariance), dtype=torch.float64)
+        x0 = self.mean + a.sqrt() * (z - a.sqrt() * self.mean) @ torch.linalg.solve(marginal, self.covariance)
+        return (z - a.sqrt() * x0) / (1 - a).sqrt()
+
+    def reconstruct(
+        self,
+        mu: Tensor,
+        measure: Callable[[Tensor], Tensor],
+        y: Tensor,
+        noises: list[Tensor],
+        *,
+        lr: float,
+        lam: float,
+        weighting: str = "linear",
+        eps: float | None = None,
+    ) -> list[Tensor]:
+        """mu before the first and after every step of Adam; the authors return the last but one.
+
+        eps  None: our 1e-8 on sums over an image in [0, 1], in the units of these means over a batch in [-1, 1]
+        """
+        mu = mu.clone().requires_grad_(True)
+        adam = torch.optim.Adam(
+            [mu], lr=lr, betas=(0.9, 0.99), eps=1e-8 * 2 / mu.numel() if eps is None else eps, weight_decay=0.0
+        )
+        path = [mu.detach().clone()]
+        for t, eps_t in zip(reversed(range(len(self.alpha_bar))), noises, strict=True):
+            alpha, s = self.alpha_bar[t].sqrt(), (1 - self.alpha_bar[t]).sqrt()
+            with torch.enable_grad():
+                difference = (self.noise_network(alpha * mu + s * eps_t, t) - eps_t).detach()
+                weight = lam * WEIGHTS[weighting](float(s / alpha))
+                loss = (y - measure(mu)).square().mean() / 2 + weight * (difference * mu).mean()
+                adam.zero_grad()
+                loss.backward()
+            adam.step()
+            path.append(mu.detach().clone())
+        return path
+
+
+OPERATORS = {
+    "blur": GaussianBlur(std=1.0, kernel_size=5),
+    "inpainting": Inpainting(keep=0.4),
+    "super_resolution": SuperResolution(factor=2),  # n / m = 4
+}
+STEPS, IMAGES = 25, 3
+
+
+class Setting:
+    """One problem in both coordinates: the authors' images x in [-1, 1], ours u = (x + 1) / 2."""
+
+    def __init__(self, name: str, dense: Callable, smooth: Callable, gaussian: Callable, normal: Callable) -> None:
+        self.operator: Operator = OPERATORS[name]
+        self.matrix, self.covariance = dense(self.operator, SHAPE), smooth(8, 8, std=0.6)
+        self.mean = 0.3 * normal(64, seed=1)
+        self.authors = AuthorsREDDiff(self.mean, self.covariance, STEPS)
+        self.prior = gaussian((self.mean.reshape(SHAPE) + 1) / 2, self.covariance / 4)
+        truth = 0.6 * normal(IMAGES, 64, seed=2)
+        seen = self.matrix.abs().sum(1) > 0
+        self.y = torch.where(seen, truth @ self.matrix.T + 0.05 * normal(IMAGES, len(self.matrix), seed=3), 0)
+        measurement = self.operator(torch.zeros(1, *SHAPE)).shape[1:]
+        self.y_unit = torch.where(seen, (self.y + 1) / 2, 0).reshape(IMAGES, *measurement)
+        self.problem = InverseProblem(self.operator, GaussianNoise(0.025), self.y_unit)
+        # The blur starts from y itself, the others from the pseudo-inverse.
+        self.start = self.y if name == "blur" else self.y @ torch.linalg.pinv(self.matrix).T
+        self.noises = [normal(IMAGES, 64, seed=20 + k) for k in range(STEPS)]
+
+    def theirs(self, **options: float | str) -> list[Tensor]:
+        return self.authors.reconstruct(self.start, lambda x: x @ self.matrix.T, self.y, self.noises, **options)  # type: ignore[arg-type]
+
+    def ours(self, sampler: REDDiff, scripted: type) -> list[Step]:
+        return run(sampler, self.problem, self.prior, scripted([n.reshape(-1, *SHAPE) for n in self.noises]))
+
+
+@pytest.fixture(params=list(OPERATORS))
+def setting(
+    request: pytest.FixtureRequest, dense: Callable, smooth: Callable, gaussian: Callable, normal: Callable
+) -> Setting:
+    return Setting(request.param, dense, smooth, gaussian, normal)
+
+
+def published(weighting: str = "linear", lam: float = 0.25) -> REDDiff:
+    return REDDiff(schedule=VP(steps=STEPS), learning_rate=0.05, lam=lam, weighting=weighting, data_term="published")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weighting", list(WEIGHTS))
+def test_every_step_equals_the_authors(setting: Setting, weighting: str, scripted: type) -> None:
+    """One step and a whole run; learning rate halved, lambda as it is, n / m from their means."""
+    theirs = setting.theirs(lr=0.1, lam=0.25, weighting=weighting)
+    ours = setting.ours(published(weighting), scripted)
+    assert len(ours) == STEPS
+    assert ours[-1].sigma == 0
+    # What they return is our last iterate but one.
+    for step, mu in zip(ours, theirs[1:], strict=True):
+        assert (2 * step.x.flatten(1) - 1 - mu).abs().max() < EXACT * mu.abs().max()
+    without = setting.theirs(lr=0.1, lam=0.0)
+    assert (without[-1] - theirs[-1]).abs().max() > 1e-3, (
+        "the regulariser must matter for the comparison to mean anything"
+    )
+
+
+def test_weightings_were_put_to_the_test(
+    dense: Callable, smooth: Callable, gaussian: Callable, normal: Callable
+) -> None:
+    """No two of them are one and the same run."""
+    setting = Setting("inpainting", dense, smooth, gaussian, normal)
+    ends = torch.stack([setting.theirs(lr=0.1, lam=0.25, weighting=name)[-1] for name in WEIGHTS])
+    apart = (ends[:, None] - ends).abs().flatten(2).amax(2) + torch.eye(len(ends))
+    assert apart.min() > 1e-2
+
+
+def test_the_authors_own_epsilon_hardly_matters_for_few_images(setting: Setting, scripted: type) -> None:
+    """Their 1e-8 stands against means over the batch, and weighs more the larger that is; ours against sums."""
+    theirs = setting.theirs(lr=0.1, lam=0.25, eps=1e-8)
+    ours = setting.ours(published(), scripted)
+    assert (2 * ours[-1].x.flatten(1) - 1 - theirs[-1]).abs().max() < 1e-3
+
+
+def test_a_nonlinear_operator_too(gaussian: Callable, smooth: Callable, scripted: type, normal: Callable) -> None:
+    """It has no first guess here: the start is mid-grey. y is measured in its own unit, n / m = 2."""
+
+    def measure(x: Tensor) -> Tensor:  # images in [-1, 1]
+        return torch.tanh(1.5 * x.flatten(1)[:, ::2])
+
+    covariance, mean = smooth(8, 8, std=0.6), 0.3 * normal(64, seed=1)
+    y = measure(0.6 * normal(IMAGES, 64, seed=2))
+    noises = [normal(IMAGES, 64, seed=20 + k) for k in range(STEPS)]
+    zeros = torch.zeros(IMAGES, 64, dtype=torch.float64)
+    theirs = AuthorsREDDiff(mean, covariance, STEPS).reconstruct(zeros, measure, y, noises, lr=0.1, lam=0.25)
+    operator = CallableOperator(lambda u: measure(2 * u - 1), image_shape=SHAPE)
+    problem = InverseProblem(operator, GaussianNoise(0.05), y)
+    # y keeps its unit where images are halved: 4 lambda.
+    ours = run(
+        published(lam=1.0),
+        problem,
+        gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4),
+        scripted([n.reshape(-1, *SHAPE) for n in noises]),
+    )
+    for step, mu in zip(ours, theirs[1:], strict=True):
+        # The data term is in another unit now, and so is what epsilon stands against.
+        assert (2 * step.x.flatten(1) - 1 - mu).abs().max() < 1e-5 * (1 + mu.abs().max())
+
+
+@pytest.mark.parametrize("optimiser", ["descent", "adam"])
+@pytest.mark.parametrize("data_term", ["published", "likelihood"])
+def test_range_equivariance(
+    setting: Setting,
+    data_term: str,
+    optimiser: str,
+    gaussian: Callable,
+    scripted: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2.
+
+    With the likelihood, lambda stands against 1 / sigma_y^2: it has the unit of an inverse square of images. Adam's
+    epsilon is the only thing that knows the unit, and shows where a gradient happens to be almost zero.
+    """
+    likelihood = data_term == "likelihood"
+    rate_unit = 0.5
+    if optimiser == "descent":
+        monkeypatch.setattr("invdiff.samplers.reddiff.Adam", Descent)
+        rate_unit = 0.25 if likelihood else 1.0  # the gradients are doubled and halved in [0, 1]
+    wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
+    wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
+    narrow_problem = InverseProblem(setting.operator, GaussianNoise(0.25), setting.y_unit)
+    wide, narrow = (
+        REDDiff(
+            schedule=VP(steps=STEPS, unit=unit),
+            learning_rate=rate,
+            lam=lam,
+            weighting="sqrt",
+            data_term=data_term,  # type: ignore[arg-type]
+        )
+        for unit, rate, lam in ((1.0, 0.1, 0.3), (0.5, 0.1 * rate_unit, 1.2 if likelihood else 0.3))
+    )
+    numbers = [n.reshape(-1, *SHAPE) for n in setting.noises]
+    x = run(wide, wide_problem, wide_prior, scripted(numbers))
+    u = run(narrow, narrow_problem, setting.prior, scripted(numbers))
+    tolerance = EXACT if optimiser == "descent" else 1e-4
+    for ours, theirs in zip(u, x, strict=True):
+        assert ours.sigma == pytest.approx(theirs.sigma / 2)
+        assert (2 * ours.x - 1 - theirs.x).abs().max() < tolerance * (1 + theirs.x.abs().max())
+
+
+# -- where it starts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 1.0), (2.0, 6.0)])
+def test_it_starts_from_the_first_guess_about_mid_grey(
+    value_range: tuple[float, float], gaussian: Callable, dense: Callable, normal: Callable
+) -> None:
+    """Holes are mid-grey whatever the range; where A was inverted, the start fits y."""
+    centre = sum(value_range) / 2
+    prior = gaussian(torch.full(SHAPE, centre), torch.eye(64), value_range)
+    for operator in (Inpainting(keep=0.4), SuperResolution(factor=2)):
+        y = operator(centre + 0.3 * normal(2, *SHAPE, seed=1))
+        mu = start(InverseProblem(operator, GaussianNoise(0.1), y), prior)
+        assert torch.allclose(operator(mu), y, atol=1e-12)
+        null = torch.eye(64, dtype=torch.float64) - torch.linalg.pinv(dense(operator, SHAPE)) @ dense(operator, SHAPE)
+        assert torch.allclose(mu.flatten(1) @ null, (torch.full((2, 64), centre).double()) @ null, atol=1e-12)
+
+
+def test_a_nonlinear_operator_guesses_for_itself(gaussian: Callable) -> None:
+    """Its guess is taken as it is, from what was measured alone; without one the start is mid-grey."""
+
+    class Squared(CallableOperator):
+        def first_guess(self, y: Tensor) -> Tensor:
+            return y.sqrt()
+
+        def measured(self, measurement_shape: tuple[int, ...]) -> Tensor:
+            return torch.arange(8) > 3  # columns
+
+    y = torch.full((2, *SHAPE), 0.09, dtype=torch.float64)
+    y[..., :4] = torch.nan
+    prior = gaussian(torch.zeros(SHAPE), torch.eye(64), (0.0, 1.0))
+    mu = start(InverseProblem(Squared(torch.square, image_shape=SHAPE), GaussianNoise(0.1), y), prior)
+    assert torch.allclose(mu[..., 4:], torch.full((2, 1, 8, 4), 0.3).double())
+    assert (mu[..., :4] == 0).all()
+    without = CallableOperator(torch.square, image_shape=SHAPE)
+    assert (start(InverseProblem(without, GaussianNoise(0.1), y.nan_to_num()), prior) == 0.5).all()
+
+
+# -- on Gaussian problems ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def descent(monkeypatch: pytest.MonkeyPatch) -> type[Descent]:
+    monkeypatch.setattr("invdiff.samplers.reddiff.Adam", Descent)
+    return Descent
+
+
+@pytest.mark.parametrize("sigma", [3.0, 0.3])
+def test_expected_gradient_of_the_regulariser(
+    sigma: float,
+    descent: type[Descent],
+    smooth: Callable,
+    gaussian: Callable,
+    levels: type,
+    normals: type,
+    normal: Callable,
+    assert_law: Callable,
+) -> None:
+    """Linear weight: lambda sigma^2 (C + sigma^2)^-1 (mu - m) on average; its noise is -lambda sigma K eps."""
+    rows, lam = 6000, 0.7
+    mean, covariance = 0.5 + 0.2 * normal(16, seed=1), smooth(4, 4, std=0.3)
+    mu = 0.5 + 0.3 * normal(1, *SMALL, seed=2)
+    # Where the image itself is measured, the start is y and the data term has no gradient there.
+    problem = InverseProblem(Denoising(), GaussianNoise(0.1), mu).select(torch.zeros(rows, dtype=torch.long))
+    sampler = REDDiff(schedule=levels(values=(sigma, 0.0)), lam=lam)
+    run(sampler, problem, gaussian(mean.reshape(SMALL), covariance), normals(rows, SMALL))
+    marginal = covariance + sigma**2 * torch.eye(16)
+    gain = torch.linalg.solve(marginal, covariance)
+    expected = lam * sigma**2 * torch.linalg.solve(marginal, mu.flatten() - mean)
+    (gradient,) = descent.gradients
+    assert_law(gradient, expected, lam**2 * sigma**2 * gain @ gain.T)
+
+
+def test_fixed_point_of_the_likelihood_form(
+    descent: type[Descent],
+    dense: Callable,
+    smooth: Callable,
+    gaussian: Callable,
+    levels: type,
+    normals: type,
+    normal: Callable,
+) -> None:
+    """At one noise level it solves A^T (A mu - y) / sigma_y^2 + lambda sigma^2 (C + sigma^2)^-1 (mu - m) = 0.
+
+    The mean over many optimisers: plain descent with noise about the gradient ends there on average.
+    """
+    operator, noise_std, sigma, lam, rows = GaussianBlur(std=0.8, kernel_size=5), 0.3, 0.5, 8.0, 2000
+    matrix, covariance = dense(operator, SMALL), smooth(4, 4, std=0.3)
+    mean, y = 0.5 + 0.2 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
+    problem = InverseProblem(operator, GaussianNoise(noise_std), y).select(torch.zeros(rows, dtype=torch.long))
+    sampler = REDDiff(schedule=levels(values=(*[sigma] * 250, 0.0)), learning_rate=0.04, lam=lam)
+    x = run(sampler, problem, gaussian(mean.reshape(SMALL), covariance), normals(rows, SMALL))[-1].x.flatten(1)
+    pull = lam * sigma**2 * torch.linalg.inv(covariance + sigma**2 * torch.eye(16))
+    target = torch.linalg.solve(
+        matrix.T @ matrix / noise_std**2 + pull, matrix.T @ y.flatten() / noise_std**2 + pull @ mean
+    )
+    errors = (x.mean(0) - target) / (x.var(0) / rows).sqrt()
+    assert errors.abs().max() < 4.5
+    assert (y.flatten() - target).abs().max() > 0.1
+
+
+def test_with_a_matching_lambda_it_is_the_posterior_mean(
+    dense: Callable, gaussian: Callable, levels: type, scripted: type, normal: Callable
+) -> None:
+    """For C = s^2 I and lambda = 1 / s^2 + 1 / sigma^2, with Adam itself and without its noise: the likelihood counts
+    once, and sigma_y with it."""
+    operator, s, noise_std, sigma, steps = GaussianBlur(std=0.8, kernel_size=5), 0.3, 0.1, 0.5, 1500
+    mean, y = 0.5 + 0.1 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
+    prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
+    sampler = REDDiff(schedule=levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=1 / s**2 + 1 / sigma**2)
+    silent = scripted([torch.zeros(1, *SMALL, dtype=torch.float64)] * steps)
+    x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), prior, silent)[-1].x
+    target = prior.posterior(dense(operator, SMALL), y.flatten(), noise_std).mean
+    assert (x - target).abs().max() < 1e-4
+    assert (y - target).abs().max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def thousand_steps(normals: type) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference protocol on independent pixels with std 0.5, half of them measured: images, y and the mask."""
+    rows, shape, s = 64, (1, 4, 8), 0.5
+    mask = torch.arange(32).reshape(1, 4, 8) % 2 == 0
+    prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), s**2 * torch.eye(32, dtype=torch.float64))
+    prior.value_range = (-1.0, 1.0)
+    y = torch.linspace(-1.5, 1.5, 32, dtype=torch.float64).reshape(1, *shape).expand(rows, *shape)
+    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(5.0), y)
+    sampler = REDDiff(schedule=VP(steps=1000, unit=1.0), learning_rate=0.1, lam=0.25, data_term="published")
+    return run(sampler, problem, prior, normals(rows, shape))[-1].x, y, mask
+
+
+def test_the_reference_protocol_returns_what_was_measured(thousand_steps: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Slope 1.00 at any noise level, where the posterior mean of this one would have 0.01."""
+    x, y, mask = thousand_steps
+    x, y = x[:, mask], y[:, mask]
+    slope = float((x * y).sum() / (y * y).sum())
+    assert slope == pytest.approx(1.0, abs=0.005)
+    assert float((x - y).std()) < 0.03
+
+
+def test_its_spread_is_jitter_and_no_uncertainty(thousand_steps: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Where nothing is measured it ends about the prior mean, with about half the spread of the prior: std 0.26."""
+    x, _, mask = thousand_steps
+    values = x[:, ~mask]
+    assert abs(float(values.mean())) < 5 * 0.26 / sqrt(values.numel())
+    assert float(values.std()) == pytest.approx(0.26, abs=0.03)
+
+
+class WithoutGuess(LinearCallableOperator):
+    """A linear operator that offers no quick image, so that the descent has a way to go."""
+
+    def first_guess(self, y: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("data_term", ["published", "likelihood"])
+def test_without_the_regulariser_it_is_least_squares(
+    data_term: str, gaussian: Callable, normals: type, normal: Callable
+) -> None:
+    """An overdetermined system with an inconsistent y; neither the prior nor any random number has a say."""
+    matrix, y = normal(24, 16, seed=1), normal(2, 24, seed=2)
+    operator = WithoutGuess(lambda x: x.flatten(1) @ matrix.T.to(x.dtype), image_shape=SMALL)
+    problem = InverseProblem(operator, GaussianNoise(0.2), y)
+    sampler = REDDiff(schedule=VP(steps=900), learning_rate=0.01, lam=0.0, data_term=data_term)  # type: ignore[arg-type]
+    ends = [
+        run(sampler, problem, gaussian(torch.full(SMALL, mean), 0.1 * torch.eye(16)), normals(2, SMALL, seed))[-1].x
+        for mean, seed in ((0.5, 0), (7.0, 1))
+    ]
+    assert torch.equal(*ends)
+    assert (ends[0].flatten(1) - torch.linalg.lstsq(matrix, y.T).solution.T).abs().max() < 1e-3
+
+
+def twice(operator: Operator, copies: int) -> LinearCallableOperator:
+    return LinearCallableOperator(lambda x: torch.cat([operator(x)] * copies, 1), image_shape=SHAPE)
+
+
+def test_measuring_twice(gaussian: Callable, smooth: Callable, scripted: type, normal: Callable) -> None:
+    """Every measurement given twice changes nothing under the authors' means, and counts twice in the likelihood."""
+    operator = SuperResolution(factor=2)
+    y = operator(0.5 + 0.3 * normal(2, *SHAPE, seed=1))
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.3))
+    numbers = [normal(2, *SHAPE, seed=k) for k in range(15)]
+
+    def end(copies: int, data_term: str, noise_std: float) -> Tensor:
+        problem = InverseProblem(twice(operator, copies), GaussianNoise(noise_std), torch.cat([y] * copies, 1))
+        sampler = REDDiff(schedule=VP(steps=15), lam=0.5, data_term=data_term)  # type: ignore[arg-type]
+        return run(sampler, problem, prior, scripted(numbers))[-1].x
+
+    assert torch.allclose(end(2, "published", 0.3), end(1, "published", 0.3), rtol=0, atol=1e-7)
+    assert torch.allclose(end(2, "likelihood", 0.3), end(1, "likelihood", 0.3 / sqrt(2)), rtol=0, atol=1e-7)
+    assert (end(2, "likelihood", 0.3) - end(1, "likelihood", 0.3)).abs().max() > 1e-4
+
+
+def test_complex_measurements(gaussian: Callable, smooth: Callable, scripted: type, normal: Callable) -> None:
+    """One complex number is two measurements, each part with half the variance: as if they had been given as such."""
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.3))
+    numbers = [normal(2, *SHAPE, seed=k) for k in range(15)]
+
+    def fourier(x: Tensor) -> Tensor:
+        return torch.fft.fft2(x, norm="ortho")[..., :3]
+
+    clean = fourier(0.5 + 0.3 * normal(2, *SHAPE, seed=1))
+    parts = (lambda x: torch.view_as_real(fourier(x)), torch.view_as_real(clean), 0.2 / sqrt(2))
+    for data_term in ("published", "likelihood"):
+        sampler = REDDiff(schedule=VP(steps=15), lam=0.5, data_term=data_term)  # type: ignore[arg-type]
+        whole, split = (
+            run(
+                sampler,
+                InverseProblem(WithoutGuess(function, image_shape=SHAPE), GaussianNoise(noise_std), y),
+                prior,
+                scripted(numbers),
+            )[-1].x
+            for function, y, noise_std in ((fourier, clean, 0.2), parts)
+        )
+        assert torch.allclose(whole, split, rtol=0, atol=1e-7)
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def small_problem(images: int = 4, sigma: Tensor | float = 0.1) -> tuple[InverseProblem, GaussianPrior]:
+    operator = GaussianBlur(std=1.0, kernel_size=5)
+    x = torch.rand(images, *SHAPE, generator=torch.Generator().manual_seed(0))
+    prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.04 * torch.eye(64))
+    prior.value_range = (0.0, 1.0)
+    return InverseProblem(operator, GaussianNoise(sigma), operator(x)), prior
+
+
+DATA_TERMS = pytest.mark.parametrize("data_term", ["published", "likelihood"])
+
+
+@DATA_TERMS
+def test_a_row_does_not_know_the_others(data_term: str) -> None:
+    """Also not through Adam, whose epsilon couples a batch where losses are means over it."""
+    problem, prior = small_problem(images=8)
+    sampler = REDDiff(schedule=VP(steps=30), data_term=data_term)  # type: ignore[arg-type]
+    alone = sampler.sample(problem.select(torch.tensor([5])), prior, first_image=5)
+    others = torch.full_like(problem.y, 300.0)
+    others[5] = problem.y[5]
+    replaced = sampler.sample(InverseProblem(problem.operator, problem.noise, others), prior)
+    assert (alone.samples[0] - replaced.samples[5]).abs().max() < 1e-5
+    # Every sample of an image has its own random numbers, and so its own way.
+    several = sampler.sample(problem.select(torch.tensor([5])), prior, first_image=5, num_samples=3)
+    assert (several.samples[0, 0] - alone.samples[0, 0]).abs().max() < 1e-5
+    assert (several.samples[0, 1] - alone.samples[0, 0]).abs().max() > 1e-3
+
+
+@DATA_TERMS
+def test_what_was_not_measured_does_not_matter(data_term: str) -> None:
+    _, prior = small_problem()
+    operator = Inpainting(keep=0.5)
+    y = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    sampler = REDDiff(schedule=VP(steps=8), data_term=data_term)  # type: ignore[arg-type]
+    results = [
+        sampler.sample(
+            InverseProblem(operator, GaussianNoise(0.1), torch.where(operator.measured(SHAPE), y, value)), prior
+        )
+        for value in (0.0, 9.0, torch.nan)
+    ]
+    assert not results[0].diverged.any()
+    for other in results[1:]:
+        assert torch.equal(results[0].samples, other.samples)
+
+
+class Watched(GaussianPrior):
+    """Remembers whether anything could have recorded a graph through its calls."""
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        assert not x.requires_grad
+        return super().denoise(x, sigma)
+
+
+@DATA_TERMS
+def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(data_term: str) -> None:
+    problem, _ = small_problem(images=2)
+    prior = Watched(torch.full(SHAPE, 0.5), 0.04 * torch.eye(64))
+    prior.differentiable = False  # the sampler must not ask for it
+    sampler = REDDiff(schedule=VP(steps=7), data_term=data_term)  # type: ignore[arg-type]
+    cost = sampler.sample(problem, prior, num_samples=3).cost
+    assert (sampler.expected_cost().forwards, sampler.expected_cost().vjps) == (7, 0)
+    assert (cost.forwards, cost.vjps) == (6 * 7, 0)
+    # One call and one product with the Jacobian a step, and the residual of mid-grey for the start.
+    assert cost.operator_calls == 6 * (7 * 2 + 1)
+
+
+def test_any_noise_has_a_likelihood() -> None:
+    """Photon counts: the negative log-likelihood is not a sum of squares, and there is nothing to halve."""
+    problem, prior = small_problem(images=2)
+    counts = InverseProblem(problem.operator, PoissonNoise(0.02), problem.y)
+    found = REDDiff(schedule=VP(steps=40), learning_rate=0.02, lam=1.0).sample(counts, prior)
+    assert not found.diverged.any()
+    assert (counts.misfit(found.samples[:, 0]) < counts.misfit(torch.full((2, *SHAPE), 0.5))).all()
+
+
+def test_an_image_with_an_absurd_likelihood_is_reported_and_harms_no_other() -> None:
+    """The noise of image 2 is so small that its gradient leaves the range of float32."""
+    levels = torch.full((4,), 0.1)
+    problem, prior = small_problem(sigma=levels)
+    sampler = REDDiff(schedule=VP(steps=8))
+    healthy = sampler.sample(problem, prior, num_samples=2)
+    levels = levels.clone()
+    levels[2] = 1e-22
+    sick = sampler.sample(small_problem(sigma=levels)[0], prior, num_samples=2)
+    assert not healthy.diverged.any()
+    assert sick.diverged.tolist() == [[image == 2] * 2 for image in range(4)]
+    others = [0, 1, 3]
+    assert torch.equal(sick.samples[others], healthy.samples[others])
+
+
+def test_an_absurd_learning_rate_is_reported_where_it_does_harm() -> None:
+    """Image 1 fits from the start and has no gradient: it stays, while Adam throws the other one out at once."""
+    _, prior = small_problem()
+    operator = CallableOperator(torch.square, image_shape=SHAPE)
+    y = torch.stack([torch.full(SHAPE, 0.3), torch.full(SHAPE, 0.25)])  # from mid-grey, 0.5
+    found = REDDiff(schedule=VP(steps=8), learning_rate=1e4, lam=0.0).sample(
+        InverseProblem(operator, GaussianNoise(0.1), y), prior
+    )
+    assert found.diverged_at.flatten().tolist() == [0, -1]
+    assert torch.equal(found.samples[1, 0], torch.full(SHAPE, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive .* got 0.0"),
+        ({"lam": -1.0}, "lam not negative, got .* and -1.0"),
+        ({"weighting": "cubic"}, "weighting must be one of linear, .*, constant, got 'cubic'"),
+        ({"data_term": "mean"}, "data_term must be likelihood or published, got 'mean'"),
+    ],
+)
+def test_bad_settings_are_named(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        REDDiff(**options)
+
+
+def test_it_restores_a_digit() -> None:
+    """With a trained network: closer to the truth than the start is, in the holes."""
+    prior = load_prior("digits")
+    operator = Inpainting(keep=0.5)
+    truth = torch.zeros(1, 1, 32, 32)
+    truth[..., 7:25, 14:18] = 1  # a one, as far as strokes go
+    problem = InverseProblem(operator, GaussianNoise(0.05), operator(truth))
+    sampler = REDDiff(schedule=VP(steps=30), learning_rate=0.1, lam=20.0)
+    found = sampler.sample(problem, prior, compute=Compute(precision="float32")).samples[:, 0]
+    assert (found - truth).square().mean() < 0.5 * (start(problem, prior) - truth).square().mean()
