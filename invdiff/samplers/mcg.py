@@ -10,7 +10,8 @@ Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), see `dps.py`: the gradi
 Departures  the replaced part has the noise of the level that the step leads to; the authors' code has that of the level
             before, one step too noisy. The noise put on y is A n, the measurement of image noise, as it must be where
             A A^T is not the identity. Published for masks, colours and CT; the pseudo-inverse makes the same step of
-            every linear operator; it also keeps the guidance to the null space. Ours is `project_above`, which stops copying the noise of y into the image.
+            every linear operator, and keeps the guidance to the null space. Ours is `project_above`, which stops
+            copying the noise of y into the image.
 """
 
 from collections.abc import Iterator
