@@ -311,7 +311,7 @@ def test_colour_of_any_size(invdiff: Run, colour_weights: Path, metrics: Load, a
 
 @pytest.mark.usefixtures("without_comparison")
 def test_images_smaller_than_the_window_of_ssim(invdiff: Run, colour_weights: Path, metrics: Load) -> None:
-    words = ("data=cat", "size=8", "num_samples=1", "sampler.schedule.steps=1", "output=out")
+    words = ("data=cat", "size=8", "num_samples=1", "sampler=daps", "sampler.schedule.steps=1", "output=out")
     done = invdiff("reconstruct", f"prior.weights={colour_weights}", *words)
     assert (done.code, done.err) == (0, "")
     check_metrics(metrics("out"), ["cat"], samples=1)

@@ -63,7 +63,7 @@ def test_gradients_through_the_meter_are_those_of_the_prior() -> None:
 def test_the_meter_shows_what_the_prior_is() -> None:
     prior = EDMPrior.example()
     prior.differentiable = False
-    metered = MeteredPrior(prior, Cost())
+    metered = MeteredPrior(prior, Cost(), precision="float32")
     for name in ("shape", "channels", "sigma_range", "value_range", "differentiable"):
         assert getattr(metered, name) == getattr(prior, name)
     assert metered.accepts((3, 16, 16)) == prior.accepts((3, 16, 16))
