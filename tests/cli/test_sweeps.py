@@ -44,9 +44,8 @@ def test_a_job_that_fails_stops_no_other(reconstruct: Run, pictures: Path, array
 def test_sweeps_over_groups(invdiff: Run, pictures: Path, arrays: Run) -> None:
     # `++`: the samplers of a sweep are not known yet when hydra first looks at the options that they have.
     words = ("-m", "prior=digits", "input=pictures/a.png", "output=out", "num_samples=1")
-    done = invdiff(
-        "reconstruct", *words, "++sampler.schedule.steps=2", "sampler=dps,daps", "operator=denoising,super_resolution"
-    )
+    groups = ("operator=denoising,super_resolution", "sampler=dps,daps", "++sampler.schedule.steps=2")
+    done = invdiff("reconstruct", *words, *groups)
     assert done.code == 0, done.err
     assert arrays("out/0")["y"].shape == arrays("out/1")["y"].shape == (1, 1, 32, 32)
     assert arrays("out/2")["y"].shape == arrays("out/3")["y"].shape == (1, 1, 8, 8)
