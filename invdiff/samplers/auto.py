@@ -1,7 +1,7 @@
 """Which sampler for which problem: what `sampler=auto` takes, and why it says it does.
 
-The rules look at traits and noise alone, in this order. The chains are Hamiltonian because those beat Langevin's on phase
-retrieval of held-out slices.
+The rules look at traits and noise alone, in this order. The chains are Hamiltonian because those beat Langevin's on
+phase retrieval of held-out slices.
 """
 
 from dataclasses import dataclass
