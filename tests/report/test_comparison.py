@@ -25,7 +25,7 @@ from invdiff.operators import (
 )
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
-from invdiff.report.comparison import MOST_ROWS, comparison, save_figure, save_map, thumbnails
+from invdiff.report.comparison import MOST_ROWS, _measurement, _Scales, comparison, save_figure, save_map, thumbnails
 
 TITLE = "inpainting · photo prior · daps: 100 network calls, 3 s"
 
@@ -298,3 +298,10 @@ def test_thumbnails(tmp_path: Path, count: int, columns: int, size: tuple[int, i
         tile = pixels[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
         assert (tile == round(float(images[i, 0, 0, 0]) * 255)).all()
     assert (pixels == 0).sum() == 64 * (-count % columns)
+
+
+def test_line_integrals_are_no_picture() -> None:
+    """A sinogram has the axes of a grey image and values far beyond it: it gets a scale of its own."""
+    scales = _Scales(0.0, 1.0, 0.1)
+    assert _measurement(torch.rand(1, 40, 30), "8.1 dB", scales).line == "first guess: 8.1 dB"
+    assert _measurement(60 * torch.rand(1, 40, 30), "8.1 dB", scales).line == "1x40x30"
