@@ -138,8 +138,8 @@ class DAPS(Sampler):
             x0_hat = probability_flow(prior, x, self._ode_levels(sigma))  # step 1: where x would flow to
             width = conditional_std(sigma, self.prior_std)
             if self._closed_form(problem):
-                spread = conditional_std(sigma, self.draw_std or self.prior_std)
-                x0 = gaussian_draw(problem, x0_hat, width, rng, spread=spread)  # step 2, exact
+                narrow = conditional_std(sigma, self.draw_std or self.prior_std)
+                x0 = gaussian_draw(problem, x0_hat, width, rng, spread=narrow)  # step 2, exact
             else:
                 eta, probe = self._chain_step(problem, x0_hat, width, k, probe)
                 x0 = self._chain()(problem, x0_hat, width, eta, rng)  # step 2
