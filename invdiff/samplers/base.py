@@ -6,7 +6,8 @@ its paper. Progress, random streams, chunking, precision, costs and divergence b
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import isnan
 from typing import Self
 
 from torch import Tensor
@@ -70,6 +71,13 @@ class Needs:
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
     """Base of every posterior sampler; see the module's docstring."""
+
+    def __post_init__(self) -> None:
+        # NaN passes every comparison that a method makes: refused here, for all of them.
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, float) and isnan(value):
+                raise ValueError(f"{type(self).__name__.lower()}: {setting.name} is not a number")
 
     @abstractmethod
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:

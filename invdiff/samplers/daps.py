@@ -81,6 +81,7 @@ class DAPS(Sampler):
     tau: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.inner not in INNER:
             raise ValueError(f"daps: inner must be one of {', '.join(INNER)}, got {self.inner!r}")
         if not 0 <= self.momentum < 1:

@@ -71,6 +71,7 @@ class EnKG(Sampler):
     particles_at_once: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("ensemble", "updates", "particles_at_once", "ode_sigma_min"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"enkg: {name} must be positive, got {getattr(self, name)}")

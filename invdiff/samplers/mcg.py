@@ -56,6 +56,7 @@ class MCG(Sampler):
     clip: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.zeta < 0 or self.project_above < 0:
             raise ValueError(
                 f"mcg: zeta and project_above must not be negative, got {self.zeta} and {self.project_above}"
