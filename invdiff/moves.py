@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from invdiff.operators.noise import masked
 from invdiff.problem import InverseProblem
 
 
@@ -33,3 +34,12 @@ def misfit_gradient(problem: InverseProblem, x: Tensor) -> Tensor:
         misfit = problem.residual(x).abs().square().sum() / 2  # rows are independent: no mixing
         (gradient,) = torch.autograd.grad(misfit, x)
     return gradient
+
+
+def mean_variance(problem: InverseProblem) -> Tensor:
+    """Variance of the noise of one real number, averaged over what was measured of each image, (B,)."""
+    y = masked(problem.y, problem.observed)
+    variance = problem.noise.variance(y).expand(y.shape)
+    count = masked(torch.ones_like(variance), problem.observed).flatten(1).sum(1)
+    total = masked(variance, problem.observed).flatten(1).sum(1)
+    return total / count / (2 if y.is_complex() else 1)

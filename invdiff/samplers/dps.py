@@ -23,7 +23,10 @@ import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
-from invdiff.moves import ancestral_step, row_norm
+from invdiff.moves import ancestral_step, mean_variance, row_norm
+from invdiff.operators import GaussianNoise
+from invdiff.operators.base import as_rows
+from invdiff.operators.noise import masked
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers.base import Needs, Sampler, Step
@@ -52,6 +55,7 @@ class DPS(Sampler):
     clip: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.zeta < 0:
             raise ValueError(f"dps: zeta must not be negative, got {self.zeta}")
         if self.guidance not in ("norm", "likelihood"):
@@ -96,6 +100,20 @@ class DPS(Sampler):
             x0 = prior.denoise(x, sigma)
             if self.clip:
                 x0 = x0.clamp(*prior.value_range)
-            misfit = row_norm(problem.residual(x0)) if self.guidance == "norm" else problem.nll(x0)
+            misfit = weighted_norm(problem, x0) if self.guidance == "norm" else problem.nll(x0)
             (gradient,) = torch.autograd.grad(misfit.sum(), x)  # rows are independent: the sum mixes nothing
         return x0.detach(), gradient
+
+
+def weighted_norm(problem: InverseProblem, x0: Tensor) -> Tensor:
+    """|y - A(x0)| of each row, its entries weighted by how noisy they are: (R,).
+
+    The weights are sqrt(mean variance / variance), as y tells them: one for Gaussian noise, and for photon counts the
+    paper's norm with Lambda = diag(1 / 2y), in the unit of the measurement.
+    """
+    residual = problem.residual(x0)
+    if isinstance(problem.noise, GaussianNoise):
+        return row_norm(residual)
+    y = masked(problem.y, problem.observed)
+    weight = (as_rows(mean_variance(problem), y) / problem.noise.variance(y)).sqrt()
+    return row_norm(weight * residual)

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
-from invdiff.moves import misfit_gradient
+from invdiff.moves import mean_variance, misfit_gradient
+from invdiff.operators.base import as_rows
 from invdiff.operators.noise import masked
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
@@ -57,17 +58,19 @@ class REDDiff(Sampler):
     lam            lambda, weight of the regulariser against the data term
     weighting      how it depends on the noise level: the paper's `linear`, or `sqrt`, `square`, `log`, `clip`,
                    `power_2_3`, `constant` of its ablation
-    data_term      `likelihood`: the negative log-likelihood itself, which knows the noise. `published`:
+    data_term      `likelihood`: the negative log-likelihood times the mean variance of the noise, which is
+                   |y - A(mu)|^2 / 2 for Gaussian noise and of its size for any other. `published`:
                    n / m |y - A(mu)|^2 / 2 with n pixels and m measurements, as the authors' means of losses have it
     """
 
     schedule: Schedule = VP(steps=100)
     learning_rate: float = 0.05
-    lam: float = 20.0
+    lam: float = 0.25
     weighting: Literal["linear", "sqrt", "square", "log", "clip", "power_2_3", "constant"] = "linear"
     data_term: Literal["likelihood", "published"] = "likelihood"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learning_rate <= 0 or self.lam < 0:
             raise ValueError(
                 f"reddiff: learning_rate must be positive and lam not negative, got {self.learning_rate} and {self.lam}"
@@ -108,7 +111,7 @@ class REDDiff(Sampler):
 
     def _data_gradient(self, problem: InverseProblem, mu: Tensor) -> Tensor:
         if self.data_term == "likelihood":
-            return problem.nll_gradient(mu)
+            return as_rows(mean_variance(problem), mu) * problem.nll_gradient(mu)
         m = problem.y[0].numel() * (2 if problem.y.is_complex() else 1)
         return mu[0].numel() / m * misfit_gradient(problem, mu)
 

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.moves import ancestral_step
-from invdiff.operators import Denoising, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
+from invdiff.operators import (
+    Denoising,
+    GaussianBlur,
+    GaussianNoise,
+    Inpainting,
+    Operator,
+    PoissonNoise,
+    SuperResolution,
+)
 from invdiff.priors import EDMPrior, GaussianPrior
 from invdiff.samplers import DPS
 from invdiff.samplers.base import Step
@@ -104,6 +112,33 @@ def setting(
 ) -> Setting:
     operator = OPERATORS[request.param]
     return Setting(operator, dense(operator, SHAPE), smooth(8, 8, std=0.9), gaussian, normal)
+
+
+def test_photon_counts_weigh_the_residual_as_the_paper_does(
+    gaussian: Callable, smooth: Callable, levels: type, scripted: type, normal: Callable
+) -> None:
+    """zeta' grad |y - A x0|_Lambda with Lambda = diag(1 / 2y), by finite differences; the unit of the norm is free."""
+    operator, zeta, sigma = SuperResolution(factor=2), 0.3, 0.7
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.2))
+    y = operator(0.6 + 0.1 * normal(1, *SHAPE, seed=1))  # no count is zero
+    problem = InverseProblem(operator, PoissonNoise(0.01), y)
+    x = 0.5 + sigma * normal(1, *SHAPE, seed=2)
+    sampler = DPS(schedule=levels(values=(sigma, 0.0)), zeta=zeta, clip=False)
+    numbers = [x / sigma, torch.zeros_like(x)]
+    (step,) = run(sampler, problem, prior, scripted(numbers))
+    found = (prior.denoise(x, sigma) - step.x).flatten()
+
+    def papers(x: Tensor) -> Tensor:
+        residual = y - operator(prior.denoise(x, sigma))
+        return (residual**2 / (2 * y)).sum().sqrt()
+
+    directions = torch.eye(64, dtype=torch.float64).reshape(64, 1, *SHAPE)
+    wanted = torch.stack([(papers(x + 1e-5 * d) - papers(x - 1e-5 * d)) / 2e-5 for d in directions])
+    cosine = (found @ wanted) / (found.norm() * wanted.norm())
+    assert cosine > 1 - 1e-8
+    plain = InverseProblem(operator, GaussianNoise(0.05), y)
+    (other,) = run(sampler, plain, prior, scripted(numbers))
+    assert (other.x - step.x).abs().max() > 1e-4 * step.x.abs().max()
 
 
 @pytest.mark.parametrize("clip", [True, False])

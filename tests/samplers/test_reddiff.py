@@ -232,14 +232,12 @@ def test_range_equivariance(
 ) -> None:
     """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2.
 
-    With the likelihood, lambda stands against 1 / sigma_y^2: it has the unit of an inverse square of images. Adam's
-    epsilon is the only thing that knows the unit, and shows where a gradient happens to be almost zero.
+    Adam's epsilon is the only thing that knows the unit, and shows where a gradient happens to be almost zero.
     """
-    likelihood = data_term == "likelihood"
     rate_unit = 0.5
     if optimiser == "descent":
         monkeypatch.setattr("invdiff.samplers.reddiff.Adam", Descent)
-        rate_unit = 0.25 if likelihood else 1.0  # the gradients are doubled and halved in [0, 1]
+        rate_unit = 1.0  # the gradients are halved in [0, 1]
     wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
     narrow_problem = InverseProblem(setting.operator, GaussianNoise(0.25), setting.y_unit)
@@ -247,11 +245,11 @@ def test_range_equivariance(
         REDDiff(
             schedule=VP(steps=STEPS, unit=unit),
             learning_rate=rate,
-            lam=lam,
+            lam=0.3,
             weighting="sqrt",
             data_term=data_term,  # type: ignore[arg-type]
         )
-        for unit, rate, lam in ((1.0, 0.1, 0.3), (0.5, 0.1 * rate_unit, 1.2 if likelihood else 0.3))
+        for unit, rate in ((1.0, 0.1), (0.5, 0.1 * rate_unit))
     )
     numbers = [n.reshape(-1, *SHAPE) for n in setting.noises]
     x = run(wide, wide_problem, wide_prior, scripted(numbers))
@@ -352,7 +350,8 @@ def test_fixed_point_of_the_likelihood_form(
     matrix, covariance = dense(operator, SMALL), smooth(4, 4, std=0.3)
     mean, y = 0.5 + 0.2 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(noise_std), y).select(torch.zeros(rows, dtype=torch.long))
-    sampler = REDDiff(schedule=levels(values=(*[sigma] * 250, 0.0)), learning_rate=0.04, lam=lam)
+    schedule = levels(values=(*[sigma] * 250, 0.0))
+    sampler = REDDiff(schedule=schedule, learning_rate=0.04 / noise_std**2, lam=lam * noise_std**2)
     x = run(sampler, problem, gaussian(mean.reshape(SMALL), covariance), normals(rows, SMALL))[-1].x.flatten(1)
     pull = lam * sigma**2 * torch.linalg.inv(covariance + sigma**2 * torch.eye(16))
     target = torch.linalg.solve(
@@ -366,12 +365,13 @@ def test_fixed_point_of_the_likelihood_form(
 def test_with_a_matching_lambda_it_is_the_posterior_mean(
     dense: Callable, gaussian: Callable, levels: type, scripted: type, normal: Callable
 ) -> None:
-    """For C = s^2 I and lambda = 1 / s^2 + 1 / sigma^2, with Adam itself and without its noise: the likelihood counts
-    once, and sigma_y with it."""
+    """For C = s^2 I and lambda = sigma_y^2 (1 / s^2 + 1 / sigma^2), with Adam itself and without its noise: the
+    likelihood counts once, and sigma_y with it."""
     operator, s, noise_std, sigma, steps = GaussianBlur(std=0.8, kernel_size=5), 0.3, 0.1, 0.5, 1500
     mean, y = 0.5 + 0.1 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
-    sampler = REDDiff(schedule=levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=1 / s**2 + 1 / sigma**2)
+    lam = noise_std**2 * (1 / s**2 + 1 / sigma**2)
+    sampler = REDDiff(schedule=levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=lam)
     silent = scripted([torch.zeros(1, *SMALL, dtype=torch.float64)] * steps)
     x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), prior, silent)[-1].x
     target = prior.posterior(dense(operator, SMALL), y.flatten(), noise_std).mean
@@ -444,14 +444,14 @@ def test_measuring_twice(gaussian: Callable, smooth: Callable, scripted: type, n
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.3))
     numbers = [normal(2, *SHAPE, seed=k) for k in range(15)]
 
-    def end(copies: int, data_term: str, noise_std: float) -> Tensor:
-        problem = InverseProblem(twice(operator, copies), GaussianNoise(noise_std), torch.cat([y] * copies, 1))
-        sampler = REDDiff(schedule=VP(steps=15), lam=0.5, data_term=data_term)  # type: ignore[arg-type]
+    def end(copies: int, data_term: str, lam: float) -> Tensor:
+        problem = InverseProblem(twice(operator, copies), GaussianNoise(0.3), torch.cat([y] * copies, 1))
+        sampler = REDDiff(schedule=VP(steps=15), lam=lam, data_term=data_term)  # type: ignore[arg-type]
         return run(sampler, problem, prior, scripted(numbers))[-1].x
 
-    assert torch.allclose(end(2, "published", 0.3), end(1, "published", 0.3), rtol=0, atol=1e-7)
-    assert torch.allclose(end(2, "likelihood", 0.3), end(1, "likelihood", 0.3 / sqrt(2)), rtol=0, atol=1e-7)
-    assert (end(2, "likelihood", 0.3) - end(1, "likelihood", 0.3)).abs().max() > 1e-4
+    assert torch.allclose(end(2, "published", 0.5), end(1, "published", 0.5), rtol=0, atol=1e-7)
+    assert torch.allclose(end(2, "likelihood", 1.0), end(1, "likelihood", 0.5), rtol=0, atol=1e-5)  # Adam's epsilon
+    assert (end(2, "likelihood", 0.5) - end(1, "likelihood", 0.5)).abs().max() > 1e-4
 
 
 def test_complex_measurements(gaussian: Callable, smooth: Callable, scripted: type, normal: Callable) -> None:

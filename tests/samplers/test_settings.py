@@ -1,5 +1,8 @@
 """Settings that stand in two places say the same: class and config, published numbers and paper experiment."""
 
+from dataclasses import fields, replace
+from importlib.resources import files
+
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
@@ -20,3 +23,26 @@ def test_config_has_the_defaults_of_the_class(name: str) -> None:
 @pytest.mark.parametrize("name", all_samplers())
 def test_paper_experiment_has_the_published_settings(name: str) -> None:
     assert composed(f"experiment=paper/{name}_inpainting") == all_samplers()[name].published()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", all_samplers())
+def test_a_setting_that_is_not_a_number_is_refused(name: str) -> None:
+    sampler = all_samplers()[name]()
+    settings = [f.name for f in fields(sampler) if isinstance(getattr(sampler, f.name), float)]
+    for setting in settings:
+        with pytest.raises(ValueError, match=setting):
+            replace(sampler, **{setting: float("nan")})
+
+
+def recommended() -> list[str]:
+    folder = files("invdiff.configs") / "recommended"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@pytest.mark.parametrize("pair", recommended())
+def test_recommended_settings_are_taken_and_give_way(pair: str) -> None:
+    """Of a sampler and an operator by the name of the file; a published experiment overrules them."""
+    name, _, operator = pair.partition("_")
+    assert composed(f"sampler={name}", f"operator={operator}") != all_samplers()[name]()
+    published = composed(f"experiment=paper/{name}_inpainting", f"operator={operator}")
+    assert published == all_samplers()[name].published()  # type: ignore[attr-defined]
