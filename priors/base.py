@@ -54,6 +54,19 @@ class Prior(nn.Module, ABC):
             return f"this prior knows images with {self.channels} channel(s), got {shape[0]}"
         return None
 
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Whether VJPs keep less and compute more: the parts of a network that know how run again in the backward pass.
+
+        Raises ValueError where it is asked for and no part of this prior knows how.
+        """
+        parts = [
+            module for module in self.modules() if hasattr(type(module), "checkpoint_gradients") and module is not self
+        ]
+        if on and not parts:
+            raise ValueError(f"compute: checkpoint is not known to {type(self).__name__}; leave it false")
+        for part in parts:
+            part.checkpoint_gradients = on  # type: ignore[assignment]
+
     @classmethod
     def example(cls) -> "Prior":
         """A small instance for the conformance tests."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,19 @@ class ResidualBlock(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """The residual blocks of one resolution, one after the other."""
+    """The residual blocks of one resolution, one after the other.
+
+    checkpoint_gradients  keep only what enters each block for the backward pass, and run the block again there
+    """
+
+    checkpoint_gradients = False
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         for block in self:
-            h = block(h, embedding)
+            if self.checkpoint_gradients and torch.is_grad_enabled():
+                h = checkpoint(block, h, embedding, use_reentrant=False)
+            else:
+                h = block(h, embedding)
         return h
 
 

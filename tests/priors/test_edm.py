@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from invdiff.examples import drawn_from_prior
-from invdiff.priors import EDMPrior
+from invdiff.priors import EDMPrior, GaussianPrior
 from invdiff.priors.precision import autocast
 from invdiff.priors.training import denoising_psnr
 from invdiff.priors.unet import UNet, UNetSpec
@@ -242,3 +242,42 @@ def test_gradients_reach_the_image(prior: EDMPrior, normal: Callable) -> None:
     (gradient,) = torch.autograd.grad(prior.denoise(x, 0.3).square().sum(), x)
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
+
+
+# -- gradient checkpointing --------------------------------------------------------------------------------------------
+
+
+def vjp_and_kept(prior: EDMPrior) -> tuple[torch.Tensor, int]:
+    """A VJP, and how many numbers autograd kept for it beside the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in prior.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x0 = prior.denoise(x, torch.tensor([0.3, 2.0]))
+        before_backward = sum(kept.values())
+    (gradient,) = torch.autograd.grad(x0.square().sum(), x)
+    return gradient, before_backward
+
+
+def test_checkpointing_gives_the_same_gradient_and_keeps_less() -> None:
+    prior = EDMPrior.example()
+    plain, kept = vjp_and_kept(prior)
+    prior.checkpoint_gradients(True)
+    saving, kept_less = vjp_and_kept(prior)
+    assert torch.allclose(plain, saving, rtol=1e-6, atol=1e-7)
+    assert kept_less < 0.8 * kept
+    prior.checkpoint_gradients(False)
+    assert vjp_and_kept(prior)[1] == kept
+
+
+def test_checkpointing_of_what_has_no_parts_is_refused() -> None:
+    prior = GaussianPrior.example()
+    prior.checkpoint_gradients(False)
+    with pytest.raises(ValueError, match="checkpoint is not known to GaussianPrior"):
+        prior.checkpoint_gradients(True)
