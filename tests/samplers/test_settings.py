@@ -46,3 +46,19 @@ def test_recommended_settings_are_taken_and_give_way(pair: str) -> None:
     assert composed(f"sampler={name}", f"operator={operator}") != all_samplers()[name]()
     published = composed(f"experiment=paper/{name}_inpainting", f"operator={operator}")
     assert published == all_samplers()[name].published()  # type: ignore[attr-defined]
+
+
+def papers() -> list[str]:
+    folder = files("invdiff.configs") / "experiment" / "paper"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@pytest.mark.parametrize("name", papers())
+def test_paper_experiments_compose_for_photographs_of_256_pixels(name: str) -> None:
+    """With every value known to its class, and an operator that takes such photographs."""
+    with initialize_config_module("invdiff.configs", version_base="1.3"):
+        config = compose("reconstruct", [f"experiment=paper/{name}"])
+    sampler, operator, noise = instantiate(config.sampler), instantiate(config.operator), instantiate(config.noise)
+    assert type(sampler) is all_samplers()[name.partition("_")[0]]
+    assert operator.refuses((3, 256, 256)) is None
+    assert float(noise.sigma) > 0
