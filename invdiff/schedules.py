@@ -1,5 +1,6 @@
 """Noise levels from sigma_max down to 0, in image units."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -46,22 +47,34 @@ class VP(Schedule):
 
     With fewer than 1000 steps, timesteps are kept evenly spaced in t, both ends included, as guided-diffusion does.
 
-    unit  image units per unit of the DDPM network: 0.5, since it saw images in [-1, 1]
+    unit                  image units per unit of the DDPM network: 0.5, since it saw images in [-1, 1]
+    sigma_max, sigma_min  the part of the grid between these levels only, image units; None: all of it, 78.7 to 0.005
     """
 
     steps: int = 1000
     unit: float = 0.5
+    sigma_max: float | None = None
+    sigma_min: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"schedule: the DDPM grid has 1 to 1000 steps, got {self.steps}")
+        if len(self._grid()) < self.steps:
+            raise ValueError(
+                f"schedule: {len(self._grid())} levels of the DDPM grid lie between sigma_min={self.sigma_min} and "
+                f"sigma_max={self.sigma_max}, steps={self.steps} of them are asked for"
+            )
+
+    def _grid(self) -> Tensor:
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        levels = self.unit * (1 / (1 - betas).cumprod(0) - 1).sqrt()
+        above = levels >= (0.0 if self.sigma_min is None else self.sigma_min)
+        return levels[above & (levels <= (math.inf if self.sigma_max is None else self.sigma_max))]
 
     def sigmas(self) -> Tensor:
-        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        alpha_bar = (1 - betas).cumprod(0)
-        kept = torch.linspace(999, 0, self.steps, dtype=torch.float64).round().long()
-        levels = self.unit * (1 / alpha_bar[kept] - 1).sqrt()
-        return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+        grid = self._grid()
+        kept = torch.linspace(len(grid) - 1, 0, self.steps, dtype=torch.float64).round().long()
+        return torch.cat([grid[kept], torch.zeros(1, dtype=torch.float64)])
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:

@@ -63,9 +63,9 @@ class REDDiff(Sampler):
                    n / m |y - A(mu)|^2 / 2 with n pixels and m measurements, as the authors' means of losses have it
     """
 
-    schedule: Schedule = VP(steps=100)
-    learning_rate: float = 0.05
-    lam: float = 0.25
+    schedule: Schedule = VP(steps=100, sigma_max=0.5, sigma_min=0.02)
+    learning_rate: float = 0.02
+    lam: float = 0.15
     weighting: Literal["linear", "sqrt", "square", "log", "clip", "power_2_3", "constant"] = "linear"
     data_term: Literal["likelihood", "published"] = "likelihood"
 
