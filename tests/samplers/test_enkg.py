@@ -238,6 +238,7 @@ def test_who_has_nobody_to_learn_from_is_not_corrected(
     sampler = EnKG(
         schedule=EDM(steps=8, sigma_max=20.0, sigma_min=0.01),
         ensemble=start.shape[1],
+        stochastic=False,
         normaliser=normaliser,  # type: ignore[arg-type]
     )
     guided = run(sampler, problem, prior, scripted([start]))
@@ -250,7 +251,7 @@ def test_an_operator_that_tells_nothing_corrects_nothing(scripted: type, normal:
     """All predictions are the same, their mean is off by rounding: that must not be taken for a direction."""
     flat = CallableOperator(lambda x: 0 * x + 0.1, image_shape=SHAPE)
     problem = InverseProblem(flat, GaussianNoise(0.1), torch.full((1, *SHAPE), 0.7))
-    sampler = EnKG(schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=7, guidance=2.0)
+    sampler = EnKG(schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=7, guidance=2.0, stochastic=False)
     start = normal(1, 7, *SHAPE, seed=1).float()
     guided = run(sampler, problem, WhitePrior(), scripted([start]))[-1].x
     free = run(replace(sampler, guidance=0.0), problem, WhitePrior(), scripted([start]))[-1].x
@@ -289,7 +290,9 @@ def test_with_the_published_number_of_particles_both_normalisers_agree(
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
-SHORT = EnKG(schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=6, guidance=2.0, updates=2)
+SHORT = EnKG(
+    schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=6, guidance=2.0, updates=2, stochastic=False
+)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -298,7 +301,7 @@ def test_without_guidance_every_particle_follows_the_flow(
 ) -> None:
     problem, prior, start = setting
     schedule = EDM(steps=steps, sigma_max=20.0, sigma_min=0.01)
-    found = whole(EnKG(schedule=schedule, ensemble=5, guidance=0.0), problem, prior, start, scripted)
+    found = whole(EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=False), problem, prior, start, scripted)
     flowed = probability_flow(prior, 20.0 * start.flatten(0, 1), schedule.sigmas())
     assert (found.flatten(0, 1) - flowed).abs().max() < 1e-12
 
