@@ -10,8 +10,8 @@ Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), see `dps.py`: the gradi
 Departures  the replaced part has the noise of the level that the step leads to; the authors' code has that of the level
             before, one step too noisy. The noise put on y is A n, the measurement of image noise, as it must be where
             A A^T is not the identity. Published for masks, colours and CT; the pseudo-inverse makes the same step of
-            every linear operator, and keeps the guidance to the null space. Ours is `project_above`, which stops
-            copying the noise of y into the image.
+            every linear operator, and keeps the guidance to the null space. Ours are `projection="damped"`, which
+            weighs y by its noise, and `project_above`; both stop copying that noise into the image.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
-from invdiff.moves import ancestral_step, nonzero, row_norm
+from invdiff.moves import ancestral_step, mean_variance, nonzero, row_norm
 from invdiff.operators import LinearOperator
 from invdiff.operators.base import as_rows
 from invdiff.priors import Prior
@@ -44,15 +44,19 @@ class MCG(Sampler):
     zeta           guidance weight on the gradient of |W (y - A x0)|, image units; published 0.5 for masks. 0 is plain
                    replacement
     weight         W: `identity` (masks), or `pinv`, the pseudo-inverse (the paper's filtered back-projection for CT)
+    projection     `exact`: A x = y + sigma A n, the paper's; it amplifies the noise of y where A is badly conditioned.
+                   `damped`: towards it as far as y can be trusted, A^+ replaced by (A^T A + rho)^-1 A^T with
+                   rho = (sigma_y / sigma)^2; the same where y has no noise
     project_above  noise level, image units, below which the projection is left out and the gradient is no longer kept
-                   to the null space: about the noise of y. 0: the paper's, the result fits y exactly, noise included
+                   to the null space. 0: the paper's; with `exact` the result then fits y, noise included
     clip           clamp the clean estimate to the value range
     """
 
     schedule: Schedule = VP(steps=200)
     zeta: float = 1.0
     weight: Literal["identity", "pinv"] = "identity"
-    project_above: float = 0.05
+    projection: Literal["damped", "exact"] = "damped"
+    project_above: float = 0.0
     clip: bool = True
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class MCG(Sampler):
             )
         if self.weight not in ("identity", "pinv"):
             raise ValueError(f"mcg: weight must be identity or pinv, got {self.weight!r}")
+        if self.projection not in ("damped", "exact"):
+            raise ValueError(f"mcg: projection must be damped or exact, got {self.projection!r}")
 
     @property
     def num_steps(self) -> int:
@@ -81,7 +87,7 @@ class MCG(Sampler):
     @classmethod
     def published(cls) -> Self:
         """The authors' settings for inpainting, in image units."""
-        return cls(schedule=VP(steps=1000), zeta=0.5, project_above=0.0)
+        return cls(schedule=VP(steps=1000), zeta=0.5, projection="exact")
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         operator = problem.operator
@@ -95,9 +101,15 @@ class MCG(Sampler):
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
             noise = rng.normal()
             x = x - self.zeta * chain * gradient
-            if sigma_s >= self.project_above:
-                x = x + operator.pinv(problem.residual(x - sigma_s * noise))  # A x = y + sigma_s A n
+            if sigma_s >= self.project_above and (sigma_s > 0 or self.projection == "exact"):
+                x = x + self._pull(problem, operator, problem.residual(x - sigma_s * noise), sigma_s)
             yield Step(x, x0, sigma_s)
+
+    def _pull(self, problem: InverseProblem, operator: LinearOperator, residual: Tensor, sigma: float) -> Tensor:
+        """What has to be added to x for A x = y + sigma A n, or towards it."""
+        if self.projection == "exact":
+            return operator.pinv(residual)
+        return operator.solve(operator.adjoint(residual), mean_variance(problem) / sigma**2)
 
     def _estimate(
         self, problem: InverseProblem, operator: LinearOperator, prior: Prior, x: Tensor, sigma: float

@@ -169,7 +169,14 @@ def test_a_step_equals_the_authors_ddpm_step(
     noises = normal(3, 64, seed=5), normal(3, 64, seed=6)
     z = alpha[t] * setting.truth + (1 - authors.alpha_bar[t]).sqrt() * normal(3, 64, seed=4)
     sigma_t, sigma_s = float(sigma[t]), float(sigma[t - 1]) if t > 0 else 0.0
-    sampler = MCG(schedule=levels(values=(sigma_t, sigma_s)), zeta=zeta, clip=clip, weight=weight, project_above=0.0)  # type: ignore[arg-type]
+    sampler = MCG(
+        schedule=levels(values=(sigma_t, sigma_s)),
+        zeta=zeta,
+        clip=clip,
+        weight=weight,
+        projection="exact",
+        project_above=0.0,
+    )  # type: ignore[arg-type]
     expected = setting.authors_step(authors, z, t, sampler, noises)
 
     u = ((z / alpha[t] + 1) / 2).reshape(-1, *SHAPE)
@@ -214,7 +221,7 @@ def test_a_whole_respaced_run_equals_the_authors(
     steps, setting = 20, build(name, request)
     authors = AuthorsMCG(setting.mean, setting.covariance, steps)
     noises = [(normal(3, 64, seed=20 + k), normal(3, 64, seed=60 + k)) for k in range(steps)]
-    sampler = MCG(schedule=VP(steps=steps), zeta=zeta, weight=weight, project_above=0.0)  # type: ignore[arg-type]
+    sampler = MCG(schedule=VP(steps=steps), zeta=zeta, weight=weight, projection="exact", project_above=0.0)  # type: ignore[arg-type]
     sigma_max, begin = float(sampler.schedule.sigmas()[0]), normal(3, *SHAPE, seed=6)
     numbers = [begin, *(n.reshape(-1, *SHAPE) for pair in noises for n in pair)]
     found = run(sampler, setting.problem, setting.prior, scripted(numbers))
@@ -240,7 +247,7 @@ def test_the_authors_replaced_part_is_one_step_too_noisy(
     theirs = authors.inpaint(z, 0, setting.y, setting.seen, 1.0, noises, clip=True, aligned=False)
     kept = (theirs - authors.alpha_bar[0].sqrt() * setting.y)[:, setting.seen]
     assert torch.allclose(kept, 0.01 * noises[1][:, setting.seen])
-    sampler = MCG(schedule=VP(steps=1), project_above=0.0)
+    sampler = MCG(schedule=VP(steps=1), projection="exact", project_above=0.0)
     (ours,) = run(sampler, setting.problem, setting.prior, scripted([n.reshape(3, *SHAPE) for n in (z, *noises)]))
     assert (ours.x - setting.y_unit).flatten(1)[:, setting.seen].abs().max() < 1e-14
 
@@ -255,7 +262,13 @@ def test_range_equivariance(
     wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
     wide, narrow = (
-        MCG(schedule=VP(steps=steps, unit=unit), zeta=2.0 * unit, weight=weight, project_above=0.2 * unit)  # type: ignore[arg-type]
+        MCG(
+            schedule=VP(steps=steps, unit=unit),
+            zeta=2.0 * unit,
+            weight=weight,
+            projection="exact",
+            project_above=0.2 * unit,
+        )  # type: ignore[arg-type]
         for unit in (1.0, 0.5)
     )
     assert sum(level >= 0.2 for level in wide.schedule.sigmas()) < steps  # both sides of `project_above`
@@ -277,7 +290,7 @@ def test_the_iterate_measures_y_with_the_noise_of_its_level(
     """A x = y + sigma_s A n at every step, to rounding, and A x = y in the end: guidance moves along the null space."""
     steps = 12
     numbers = [normal(3, *SHAPE, seed=k) for k in range(2 * steps + 1)]
-    sampler = MCG(schedule=VP(steps=steps), zeta=3.0, weight=weight, project_above=0.0)  # type: ignore[arg-type]
+    sampler = MCG(schedule=VP(steps=steps), zeta=3.0, weight=weight, projection="exact", project_above=0.0)  # type: ignore[arg-type]
     for k, step in enumerate(run(sampler, setting.problem, setting.prior, scripted(numbers))):
         expected = setting.y_unit + step.sigma * setting.operator(numbers[2 * k + 2])
         assert (setting.operator(step.x) - expected).abs().max() < 1e-10 * (1 + expected.abs().max())
@@ -292,7 +305,7 @@ def test_guidance_lies_in_the_null_space(
     numbers = [normal(3, *SHAPE, seed=k) for k in range(3)]
     ends = [
         run(
-            MCG(schedule=levels(values=(0.5, 0.3)), zeta=zeta, project_above=0.0),
+            MCG(schedule=levels(values=(0.5, 0.3)), zeta=zeta, projection="exact", project_above=0.0),
             setting.problem,
             setting.prior,
             scripted(numbers),
@@ -311,7 +324,7 @@ def test_a_perfect_fit_moves_nothing(gaussian: Callable, levels: type, scripted:
     x = torch.tensor([[[[1.0, -2.0]]], [[[1.0, -2.0]]]], dtype=torch.float64)
     y = operator(prior.denoise(x, 1.0))
     y[1, ..., 0] += 0.5
-    sampler = MCG(schedule=levels(values=(1.0, 0.5)), zeta=0.5, clip=False, project_above=0.0)
+    sampler = MCG(schedule=levels(values=(1.0, 0.5)), zeta=0.5, clip=False, projection="exact", project_above=0.0)
     numbers = [x, torch.zeros_like(x), torch.zeros_like(x)]
     (step,) = run(sampler, InverseProblem(operator, GaussianNoise(0.05), y), prior, scripted(numbers))
     unguided = ancestral_step(x, prior.denoise(x, 1.0), 1.0, 0.5, 0 * x)
@@ -325,7 +338,7 @@ def test_a_perfect_fit_moves_nothing(gaussian: Callable, levels: type, scripted:
 def test_the_image_itself_measured_is_returned(scripted: type, gaussian: Callable, normal: Callable) -> None:
     y = normal(2, *SHAPE, seed=1)
     prior = gaussian(torch.full(SHAPE, 0.5), torch.eye(64))
-    sampler = MCG(schedule=VP(steps=5), project_above=0.0)
+    sampler = MCG(schedule=VP(steps=5), projection="exact", project_above=0.0)
     numbers = [normal(2, *SHAPE, seed=k) for k in range(11)]
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), y)
     assert torch.allclose(run(sampler, problem, prior, scripted(numbers))[-1].x, y, rtol=0, atol=1e-12)
@@ -377,7 +390,7 @@ def _first_pixel() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def replacement(normals: type) -> list[Step]:
     problem, prior = toy(3000)
-    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=0.0, clip=False, project_above=0.0)
+    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=0.0, clip=False, projection="exact", project_above=0.0)
     return run(sampler, problem, prior, normals(3000, (1, 1, 2)))
 
 
@@ -408,7 +421,7 @@ def test_replacement_has_its_known_law_at_every_level(replacement: list[Step]) -
 def test_guidance_on_the_toy_of_the_reference(zeta: float, mean: float, variance: float, normals: type) -> None:
     """A band, not a truth: no zeta gives both the mean and the variance for good reasons."""
     problem, prior = toy(2000)
-    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=zeta, clip=False, project_above=0.0)
+    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=zeta, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, normals(2000, (1, 1, 2)))[-1].x.flatten(1)
     assert (x[:, 0] - 1).abs().max() < 1e-14
     assert float(x[:, 1].mean()) == pytest.approx(mean, abs=0.04)
@@ -431,7 +444,7 @@ def test_law_on_a_correlated_problem(
     y = 0.5 + 0.3 * normal(*operator(torch.zeros(1, *shape)).shape, seed=2)
     schedule = VP(steps=40)
     problem = InverseProblem(operator, GaussianNoise(0.25), y).select(torch.zeros(rows, dtype=torch.long))
-    sampler = MCG(schedule=schedule, zeta=0.0, clip=False, project_above=0.0)
+    sampler = MCG(schedule=schedule, zeta=0.0, clip=False, projection="exact", project_above=0.0)
     found = run(sampler, problem, gaussian(mean.reshape(shape), covariance), normals(rows, shape))
     laws = propagate(schedule, mean, covariance, matrix, y.flatten())
     for k in (0, 20, 35, 38):
@@ -445,7 +458,7 @@ def test_independent_pixels_are_not_guided(gaussian: Callable, scripted: type, n
     prior = gaussian(torch.full(SHAPE, 0.5), torch.diag(torch.linspace(0.01, 0.2, 64)))
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), 0.5 + 0.3 * normal(2, *SHAPE, seed=1))
     numbers = [normal(2, *SHAPE, seed=k) for k in range(25)]
-    sampler = MCG(schedule=VP(steps=12), zeta=50.0, clip=False, project_above=0.0)
+    sampler = MCG(schedule=VP(steps=12), zeta=50.0, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, scripted(numbers))[-1].x
     sigmas = sampler.schedule.sigmas().tolist()
     free = sigmas[0] * numbers[0]
@@ -453,6 +466,43 @@ def test_independent_pixels_are_not_guided(gaussian: Callable, scripted: type, n
         free = ancestral_step(free, prior.denoise(free, sigma), sigma, after, numbers[2 * k + 1])
     assert torch.allclose(x[..., ~mask], free[..., ~mask], rtol=0, atol=1e-9)
     assert torch.allclose(x[..., mask], problem.y[..., mask], rtol=0, atol=1e-14)
+
+
+# -- the damped projection ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_std", [1e-5, 0.2])
+def test_the_damped_projection_weighs_y_by_its_noise(
+    setting: Setting, noise_std: float, levels: type, scripted: type, normal: Callable
+) -> None:
+    """x + (A^T A + rho I)^-1 A^T (y + sigma A n - A x) with rho = (sigma_y / sigma)^2, by dense algebra."""
+    sigma_t, sigma_s = 1.0, 0.5
+    problem = InverseProblem(setting.operator, GaussianNoise(noise_std), setting.problem.y)
+    start, fresh, image_noise = (normal(3, *SHAPE, seed=seed) for seed in (4, 5, 6))
+    sampler = MCG(schedule=levels(values=(sigma_t, sigma_s)), zeta=0.0, clip=False)
+    (step,) = run(sampler, problem, setting.prior, scripted([start, fresh, image_noise]))
+    x0 = setting.prior.denoise(sigma_t * start, sigma_t)
+    x = ancestral_step(sigma_t * start, x0, sigma_t, sigma_s, fresh).flatten(1)
+    a, n = setting.matrix, x.shape[1]
+    residual = problem.y.flatten(1) - (x - sigma_s * image_noise.flatten(1)) @ a.T
+    rho = (noise_std / sigma_s) ** 2
+    wanted = x + torch.linalg.solve(a.T @ a + rho * torch.eye(n, dtype=x.dtype), a.T @ residual.T).T
+    assert (step.x.flatten(1) - wanted).abs().max() < 1e-5
+
+
+def test_the_damped_projection_does_not_amplify_noise(gaussian: Callable, smooth: Callable) -> None:
+    """Nearer to the truth than the exact one where the operator is badly conditioned and y noisy."""
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.25)).float()
+    truth = prior.sample(6, torch.Generator().manual_seed(1))
+    operator, noise = GaussianBlur(std=2.0, kernel_size=9), GaussianNoise(0.05)
+    y = operator(truth) + 0.05 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))
+    problem = InverseProblem(operator, noise, y)
+    errors = {}
+    for projection in ("damped", "exact"):
+        sampler = MCG(schedule=VP(steps=30), zeta=0.0, projection=projection)  # type: ignore[arg-type]
+        found = sampler.sample(problem, prior, num_samples=4, compute=Compute(precision="float32")).samples
+        errors[projection] = float((found - truth[:, None]).square().mean())
+    assert errors["damped"] < 0.5 * errors["exact"]
 
 
 # -- below `project_above` ---------------------------------------------------------------------------------------------
@@ -463,7 +513,12 @@ def test_without_projection_it_is_dps(setting: Setting, scripted: type, normal: 
     steps = 12
     numbers = [normal(3, *SHAPE, seed=k) for k in range(2 * steps + 1)]
     schedule = VP(steps=steps)
-    found = run(MCG(schedule=schedule, zeta=1.5, project_above=1e6), setting.problem, setting.prior, scripted(numbers))
+    found = run(
+        MCG(schedule=schedule, zeta=1.5, projection="exact", project_above=1e6),
+        setting.problem,
+        setting.prior,
+        scripted(numbers),
+    )
     dps = run(DPS(schedule=schedule, zeta=1.5), setting.problem, setting.prior, scripted([numbers[0], *numbers[1::2]]))
     for ours, theirs in zip(found, dps, strict=True):
         assert (ours.x - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
@@ -476,7 +531,12 @@ def test_the_level_decides_step_by_step(setting: Setting, scripted: type, normal
     schedule = VP(steps=steps)
     limit = float(schedule.sigmas()[8])
     found, always = (
-        run(MCG(schedule=schedule, zeta=1.5, project_above=p), setting.problem, setting.prior, scripted(numbers))
+        run(
+            MCG(schedule=schedule, zeta=1.5, projection="exact", project_above=p),
+            setting.problem,
+            setting.prior,
+            scripted(numbers),
+        )
         for p in (limit, 0.0)
     )
     for k, (ours, other) in enumerate(zip(found, always, strict=True)):
@@ -500,7 +560,7 @@ def test_it_keeps_the_noise_of_y_out_of_the_image(
     problem = InverseProblem(operator, GaussianNoise(noise_std), y)
     errors = []
     for level in (0.0, noise_std):
-        sampler = MCG(schedule=VP(steps=100), zeta=0.1, project_above=level)
+        sampler = MCG(schedule=VP(steps=100), zeta=0.1, projection="exact", project_above=level)
         x = run(sampler, problem, prior, normals(rows, shape))[-1].x
         errors.append(float((x - truth)[seen].square().mean().sqrt()))
     assert errors[0] == pytest.approx(float((y - truth)[seen].square().mean().sqrt()), rel=1e-12)
@@ -539,7 +599,7 @@ def test_what_was_not_measured_does_not_matter(weight: str, project_above: float
     problem, prior = small_problem(2, Inpainting(keep=0.5))
     seen = problem.observed
     assert seen is not None
-    sampler = MCG(schedule=VP(steps=6), weight=weight, project_above=project_above)  # type: ignore[arg-type]
+    sampler = MCG(schedule=VP(steps=6), weight=weight, projection="exact", project_above=project_above)  # type: ignore[arg-type]
     results = [
         sampler.sample(InverseProblem(problem.operator, problem.noise, torch.where(seen, problem.y, value)), prior)
         for value in (0.0, 7.0, torch.nan)
@@ -554,7 +614,7 @@ def test_cost_is_what_it_declares() -> None:
     `project_above` one call and one adjoint."""
     problem, prior = small_problem(2)
     for weight, project_above, calls in (("identity", 0.0, 4), ("pinv", 0.0, 4), ("identity", 1e6, 2)):
-        sampler = MCG(schedule=VP(steps=7), weight=weight, project_above=project_above)  # type: ignore[arg-type]
+        sampler = MCG(schedule=VP(steps=7), weight=weight, projection="exact", project_above=project_above)  # type: ignore[arg-type]
         cost = sampler.sample(problem, prior, num_samples=3).cost
         assert (sampler.expected_cost().forwards, sampler.expected_cost().vjps) == (7, 7)
         assert (cost.forwards, cost.vjps) == (6 * 7, 6 * 7)
@@ -585,7 +645,7 @@ def test_complex_measurements(scripted: type, smooth: Callable, gaussian: Callab
 
     y = fourier(0.5 + 0.3 * normal(2, *SHAPE, seed=1))
     for weight in ("identity", "pinv"):
-        sampler = MCG(schedule=VP(steps=10), weight=weight, project_above=0.0)  # type: ignore[arg-type]
+        sampler = MCG(schedule=VP(steps=10), weight=weight, projection="exact", project_above=0.0)  # type: ignore[arg-type]
         whole, split = (
             run(
                 sampler,
@@ -604,7 +664,7 @@ def test_an_absurd_zeta_is_reported_and_harms_no_other() -> None:
     mask = torch.zeros(3, 8, 8, dtype=torch.bool)
     mask[0, :, ::2] = mask[2, ::2] = mask[1] = True
     problem, prior = small_problem(3, Inpainting(mask=mask))
-    sampler = MCG(schedule=VP(steps=8), zeta=1e9, project_above=0.0)
+    sampler = MCG(schedule=VP(steps=8), zeta=1e9, projection="exact", project_above=0.0)
     found = sampler.sample(problem, prior, num_samples=2)
     assert found.diverged.tolist() == [[True] * 2, [False] * 2, [True] * 2]
     alone = sampler.sample(problem.select(torch.tensor([1])), prior, num_samples=2, first_image=1)
@@ -631,7 +691,7 @@ def test_it_restores_a_digit() -> None:
     truth = torch.zeros(1, 1, 32, 32)
     truth[..., 7:25, 14:18] = 1  # a one, as far as strokes go
     problem = InverseProblem(operator, GaussianNoise(0.05), operator(truth))
-    sampler = MCG(schedule=VP(steps=20), zeta=5.0, project_above=0.0)
+    sampler = MCG(schedule=VP(steps=20), zeta=5.0, projection="exact", project_above=0.0)
     found = sampler.sample(problem, prior, compute=Compute(precision="float32")).samples[:, 0]
     seen = operator.measured((1, 32, 32)).expand_as(truth)
     assert torch.allclose(found[seen], truth[seen], rtol=0, atol=1e-6)
