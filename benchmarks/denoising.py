@@ -48,7 +48,7 @@ def main() -> None:
     ours = denoising_psnr(prior, clean, [options.sigma], rows=4)[options.sigma]
     theirs = bm3d_psnr(clean, options.sigma)
     print(f"{len(clean)} images of {options.crop}x{options.crop}, sigma {options.sigma:.4f}")
-    print(f"{options.prior}: {ours:.2f} dB   BM3D: {theirs:.2f} dB   difference {ours - theirs:+.2f} dB")
+    print(f"{options.prior}: {ours:.3f} dB   BM3D: {theirs:.3f} dB   difference {ours - theirs:+.3f} dB")
 
 
 if __name__ == "__main__":
