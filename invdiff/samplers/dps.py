@@ -49,8 +49,8 @@ class DPS(Sampler):
     clip      clamp the clean estimate to the value range, as the authors' code does
     """
 
-    schedule: Schedule = VP(steps=200)
-    zeta: float = 1.0
+    schedule: Schedule = VP(steps=100)
+    zeta: float = 2.0
     guidance: Literal["norm", "likelihood"] = "norm"
     clip: bool = True
 

@@ -52,8 +52,8 @@ class MCG(Sampler):
     clip           clamp the clean estimate to the value range
     """
 
-    schedule: Schedule = VP(steps=200)
-    zeta: float = 1.0
+    schedule: Schedule = VP(steps=100)
+    zeta: float = 2.0
     weight: Literal["identity", "pinv"] = "identity"
     projection: Literal["damped", "exact"] = "damped"
     project_above: float = 0.0
