@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from invdiff.samplers.compatibility import markdown
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -40,3 +42,8 @@ def test_ci_finds_the_test_command() -> None:
     after = README.partition("<!-- test command -->")[2]
     assert after.lstrip().startswith("```bash\npython3 -m venv .venv && ")
     assert after.partition("```bash")[2].partition("```")[0].strip().endswith("pytest")
+
+
+def test_table_of_samplers_is_the_generated_one() -> None:
+    table = README.partition("--markdown` -->\n")[2].partition("\n<!-- end of samplers -->")[0]
+    assert table == markdown(), "run: invdiff list samplers --markdown"
