@@ -89,14 +89,14 @@ def test_posterior_is_the_dense_formula(law: tuple, prior: GaussianPrior, normal
     matrix, y, noise_std = normal(7, N, seed=6), normal(7, seed=7), 0.3
     precision = torch.linalg.inv(covariance) + matrix.T @ matrix / noise_std**2
     data = torch.linalg.inv(covariance) @ mean.flatten() + matrix.T @ y / noise_std**2
-    posterior = prior.posterior(matrix, y, noise_std)
+    posterior = prior.condition(matrix, y, noise_std)
     assert torch.allclose(posterior.covariance, torch.linalg.inv(precision), rtol=1e-7, atol=1e-10)
     assert torch.allclose(posterior.mean.flatten(), torch.linalg.solve(precision, data), rtol=1e-7)
     assert posterior.shape == SHAPE
 
 
 def test_posterior_of_nothing_is_the_prior(law: tuple, prior: GaussianPrior) -> None:
-    posterior = prior.posterior(torch.zeros(1, N), torch.zeros(1), 1.0)
+    posterior = prior.condition(torch.zeros(1, N), torch.zeros(1), 1.0)
     assert torch.allclose(posterior.mean, law[0])
     assert torch.allclose(posterior.covariance, law[1])
 
@@ -109,7 +109,7 @@ def test_posterior_in_float32(operator: Operator, noise_std: float) -> None:
     matrix = operator(torch.eye(256).reshape(256, 1, 16, 16)).flatten(1).T
     truth = prior.sample(1, torch.Generator().manual_seed(1))
     y = operator(truth).flatten() + noise_std * torch.randn(256, generator=torch.Generator().manual_seed(2))
-    posterior = prior.posterior(matrix, y, noise_std)
+    posterior = prior.condition(matrix, y, noise_std)
     assert posterior.mean.dtype == torch.float32
     assert posterior.mean.isfinite().all()
     assert (posterior.eigenvalues >= 0).all()

@@ -374,7 +374,7 @@ def test_with_a_matching_lambda_it_is_the_posterior_mean(
     sampler = REDDiff(schedule=levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=lam)
     silent = scripted([torch.zeros(1, *SMALL, dtype=torch.float64)] * steps)
     x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), prior, silent)[-1].x
-    target = prior.posterior(dense(operator, SMALL), y.flatten(), noise_std).mean
+    target = prior.condition(dense(operator, SMALL), y.flatten(), noise_std).mean
     assert (x - target).abs().max() < 1e-4
     assert (y - target).abs().max() > 0.1
 
