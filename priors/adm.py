@@ -1,0 +1,262 @@
+"""Networks of OpenAI's guided-diffusion ("ADM"), among them those of the DPS paper.
+
+Paper       Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, NeurIPS 2021, arXiv:2105.05233.
+Form        x_k = sqrt(abar_k) z + sqrt(1 - abar_k) eps on [-1, 1]; the network says eps, and in as many channels more
+            a variance that is not used here. z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
+Time        k of 1000; between two of them the fractional step, linear in ln sigma (`rule`).
+Network     put together from the blocks of `deepinv`, under the names that guided-diffusion gives its weights.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint_files import build, read_tensors, save_network
+from .network_time import DiscreteTime, Rule
+from .parametrised import ParametrisedPrior
+
+
+@dataclass(frozen=True)
+class ADMSpec:
+    """Hyper-parameters of the network, in the words of guided-diffusion.
+
+    attention        levels with attention, 0 the finest
+    head_channels    channels of one attention head; where None there are `heads` of them
+    """
+
+    channels: int
+    out_channels: int
+    width: int
+    mults: tuple[float, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    classes: int | None
+    scale_shift: bool
+    resblock_updown: bool
+    head_channels: int | None = 64
+    heads: int = 4
+    new_attention_order: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        weights: Mapping[str, Tensor],
+        *,
+        head_channels: int | None = 64,
+        heads: int = 4,
+        new_attention_order: bool = False,
+    ) -> "ADMSpec":
+        """From the shapes of the weights; what they do not show is asked for. KeyError where they are of another kind.
+
+        One level ends where an output block also makes the image larger.
+        """
+        outputs = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("output_blocks."))
+        larger = [
+            (place, kind)
+            for place in range(outputs)
+            for layer in (1, 2)
+            for kind in ("in_layers.0.weight", "conv.weight")
+            if f"output_blocks.{place}.{layer}.{kind}" in weights
+        ]
+        levels = len(larger) + 1
+        blocks = outputs // levels - 1
+        first = [1 + level * (blocks + 1) for level in range(levels)]  # input block that opens each level
+        width = weights["time_embed.0.weight"].shape[1]
+        outs = [weights[f"input_blocks.{k}.0.out_layers.3.weight"].shape[0] for k in first]
+        return cls(
+            channels=weights["input_blocks.0.0.weight"].shape[1],
+            out_channels=weights["out.2.weight"].shape[0],
+            width=width,
+            mults=tuple(out / width for out in outs),
+            blocks=blocks,
+            attention=tuple(level for level, k in enumerate(first) if f"input_blocks.{k}.1.qkv.weight" in weights),
+            classes=weights["label_emb.weight"].shape[0] if "label_emb.weight" in weights else None,
+            scale_shift=weights["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * outs[0],
+            resblock_updown=any(kind.startswith("in_layers") for _, kind in larger),
+            head_channels=head_channels,
+            heads=heads,
+            new_attention_order=new_attention_order,
+        )
+
+
+class ADMNetwork(nn.Module):
+    """The U-Net: (B, C, H, W), time steps (B,) and, with classes, labels (B,) to (B, C or 2 C, H, W)."""
+
+    def __init__(self, spec: ADMSpec) -> None:
+        # Here, as it takes seconds that a start of the program should not.
+        from deepinv.models.diffunet import (
+            AttentionBlock,
+            Downsample,
+            ResBlock,
+            TimestepEmbedSequential,
+            Upsample,
+            normalization,
+        )
+
+        super().__init__()
+        self.spec = spec
+        embedded = 4 * spec.width
+        widths = [int(mult * spec.width) for mult in spec.mults]
+        coarsest = len(widths) - 1
+
+        def block(into: int, out: int, *, up: bool = False, down: bool = False) -> nn.Module:
+            scale_shift = spec.scale_shift
+            return ResBlock(into, embedded, 0.0, out, use_scale_shift_norm=scale_shift, up=up, down=down)
+
+        def attention(width: int) -> nn.Module:
+            per_head = -1 if spec.head_channels is None else spec.head_channels
+            return AttentionBlock(width, spec.heads, per_head, use_new_attention_order=spec.new_attention_order)
+
+        self.time_embed = nn.Sequential(nn.Linear(spec.width, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
+        if spec.classes is not None:
+            self.label_emb = nn.Embedding(spec.classes, embedded)
+
+        width = widths[0]
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(spec.channels, width, 3, padding=1))])
+        skips = [width]
+        for level, out in enumerate(widths):
+            for _ in range(spec.blocks):
+                layers = [block(width, out), *([attention(out)] if level in spec.attention else [])]
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                width = out
+                skips.append(width)
+            if level < coarsest:
+                smaller = block(width, width, down=True) if spec.resblock_updown else Downsample(width, True)
+                self.input_blocks.append(TimestepEmbedSequential(smaller))
+                skips.append(width)
+
+        self.middle_block = TimestepEmbedSequential(block(width, width), attention(width), block(width, width))
+
+        self.output_blocks = nn.ModuleList()
+        for level in range(coarsest, -1, -1):
+            out = widths[level]
+            for place in range(spec.blocks + 1):
+                layers = [block(width + skips.pop(), out), *([attention(out)] if level in spec.attention else [])]
+                width = out
+                if level > 0 and place == spec.blocks:
+                    layers.append(block(width, width, up=True) if spec.resblock_updown else Upsample(width, True))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+        self.out = nn.Sequential(normalization(width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        half = self.spec.width // 2
+        rates = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
+        angles = t[:, None] * rates.to(x.dtype)
+        embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], 1))
+        if label is not None:
+            embedding = embedding + self.label_emb(label)
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, embedding)
+            skips.append(x)
+        x = self.middle_block(x, embedding)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, skips.pop()], 1), embedding)
+        return self.out(x)
+
+
+class ADMPrior(ParametrisedPrior):
+    """A denoiser by a network of guided-diffusion.
+
+    network      the U-Net
+    image_size   side of the images that it was trained on; a multiple of what its levels halve
+    schedule     its noise levels
+    class_label  the class that images belong to, for a network with classes
+    """
+
+    network: ADMNetwork
+
+    def __init__(
+        self,
+        network: ADMNetwork,
+        *,
+        image_size: int = 256,
+        schedule: DiscreteTime | None = None,
+        class_label: int | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        spec = network.spec
+        step = 2 ** (len(spec.mults) - 1)
+        if image_size % step:
+            raise ValueError(f"image_size must be a multiple of {step} for this network, got {image_size}")
+        if spec.out_channels not in (spec.channels, 2 * spec.channels):
+            raise ValueError(f"a network of {spec.channels} channels gives {spec.out_channels}, not as many or twice")
+        check_label(class_label, spec.classes)
+        super().__init__(
+            network,
+            "epsilon",
+            schedule or DiscreteTime.linear(),
+            shape=(spec.channels, image_size, image_size),
+            value_range=value_range,
+            learned_variance=spec.out_channels == 2 * spec.channels,
+            class_label=class_label,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | Path,
+        *,
+        image_size: int = 256,
+        steps: int = 1000,
+        noise: Literal["linear", "cosine"] = "linear",
+        rule: Rule = "interpolate",
+        head_channels: int | None = 64,
+        heads: int = 4,
+        new_attention_order: bool = False,
+        class_label: int | None = None,
+        trust_pickle: bool = False,
+    ) -> "ADMPrior":
+        """Read a state dict of guided-diffusion, `.pt` or `.safetensors`.
+
+        The network is known from its weights, but for what follows; the defaults are those of `ffhq_10m.pt` and of
+        OpenAI's networks for 256 x 256 images.
+
+        image_size           side of the images
+        steps, noise         its `diffusion_steps` and `noise_schedule`
+        rule                 what it is told between two steps, see `DiscreteTime`
+        head_channels        its `num_head_channels`; None where it was trained with `num_heads`, which goes in `heads`
+        new_attention_order  its `use_new_attention_order`
+        class_label          the class that images belong to, for a network with classes
+
+        ValueError, in one line, where the file or the settings do not fit.
+        """
+        if noise not in ("linear", "cosine"):
+            raise ValueError(f"noise must be 'linear' or 'cosine', got {noise!r}")
+        schedule = DiscreteTime.linear(steps, rule=rule) if noise == "linear" else DiscreteTime.cosine(steps, rule=rule)
+        tensors = read_tensors(weights, trust_pickle=trust_pickle)
+        try:
+            spec = ADMSpec.of(
+                tensors, head_channels=head_channels, heads=heads, new_attention_order=new_attention_order
+            )
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(f"{weights} is of another network than guided-diffusion's U-Net: {error}") from error
+        network = build(lambda: ADMNetwork(spec), tensors, weights)
+        return cls(network, image_size=image_size, schedule=schedule, class_label=class_label)
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights under their own names to a `.safetensors` file, to be loaded with the same settings."""
+        save_network(self.network, path)
+
+    @classmethod
+    def example(cls) -> "ADMPrior":
+        spec = ADMSpec(1, 2, 32, (1, 1), 1, (1,), 3, True, True, head_channels=32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = ADMNetwork(spec)
+            for parameter in network.parameters():  # some are made zero, which would hide mistakes
+                nn.init.normal_(parameter, std=0.05)
+        return cls(network, image_size=8, class_label=1)
+
+
+def check_label(label: int | None, classes: int | None) -> None:
+    """ValueError unless a network with classes is given one of them, and one without is given none."""
+    if classes is None and label is not None:
+        raise ValueError(f"this network knows no classes, got class_label={label}")
+    if classes is not None and (label is None or not 0 <= label < classes):
+        raise ValueError(f"this network knows {classes} classes, class_label= must name one from 0 on, got {label}")

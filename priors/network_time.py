@@ -1,0 +1,252 @@
+"""What a network calls time: from a noise level to the number that it is told and the scale of the image that it sees.
+
+A network was trained on x_t = alpha_t x0 + s_t eps. In the variance-exploding convention that is x_t = alpha_t x_sigma
+with sigma = s_t / alpha_t, so a time is known by its sigma, and every class here answers two questions about a sigma:
+the scale alpha and the time t. The scale is that of the true sigma, at any level; the time is that of the nearest level
+in `sigma_range`, which the network was trained for. All levels are in the units of the network's own images.
+
+Papers  DDPM, arXiv:2006.11239 (`DiscreteTime.linear`); improved DDPM, arXiv:2102.09672 (`cosine`); latent diffusion,
+        arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); rectified flow,
+        arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM, arXiv:2206.00364 (`EDMTime`).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rule = Literal["interpolate", "nearest"]
+
+
+class NetworkTime(ABC):
+    """Base class; `sigma_range` holds the levels s_t / alpha_t seen in training, lowest first."""
+
+    sigma_range: tuple[float, float]
+
+    @abstractmethod
+    def scale(self, sigma: Tensor) -> Tensor:
+        """alpha of the true level, shape of `sigma`."""
+
+    @abstractmethod
+    def time(self, sigma: Tensor) -> Tensor:
+        """What the network is told at levels that lie in `sigma_range`, shape of `sigma`."""
+
+    def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, t) at the levels `sigma` (B,); outside `sigma_range` t is that of the nearest level inside."""
+        return self.scale(sigma), self.time(sigma.clamp(*self.sigma_range))
+
+
+@dataclass(frozen=True)
+class DiscreteTime(NetworkTime):
+    """Time steps 0 ... T-1 of a variance-preserving chain, x_k = sqrt(abar_k) x0 + sqrt(1 - abar_k) eps.
+
+    alphas_cumprod  abar_k, decreasing, in (0, 1); a last step of pure noise, abar = 0, has no finite sigma and is left
+                    out
+    rule            between two steps: "interpolate" tells a fractional step, linear in ln sigma; "nearest" the integer
+                    step whose sigma is closest
+    """
+
+    alphas_cumprod: tuple[float, ...]
+    rule: Rule = "interpolate"
+
+    def __post_init__(self) -> None:
+        abar = tuple(float(a) for a in self.alphas_cumprod)
+        abar = abar[:-1] if abar and abar[-1] == 0 else abar
+        if self.rule not in ("interpolate", "nearest"):
+            raise ValueError(f"rule must be 'interpolate' or 'nearest', got {self.rule!r}")
+        if len(abar) < 2 or not all(1 > a > b > 0 for a, b in pairwise(abar)):
+            raise ValueError("alphas_cumprod must hold at least two values that decrease strictly between 1 and 0")
+        object.__setattr__(self, "alphas_cumprod", abar)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self.levels[0]), float(self.levels[-1])
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """sigma_k = sqrt((1 - abar_k) / abar_k), float64, (T,)."""
+        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        return ((1 - abar) / abar).sqrt()
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # Neighbouring levels differ by less than float32 resolves after a logarithm; MPS knows no float64.
+        wide = torch.float32 if sigma.device.type == "mps" else torch.float64
+        levels, wanted = self.levels.to(sigma.device, wide), sigma.to(wide)
+        upper = torch.searchsorted(levels, wanted.contiguous()).clamp(1, len(levels) - 1)
+        low, high = levels[upper - 1], levels[upper]
+        if self.rule == "nearest":
+            return torch.where(wanted - low <= high - wanted, upper - 1, upper)
+        step = (wanted / low).log() / (high / low).log()
+        return (upper - 1 + step.clamp(0, 1)).to(sigma.dtype)
+
+    @classmethod
+    def of_betas(cls, betas: Sequence[float], rule: Rule = "interpolate") -> "DiscreteTime":
+        """From the beta_k of the chain: abar_k is the product of 1 - beta_j up to k."""
+        return cls(tuple((1 - torch.tensor(list(betas), dtype=torch.float64)).cumprod(0).tolist()), rule)
+
+    @classmethod
+    def linear(
+        cls,
+        steps: int = 1000,
+        first: float | None = None,
+        last: float | None = None,
+        rule: Rule = "interpolate",
+    ) -> "DiscreteTime":
+        """beta rises linearly, from 0.1 / T to 20 / T where not given (1e-4 to 0.02 at T = 1000)."""
+        first, last = 0.1 / steps if first is None else first, 20 / steps if last is None else last
+        return cls.of_betas(torch.linspace(first, last, steps, dtype=torch.float64).tolist(), rule)
+
+    @classmethod
+    def scaled_linear(
+        cls,
+        steps: int = 1000,
+        first: float = 0.00085,
+        last: float = 0.012,
+        rule: Rule = "interpolate",
+    ) -> "DiscreteTime":
+        """sqrt(beta) rises linearly (latent diffusion)."""
+        roots = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float64)
+        return cls.of_betas((roots**2).tolist(), rule)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, rule: Rule = "interpolate") -> "DiscreteTime":
+        """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), u = k / T, with beta at most 0.999."""
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        abar = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+        return cls.of_betas((1 - abar[1:] / abar[:-1]).clamp(max=0.999).tolist(), rule)
+
+
+@dataclass(frozen=True)
+class VPTime(NetworkTime):
+    """The continuous variance-preserving process: beta(t) = beta_min + t (beta_max - beta_min), t in [t_min, 1].
+
+    time_scale  the network is told time_scale * t
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    time_scale: float = 999.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.beta_min < self.beta_max and 0 < self.t_min < 1):
+            raise ValueError(
+                f"0 < beta_min < beta_max and 0 < t_min < 1 must hold, got beta_min={self.beta_min}, "
+                f"beta_max={self.beta_max}, t_min={self.t_min}"
+            )
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (
+            math.sqrt(math.expm1(0.5 * (self.beta_max - self.beta_min) * t**2 + self.beta_min * t))
+            for t in (self.t_min, 1.0)
+        )
+        return low, high
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        # 1 + sigma^2 = exp(rise t^2 / 2 + beta_min t), solved for t in the form that loses no digits near 0.
+        total, rise = (sigma**2).log1p(), self.beta_max - self.beta_min
+        t = 2 * total / (self.beta_min + (self.beta_min**2 + 2 * rise * total).sqrt())
+        return self.time_scale * t
+
+
+@dataclass(frozen=True)
+class VETime(NetworkTime):
+    """The variance-exploding process: the network sees x_sigma as it is.
+
+    told  what the network is told of the level: "sigma", "log" (ln sigma), or "t" in [0, 1], the place of ln sigma
+          between those of sigma_min and sigma_max
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    told: Literal["sigma", "log", "t"] = "sigma"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
+        if self.told not in ("sigma", "log", "t"):
+            raise ValueError(f"told must be 'sigma', 'log' or 't', got {self.told!r}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.sigma_min, self.sigma_max
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        if self.told == "sigma":
+            return sigma
+        if self.told == "log":
+            return sigma.log()
+        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class FlowTime(NetworkTime):
+    """The straight path between image and noise.
+
+    data_at     the t of the image: 0 where x_t = (1 - t) x0 + t eps (Stable Diffusion 3), 1 where x_t = t x0 +
+                (1 - t) eps (rectified flow, flow matching). The velocity is dx_t / dt, so its sign goes with this
+    margin      the network was trained for t in [margin, 1 - margin]
+    time_scale  the network is told time_scale * t
+    """
+
+    data_at: Literal[0, 1] = 0
+    margin: float = 1e-3
+    time_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.data_at not in (0, 1):
+            raise ValueError(f"data_at must be 0 or 1, the t at which the image lies, got {self.data_at!r}")
+        if not 0 < self.margin < 0.5:
+            raise ValueError(f"margin must lie between 0 and 0.5, got {self.margin}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.margin / (1 - self.margin), (1 - self.margin) / self.margin
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.time_scale * (sigma / (1 + sigma) if self.data_at == 0 else 1 / (1 + sigma))
+
+
+@dataclass(frozen=True)
+class EDMTime(NetworkTime):
+    """EDM's preconditioning: the network sees x_sigma at unit variance and is told ln(sigma) / 4."""
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not (self.sigma_data > 0 and 0 < self.sigma_min < self.sigma_max < math.inf):
+            raise ValueError(
+                f"sigma_data > 0 and 0 < sigma_min < sigma_max must hold, got sigma_data={self.sigma_data}, "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
+            )
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.sigma_min, self.sigma_max
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.log() / 4

@@ -1,0 +1,285 @@
+"""Models of diffusers as priors, built here with random weights and saved as diffusers itself saves them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff.conformance import check_prior
+from invdiff.priors import DiffusersPrior
+from invdiff.priors.diffusers_prior import network_time
+from invdiff.priors.network_time import DiscreteTime
+
+Normal = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def diffusers() -> Any:
+    return pytest.importorskip("diffusers", reason="the extra invdiff[diffusers] is not installed")
+
+
+@pytest.fixture
+def unet(diffusers: Any) -> Any:
+    return make_unet(diffusers)
+
+
+def make_unet(diffusers: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 8,
+        "in_channels": 2,
+        "out_channels": 2,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+    }
+    return diffusers.UNet2DModel(**{**config, **options}).eval()
+
+
+@pytest.fixture
+def pipeline(diffusers: Any, unet: Any, tmp_path: Path) -> Path:
+    """A folder with a DDPM pipeline."""
+    folder = tmp_path / "pipeline"
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+STEPS = (0, 3, 20, 77, 150, 300, 500, 700, 900, 999)
+
+
+@pytest.mark.parametrize("said", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_it_denoises_as_diffusers_does(
+    betas: str, said: str, diffusers: Any, unet: Any, tmp_path: Path, normal: Normal
+) -> None:
+    """x0 of the scheduler's own step, at ten levels in one batch and at each alone, to 1e-4 of the range."""
+    scheduler = diffusers.DDPMScheduler(beta_schedule=betas, prediction_type=said, clip_sample=False)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    prior = DiffusersPrior.load(tmp_path)
+    steps = [k for k in STEPS if k < len(prior.schedule.alphas_cumprod)]
+    abar = scheduler.alphas_cumprod[steps]
+    sigma = 0.5 * ((1 - abar) / abar).sqrt()  # in units of images in [0, 1]
+    x = 0.5 + 0.2 * normal(len(steps), 2, 8, 8, dtype=torch.float32)
+    x = x + sigma.reshape(-1, 1, 1, 1) * normal(*x.shape, seed=1, dtype=torch.float32)
+    found = prior.denoise(x, sigma)
+    for i, k in enumerate(steps):
+        x_t = abar[i].sqrt() * (2 * x[i : i + 1] - 1)
+        with torch.no_grad():
+            out = unet(x_t, torch.tensor(k)).sample
+        wanted = (scheduler.step(out, k, x_t).pred_original_sample + 1) / 2
+        size = max(1.0, float(wanted.abs().max()))  # at the end of a cosine chain x0 is thousands
+        assert (found[i] - wanted[0]).abs().max() < 1e-4 * size
+        assert (prior.denoise(x[i : i + 1], float(sigma[i])) - wanted).abs().max() < 1e-4 * size
+
+
+def test_a_variance_exploding_model(diffusers: Any, tmp_path: Path, normal: Normal) -> None:
+    """Its network says the score of images in [0, 1] and is told sigma."""
+    unet = make_unet(diffusers, time_embedding_type="fourier", freq_shift=None, flip_sin_to_cos=None)
+    scheduler = diffusers.ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=50.0)
+    unet.save_pretrained(tmp_path)
+    scheduler.save_pretrained(tmp_path)
+    prior = DiffusersPrior.load(tmp_path)
+    assert prior.sigma_range == (0.02, 50.0)
+    x, sigma = normal(2, 2, 8, 8, dtype=torch.float32), torch.tensor([0.1, 4.0])
+    with torch.no_grad():
+        score = unet(x, sigma).sample
+    assert torch.allclose(prior.denoise(x, sigma), x + sigma.reshape(-1, 1, 1, 1) ** 2 * score, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"beta_schedule": "linear"},
+        {"beta_schedule": "linear", "num_train_timesteps": 50, "beta_start": 1e-3, "beta_end": 0.1},
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "sigmoid"},
+        {"trained_betas": [0.1, 0.2, 0.3]},
+        {"beta_schedule": "linear", "rescale_betas_zero_snr": True},
+    ],
+)
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_the_chain_is_that_of_the_scheduler(name: str, config: dict[str, Any], diffusers: Any) -> None:
+    if name == "DDIMScheduler" and config.get("beta_schedule") == "sigmoid":
+        pytest.skip("DDIMScheduler of diffusers knows no sigmoid")
+    scheduler = getattr(diffusers, name)(**config)
+    chain = network_time(scheduler.config)
+    assert isinstance(chain, DiscreteTime)
+    found = torch.tensor(chain.alphas_cumprod)
+    wanted = scheduler.alphas_cumprod[: len(found)]
+    assert len(scheduler.alphas_cumprod) - len(found) == (1 if "rescale_betas_zero_snr" in config else 0)
+    assert torch.allclose(found, wanted, rtol=2e-3, atol=1e-6)  # diffusers multiplies a thousand float32 numbers
+
+
+def test_it_keeps_the_contract(pipeline: Path) -> None:
+    check_prior(DiffusersPrior.load(pipeline))
+
+
+def test_another_range(pipeline: Path, normal: Normal) -> None:
+    x = normal(1, 2, 8, 8, dtype=torch.float32)
+    there, here = DiffusersPrior.load(pipeline, value_range=(-1.0, 1.0)), DiffusersPrior.load(pipeline)
+    assert torch.allclose(there.denoise(2 * x - 1, 0.6), 2 * here.denoise(x, 0.3) - 1, atol=1e-5)
+
+
+def test_learned_variance_and_classes(diffusers: Any, tmp_path: Path, normal: Normal) -> None:
+    unet = make_unet(diffusers, out_channels=4, num_class_embeds=5)
+    unet.save_pretrained(tmp_path)
+    diffusers.DDPMScheduler().save_pretrained(tmp_path)
+    x = normal(1, 2, 8, 8, dtype=torch.float32)
+    found = [DiffusersPrior.load(tmp_path, class_label=label).denoise(x, 0.5) for label in (1, 4)]
+    assert found[0].shape == x.shape
+    assert not torch.allclose(*found)
+    with pytest.raises(ValueError, match="class-conditional: give class_label="):
+        DiffusersPrior.load(tmp_path)
+    with pytest.raises(ValueError, match="gives 3"):
+        DiffusersPrior(make_unet(diffusers, out_channels=3), {"_class_name": "DDPMScheduler"})
+    with pytest.raises(ValueError, match="knows no classes, got class_label=1"):
+        DiffusersPrior(make_unet(diffusers), {"_class_name": "DDPMScheduler"}, class_label=1)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_shape_of_its_images(pipeline: Path, diffusers: Any) -> None:
+    prior = DiffusersPrior.load(pipeline)
+    assert (prior.shape, prior.channels, prior.value_range) == ((2, 8, 8), 2, (0.0, 1.0))
+    assert not prior.training
+    assert not any(p.requires_grad for p in prior.parameters())
+    wide = DiffusersPrior(make_unet(diffusers, sample_size=(8, 16)), {"_class_name": "DDPMScheduler"})
+    assert wide.shape == (2, 8, 16)
+    free = DiffusersPrior(make_unet(diffusers, sample_size=None), {"_class_name": "DDPMScheduler"})
+    assert (free.shape, free.channels) == (None, 2)
+
+
+@pytest.mark.parametrize("layout", ["flat", "unet", "half", "bin"])
+def test_layouts(layout: str, pipeline: Path, diffusers: Any, normal: Normal) -> None:
+    """Flat as published pipelines of 2022 are, the folder of the network alone, weights in float16, a .bin."""
+    x, path = normal(1, 2, 8, 8, dtype=torch.float32), pipeline
+    wanted = DiffusersPrior.load(pipeline).denoise(x, 0.3)
+    if layout == "flat":
+        for file in [*pipeline.glob("unet/*"), *pipeline.glob("scheduler/*")]:
+            shutil.move(file, pipeline / file.name)
+        (pipeline / "unet").rmdir()
+    elif layout == "unet":
+        path = pipeline / "unet"
+    else:
+        unet = diffusers.UNet2DModel.from_pretrained(pipeline / "unet")
+        (pipeline / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        half = layout == "half"
+        (unet.half() if half else unet).save_pretrained(
+            pipeline / "unet", safe_serialization=half, variant="fp16" if half else None
+        )
+    prior = DiffusersPrior.load(path)
+    assert next(prior.parameters()).dtype == torch.float32
+    assert torch.allclose(prior.denoise(x, 0.3), wanted, atol=5e-3 if layout == "half" else 1e-6)
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: shutil.rmtree(f), "no such folder"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler_config.json, so its noise levels are not known"),
+        (lambda f: (f / "unet" / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "unet" / "config.json").write_text("{"), "cannot read .*config.json"),
+        (lambda f: (f / "unet" / "config.json").write_text("[]"), "no configuration of diffusers"),
+        (lambda f: edit(f / "model_index.json", vqvae=["diffusers", "VQModel"]), "works on the codes of a vqvae"),
+        (lambda f: edit(f / "unet" / "config.json", _class_name="UNet2DConditionModel"), "UNet2DConditionModel"),
+        (lambda f: edit(f / "unet" / "config.json", block_out_channels=[4, 4]), "cannot read the UNet2DModel"),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "cannot read the UNet2DModel"),
+        (
+            lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_text("no"),
+            "cannot read the UNet2DModel",
+        ),
+        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "prediction_type must be"),
+        (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="mine"), "unknown beta_schedule"),
+        (
+            lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}'),
+            "KarrasVeScheduler is no chain of betas",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_used(spoil: Callable[[Path], Any], said: str, pipeline: Path) -> None:
+    spoil(pipeline)
+    with pytest.raises(ValueError, match=said) as error:
+        DiffusersPrior.load(pipeline)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says what to install; the configuration is read without it."""
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler"}')
+    for module in ("diffusers", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=r"this prior needs diffusers: pip install 'invdiff\[diffusers\]'"):
+        DiffusersPrior.load(tmp_path)
+    with pytest.raises(ValueError, match=r"this prior needs huggingface_hub: pip install 'invdiff\[diffusers\]'"):
+        DiffusersPrior.load("hf://owner/repo")
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(diffusers: Any, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A Hub whose only repository is the pipeline; gives the requests that it gets."""
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def snapshot_download(repository: str, **options: Any) -> str:
+        asked.append({"repository": repository, **options})
+        return str(pipeline)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_a_repository(hub: list[dict[str, Any]]) -> None:
+    assert DiffusersPrior.load("hf://google/ddpm@v2").shape == (2, 8, 8)
+    assert [request["repository"] for request in hub] == ["google/ddpm", "google/ddpm"]
+    assert {request["revision"] for request in hub} == {"v2"}
+    assert all(request["etag_timeout"] <= 10 for request in hub)
+    configs, weights = (request["allow_patterns"] for request in hub)
+    assert not any("safetensors" in pattern or "bin" in pattern for pattern in configs)
+    assert "unet/diffusion_pytorch_model*.safetensors*" in weights
+
+
+def test_a_repository_with_another_model_is_refused_before_its_weights(
+    hub: list[dict[str, Any]], pipeline: Path
+) -> None:
+    edit(pipeline / "unet" / "config.json", _class_name="UNet2DConditionModel")
+    with pytest.raises(ValueError, match="UNet2DConditionModel"):
+        DiffusersPrior.load("hf://google/ddpm")
+    assert len(hub) == 1
+
+
+def test_offline(diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot get hf://google/ddpm: .*path= also takes a folder") as error:
+        DiffusersPrior.load("hf://google/ddpm")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["hf://ddpm", "hf://a/b/c", "hf:///b", "hf://"])
+def test_an_address_that_is_none(address: str, diffusers: Any) -> None:
+    with pytest.raises(ValueError, match="written hf://owner/repo"):
+        DiffusersPrior.load(address)
