@@ -6,8 +6,11 @@ import sys
 
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
+    "benchmark": "compare samplers on the same measurements, at what they cost; resumable",
+    "calibrate": "test whether a sampler's posterior is the posterior: ranks, coverage, TARP",
     "train": "train a diffusion prior on a folder, .npz or .tar of images",
     "check-operator": "check a forward model, yours or ours, against the rules, and say what it can be used with",
+    "check-prior": "check a prior, yours or ours: its contract, denoising, image range, cost and samples",
     "list": "list operators, noise models, samplers, priors and example data",
 }
 
@@ -23,6 +26,9 @@ examples:
   invdiff reconstruct input=photo.jpg size=256 operator=gaussian_blur noise.sigma=0.02
   invdiff reconstruct measurement=y.npy operator=inpainting operator.mask=mask.png prior=brain
   invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
+  invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
+  invdiff benchmark experiment=quick                           five samplers, three operators, a leaderboard
+  invdiff calibrate sampler=dps                                is its uncertainty right?
   invdiff list samplers
 
 `invdiff COMMAND --help` explains a command and its options; every value it shows can be overridden as key=value.

@@ -1,0 +1,72 @@
+"""One picture of a prior: its denoising curve, an image denoised at each level, and images that it draws itself."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from invdiff.prior_check import Level
+from invdiff.report.comparison import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["picture", "save_figure"]
+
+MOST_COLUMNS = 8
+
+
+def picture(
+    levels: Sequence[Level],
+    clean: Tensor,
+    pictures: Sequence[tuple[float, Tensor, Tensor]],
+    samples: Tensor | None,
+    value_range: tuple[float, float],
+    title: str,
+) -> "Figure":
+    """A labelled figure.
+
+    clean     (C, H, W)
+    pictures  sigma, the noisy image and the estimate, each (C, H, W)
+    samples   (N, C, H, W) or None
+    """
+    from matplotlib.figure import Figure
+
+    shown = pictures[:MOST_COLUMNS]
+    drawn = None if samples is None else samples[:MOST_COLUMNS]
+    columns = max(len(shown) + 1, 0 if drawn is None else len(drawn), 4)
+    rows = 2 + (drawn is not None)
+    figure = Figure(figsize=(1.5 * columns + 0.4, 3.2 + 1.7 * rows), layout="constrained")
+    figure.suptitle(title, x=0.02, ha="left")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.8, *[1] * rows])
+    _curve(figure.add_subplot(grid[0, :]), levels)
+    cells = [figure.add_subplot(grid[1 + row, column]) for row in range(rows) for column in range(columns)]
+    for cell in cells:
+        cell.set_axis_off()
+    _show(cells[0], clean, value_range, "clean")
+    for i, (sigma, noisy, estimate) in enumerate(shown, start=1):
+        _show(cells[i], noisy, value_range, f"sigma {sigma:.3g}")
+        _show(cells[columns + i], estimate, value_range, "denoised" if i == 1 else "")
+    if drawn is not None:
+        for i, sample in enumerate(drawn):
+            _show(cells[2 * columns + i], sample, value_range, "its own samples" if i == 0 else "")
+    return figure
+
+
+def _curve(axis: "Axes", levels: Sequence[Level]) -> None:
+    sigmas = [level.sigma for level in levels]
+    axis.plot(sigmas, [level.noisy for level in levels], "o--", color="0.6", label="noisy")
+    axis.plot(sigmas, [level.denoised for level in levels], "o-", label="denoised, one call")
+    axis.set(xscale="log", xlabel="sigma (image units)", ylabel="PSNR (dB)")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+
+
+def _show(axis: "Axes", image: Tensor, value_range: tuple[float, float], heading: str) -> None:
+    low, high = value_range
+    unit = torch.where(image.isfinite(), (image - low) / (high - low), 0).clamp(0, 1).permute(1, 2, 0).numpy()
+    # Two channels, or more than three, have no colours: the first one stands for all.
+    axis.imshow(unit if unit.shape[-1] == 3 else unit[..., 0], cmap="gray", vmin=0, vmax=1)
+    axis.set_title(heading, fontsize=8)
