@@ -5,6 +5,7 @@ import torch
 
 from invdiff.io import square
 from invdiff.priors import Prior
+from invdiff.priors.closed_form import ClosedFormPrior
 from invdiff.priors.ode import generate
 from invdiff.streams import Streams, generator
 
@@ -32,7 +33,8 @@ def drawn_from_prior(
 ) -> tuple[list[str], list[np.ndarray]]:
     """Images drawn from the prior itself: truths for which the prior is exactly right, up to its own sampling error.
 
-    Image i depends on (seed, i) alone. Needs a prior of a fixed shape.
+    Priors in closed form draw exactly, networks by `steps` Heun steps of their probability-flow ODE. Image i depends on
+    (seed, i) alone. Needs a prior of a fixed shape.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"data=generated: count and steps must be at least 1, got {count} and {steps}")
@@ -41,6 +43,8 @@ def drawn_from_prior(
             "data=generated draws images from the prior, which must have a fixed size; give input= instead"
         )
     streams = Streams([generator(seed, "generate", i) for i in range(count)], prior.shape, "cpu")
-    low, high = prior.value_range
-    images = generate(prior, streams.normal(), steps=steps).clamp(low, high)
+    if isinstance(prior, ClosedFormPrior):  # unclamped, so that they keep the prior's own law
+        images = torch.cat([prior.sample(1, source) for source in streams.generators])
+    else:
+        images = generate(prior, streams.normal(), steps=steps).clamp(*prior.value_range)
     return [f"generated_{i:03d}" for i in range(count)], list(torch.permute(images, (0, 2, 3, 1)).numpy())

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from .mixture_fit import MixtureFit
 from .training import Recipe, Trainer
 
 
@@ -11,7 +12,6 @@ def write_card(
 ) -> None:
     """A Markdown card with the measured facts; data, terms and purpose are for its author to add."""
     parameters = sum(p.numel() for p in trainer.prior.parameters())
-    levels = "\n".join(f"| {sigma:.3f} | {value:.2f} |" for sigma, value in psnr.items())
     size = "any size" if recipe.shape is None else "x".join(map(str, recipe.shape[1:]))
     command = f"invdiff train recipe={name} data=IMAGES recipe.minutes={recipe.minutes:g}"
     path.write_text(f"""# Prior `{name}`
@@ -30,7 +30,37 @@ Command: `{shlex.join(shlex.split(command))}`
 
 Denoising of {len(trainer.validation)} held-out images (centre crops of {recipe.crop}), one network call, average PSNR:
 
-| sigma | PSNR, dB |
-| --- | --- |
-{levels}
+{_levels(psnr)}
 """)
+
+
+def write_mixture_card(path: Path, *, name: str, fit: MixtureFit, command: str, psnr: dict[float, float]) -> None:
+    """The card of a fitted mixture, as `write_card`.
+
+    command  the command that fitted it
+    """
+    recipe, (channels, height, width) = fit.recipe, fit.shape
+    path.write_text(f"""# Prior `{name}`
+
+![samples](grid.png)
+
+| | |
+| --- | --- |
+| images | {channels} channel(s), {height}x{width} |
+| mixture | {recipe.components} Gaussians of rank {recipe.rank}, each with a noise level of its own |
+| fitted to | {len(fit.images)} images |
+| fitted for | {fit.iteration} iterations of EM, {fit.seconds / 60:.1f} minutes |
+| held-out log-likelihood | {fit.best:.1f} nats per image, {fit.best / fit.images.shape[1]:.3f} per value |
+| noise levels | all: denoiser, samples and linear-Gaussian posteriors are exact |
+
+Command: `{command}`
+
+Denoising of {len(fit.held_out)} held-out images, one denoiser call, average PSNR:
+
+{_levels(psnr)}
+""")
+
+
+def _levels(psnr: dict[float, float]) -> str:
+    rows = "\n".join(f"| {sigma:.3f} | {value:.2f} |" for sigma, value in psnr.items())
+    return f"| sigma | PSNR, dB |\n| --- | --- |\n{rows}"

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import NormalDist
 
@@ -213,7 +214,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from `checkpoint.pt`; the bounds may have changed since, the network may not."""
         state = torch.load(self.folder / "checkpoint.pt", map_location=self.device, weights_only=True)
-        before = json.loads(state["recipe"])["unet"]
+        before = json.loads(state["recipe"]).get("unet", "a mixture, no network")
         if before != json.loads(json.dumps(self.recipe.unet.as_dict())):
             raise ValueError(f"{self.folder / 'checkpoint.pt'} holds another network: {before}")
         self.prior.load_state_dict(state["prior"])
@@ -240,7 +241,7 @@ def denoising_psnr(
     clean  (N, C, H, W) images in [0, 1]; estimates are clamped to [0, 1], as every published figure is
     rows   images per call
     """
-    device = next(prior.parameters()).device
+    device = next(chain(prior.parameters(), prior.buffers())).device
     result = {}
     for sigma in sigmas:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))

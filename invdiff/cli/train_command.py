@@ -1,15 +1,17 @@
-"""`invdiff train`: a diffusion prior from images, resumable, with a grid of samples and a model card at the end."""
+"""`invdiff train`: a prior from images, resumable, with a grid of samples and a model card at the end."""
 
 from pathlib import Path
 from tarfile import TarError
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from invdiff.cli.app import command
+from invdiff.cli.mixture_run import fit_mixture, read_recipe
 from invdiff.cli.values import check_kinds
 from invdiff.io import BadInput
 from invdiff.priors.card import write_card
@@ -22,21 +24,37 @@ from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
 
 
-@command("train", values=("data",))
+@command("train", values=("data", "prior"))
 def main(config: DictConfig, output: Path) -> None:
     """Train, or go on where a checkpoint under `output` stopped; writes `prior.safetensors`, `grid.png`, `card.md`."""
     if config.data is None:
         raise BadInput("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
     if not isinstance(config.grid, int) or config.grid < 1:
         raise BadInput(f"grid must be a whole number from 1 on, got {config.grid}")
-    check_kinds(config, "recipe")
-    recipe: Recipe = instantiate(config.recipe, _convert_="all")
+    if config.prior == "mixture":
+        mixture = read_recipe(config)
+        fit_mixture(config, mixture, _images(config, mixture.channels), output)
+    elif config.prior == "network":
+        train_network(config, output)
+    else:
+        raise BadInput(f"prior must be network or mixture here, what to train, got {config.prior}")
+
+
+def _images(config: DictConfig, channels: int) -> list[np.ndarray]:
     try:
-        images = read_images(str(config.data), channels=recipe.unet.channels, pad_to=config.pad_to)
+        return read_images(str(config.data), channels=channels, pad_to=config.pad_to)
     except (ValueError, EOFError, BadZipFile, TarError) as error:
         if isinstance(error, ValueError) and "pickle" not in str(error):
             raise
         raise BadInput(f"data is damaged or of another kind than its name says: {config.data}") from error
+
+
+def train_network(config: DictConfig, output: Path) -> None:
+    if config.size is not None:
+        raise BadInput(f"size={config.size} goes with prior=mixture; a network is trained on crops of recipe.crop")
+    check_kinds(config, "recipe")
+    recipe: Recipe = instantiate(config.recipe, _convert_="all")
+    images = _images(config, recipe.unet.channels)
     crop, (height, width, _) = recipe.crop, min((image.shape for image in images), key=lambda shape: min(shape[:2]))
     if min(height, width) < crop:
         raise BadInput(f"recipe.crop={crop} does not fit an image of {height}x{width}; pad_to={crop} pads it")
