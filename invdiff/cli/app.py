@@ -75,10 +75,10 @@ def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task
             job = HydraConfig.get()
             sweep = job.mode == RunMode.MULTIRUN
             try:
-                output = Path(job.runtime.output_dir) if sweep else _output_folder(config)
                 with open_dict(config):
-                    config.output = str(output)
                     config.update(config.pop(_VALUES, {}))
+                    output = Path(job.runtime.output_dir) if sweep else _output_folder(config)
+                    config.output = str(output)
                 with removed_if_empty(output, made_for_it=sweep):
                     task(config, output)
             except Exception as error:

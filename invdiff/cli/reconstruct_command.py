@@ -21,22 +21,17 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff.cli.app import command
+from invdiff.cli.inputs import check_device, true_images
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, Interrupted, check
-from invdiff.evaluation import aligned, evaluate
+from invdiff.evaluation import aligned, evaluate, measure
 from invdiff.io import (
     BadInput,
     Measurement,
     Slicing,
-    image_files,
     load_measurement,
-    match_channels,
-    read_slices,
-    square,
-    to_tensor,
     write_image,
 )
-from invdiff.io.formats import stem
 from invdiff.io.measurements import PARAMETERS
 from invdiff.operators import Noise, Operator
 from invdiff.operators.base import describe_shape
@@ -44,7 +39,6 @@ from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Auto
-from invdiff.streams import generator
 
 
 @command("reconstruct")
@@ -52,7 +46,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Do what the configuration says and write everything under `output`; see `configs/reconstruct.yaml`."""
     _check_values(config)
     compute: Compute = instantiate(config.compute)
-    _check_device(compute)
+    check_device(compute)
     prior: Prior = instantiate(config.prior)
     given = None if config.measurement is None else _load_measurement(config)
     operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
@@ -65,7 +59,7 @@ def main(config: DictConfig, output: Path) -> None:
         told = operator.image_shape(tuple(y.shape[1:]))
         shape = prior.shape if told is None else None
     else:
-        truth, names, told_by_files = _true_images(config, prior)
+        truth, names, told_by_files = true_images(config, prior, say=_say)
         y = measure(operator, noise, truth, config.seed)
         shape = tuple(truth.shape[1:])
     problem = InverseProblem(operator, noise, y, image_shape=shape)
@@ -115,18 +109,6 @@ class Result:
     truth: Tensor | None
 
 
-def measure(operator: Operator, noise: Noise, truth: Tensor, seed: int) -> Tensor:
-    """Simulated measurements: image i's depends on (seed, i) and the operator alone, not on the other images."""
-    shape = tuple(truth.shape[1:])
-    reason = operator.refuses(shape)
-    if reason is not None:
-        raise BadInput(reason)
-    with torch.no_grad():
-        clean = operator(truth)
-    observed = operator.measured(tuple(clean.shape[1:]))
-    return noise.sample(clean, [generator(seed, "measure", i) for i in range(len(truth))], observed)
-
-
 # -- what goes in ------------------------------------------------------------------------------------------------------
 
 
@@ -146,49 +128,6 @@ def _check_values(config: DictConfig) -> None:
     best_of = OmegaConf.select(config, "evaluation.best_of")
     if not isinstance(best_of, bool):
         raise BadInput(f"evaluation.best_of must be true or false, got {best_of}")
-
-
-def _check_device(compute: Compute) -> None:
-    """Found out now, not after the data have been made and read."""
-    try:
-        torch.ones(1, device=compute.resolve_device()).cpu()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).partition("\n")[0]
-        raise BadInput(f"compute.device={compute.device} cannot be used here: {reason}") from error
-
-
-def _true_images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
-    """The images to measure and reconstruct, (B, C, H, W), their names, and what to know of how they were read."""
-    notes: list[str] = []
-    if config.input is not None:
-        slicing: Slicing = instantiate(config.volume)
-        files = image_files(str(config.input))
-        found = [read_slices(f, slicing) for f in files]
-        names = [name for slices in found for name in slices.names]
-        if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
-            names = [f"{f.name}{n.removeprefix(stem(f))}" for f, s in zip(files, found, strict=True) for n in s.names]
-        images = [image for slices in found for image in slices.images]
-        notes = [note for slices in found for note in slices.notes]
-        _say(notes)
-    else:
-        names, images = instantiate(config.data, prior=prior, seed=config.seed)
-    try:
-        images = [match_channels(image, prior.channels, name) for image, name in zip(images, names, strict=True)]
-    except BadInput as error:
-        if config.input is not None or prior.shape is None:
-            raise
-        raise BadInput(f"{error}; data=generated draws one from the prior itself") from error
-    if config.size is not None:
-        images = [square(image, config.size) for image in images]
-    truth = to_tensor(images, names)
-    if config.input is not None:
-        low, high = prior.value_range
-        truth = low + (high - low) * truth
-    reason = prior.accepts(tuple(truth.shape[1:]))
-    if reason is not None:
-        hint = f"; size={prior.shape[-1]} resizes and crops" if prior.shape and truth.shape[1] == prior.shape[0] else ""
-        raise BadInput(f"prior and image do not match: {reason}{hint}")
-    return truth, names, notes
 
 
 def _load_measurement(config: DictConfig) -> Measurement:

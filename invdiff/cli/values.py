@@ -19,17 +19,18 @@ def check_kinds(config: DictConfig, *keys: str) -> None:
     """
     for key in keys:
         if isinstance(config[key], DictConfig):
-            _check(config[key], key)
+            check_node(config[key], key)
 
 
-def _check(node: DictConfig, path: str) -> None:
+def check_node(node: DictConfig, path: str) -> None:
+    """The same for one node, which stands at `path`."""
     hints = _annotations(node["_target_"], path) if "_target_" in node else {}
     for name, value in node.items():
         here = f"{path}.{name!s}"
         if name in hints and not fits(value, hints[name]):
             raise BadInput(f"{here} must be {in_words(hints[name])}, got {value}")
         if isinstance(value, DictConfig):
-            _check(value, here)
+            check_node(value, here)
 
 
 def _annotations(target: str, path: str) -> dict[str, Any]:

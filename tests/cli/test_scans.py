@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from invdiff.cli.reconstruct_command import _true_images
+from invdiff.cli.inputs import true_images
 from invdiff.operators.kspace import to_kspace
 from invdiff.priors.edm import EDMPrior
 from invdiff.priors.unet import UNet, UNetSpec
@@ -100,7 +100,7 @@ def test_images_of_a_prior_with_another_range(tmp_path: Path) -> None:
         {"input": str(tmp_path / "head.nii"), "size": None, "volume": {"_target_": "invdiff.io.Slicing"}}
     )
     network = UNet(UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1)))
-    truth, names, _ = _true_images(config, EDMPrior(network, value_range=(-1.0, 3.0)))
+    truth, names, _ = true_images(config, EDMPrior(network, value_range=(-1.0, 3.0)), say=lambda _: None)
     assert (names, float(truth.min()), float(truth.max())) == (["head"], -1, 3)
 
 

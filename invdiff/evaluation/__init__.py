@@ -1,0 +1,16 @@
+"""Scores of reconstructions, and benchmarks: runs over a grid, their store, and what they come to."""
+
+from .measurement import measure
+from .scores import SCORES, ImageScores, aligned, baseline_psnr, evaluate, has_ambiguities, missing_scores, score_images
+
+__all__ = [
+    "SCORES",
+    "ImageScores",
+    "aligned",
+    "baseline_psnr",
+    "evaluate",
+    "has_ambiguities",
+    "measure",
+    "missing_scores",
+    "score_images",
+]

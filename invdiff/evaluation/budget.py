@@ -1,0 +1,148 @@
+"""Equal budgets: what a VJP costs in network calls, and how many steps of a sampler a budget buys."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from invdiff.priors import Prior
+from invdiff.priors.precision import autocast
+from invdiff.samplers import Sampler
+from invdiff.schedules import Schedule
+
+FEWEST_STEPS = 4  # with fewer, no sampler is what it was meant to be
+MOST_STEPS = 100_000
+PILOT = (4, 12)  # steps of the two short runs that time a sampler; a straight line goes through them
+
+
+class NoFit(ValueError):
+    """A sampler cannot be brought to a budget; the message says why."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one sample may cost.
+
+    kind    `calls`: network calls, a VJP counting as many forwards as it takes time; `seconds`: in its batch
+    amount  how much of it
+    """
+
+    kind: Literal["calls", "seconds"]
+    amount: float
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {'network calls' if self.kind == 'calls' else 's'}"
+
+
+def network_cost(sampler: Sampler, vjp_weight: float | None) -> float:
+    """Network calls of one sample, by what the sampler declares: forwards and weighted VJPs."""
+    cost = sampler.expected_cost()
+    return cost.forwards + (vjp_weight or 0.0) * cost.vjps
+
+
+def with_steps(sampler: Sampler, steps: int) -> Sampler:
+    """The same sampler with another number of steps in its schedule; raises ValueError where it cannot have as many."""
+    schedule: Any = getattr(sampler, "schedule", None)
+    if not isinstance(schedule, Schedule):
+        raise NoFit(f"{type(sampler).__name__} has no schedule whose steps could be fitted")
+    changed: Any = replace(sampler, schedule=replace(schedule, steps=steps))  # type: ignore[call-arg, type-var]
+    return changed
+
+
+def fit_calls(sampler: Sampler, calls: float, vjp_weight: float | None) -> Sampler:
+    """The sampler with the most steps whose network calls stay within a budget; raises NoFit below `FEWEST_STEPS`."""
+
+    def fits(steps: int) -> bool:
+        try:
+            return network_cost(with_steps(sampler, steps), vjp_weight) <= calls
+        except NoFit:
+            raise
+        except ValueError:  # more steps than its schedule has
+            return False
+
+    if not fits(FEWEST_STEPS):
+        least = network_cost(with_steps(sampler, FEWEST_STEPS), vjp_weight)
+        raise NoFit(f"{FEWEST_STEPS} steps take {least:.0f} network calls, more than the {calls:g} a sample may cost")
+    low, high = FEWEST_STEPS, 2 * FEWEST_STEPS
+    while high < MOST_STEPS and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return with_steps(sampler, low)
+
+
+def fit_seconds(
+    sampler: Sampler, seconds: float, vjp_weight: float | None, seconds_of: Callable[[Sampler], float]
+) -> Sampler:
+    """The sampler with as many steps as its time allows; raises NoFit below `FEWEST_STEPS`.
+
+    seconds_of  runs a sampler and tells the seconds of a sample
+    """
+    few, more = (with_steps(sampler, steps) for steps in PILOT)
+    seconds_of(few)  # to warm up
+    times = [seconds_of(s) for s in (few, more)]
+    costs = [network_cost(s, vjp_weight) for s in (few, more)]
+    rate = max(times[1] - times[0], 0.1 * times[1]) / (costs[1] - costs[0])
+    start = max(times[0] - rate * costs[0], 0.0)
+    least = start + rate * network_cost(with_steps(sampler, FEWEST_STEPS), vjp_weight)
+    if least > seconds:
+        raise NoFit(f"{FEWEST_STEPS} steps take {least:.2g} s, more than the {seconds:g} s a sample may take")
+    return fit_calls(sampler, (seconds - start) / rate, vjp_weight)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a network costs.
+
+    vjp_weight  seconds of a VJP over those of a forward; None where the prior has none
+    bytes       most memory of a forward and its VJP on one image; None where that cannot be told (CPU)
+    """
+
+    vjp_weight: float | None
+    bytes: int | None
+
+
+def measure_speed(
+    prior: Prior, shape: tuple[int, ...], device: torch.device, precision: str, *, rows: int, repeats: int = 5
+) -> Speed:
+    """Time forwards and VJPs of a prior on `rows` images (C, H, W); on CUDA, measure their memory too."""
+    x = torch.zeros(rows, *shape, device=device)
+    x += prior.value_range[0] + 0.5 * (prior.value_range[1] - prior.value_range[0])
+    sigma = (prior.sigma_range[0] * prior.sigma_range[1]) ** 0.5
+
+    def forward() -> Tensor:
+        with torch.no_grad(), autocast(precision, device):
+            return prior.denoise(x, sigma)
+
+    def with_vjp() -> Tensor:
+        with torch.enable_grad(), autocast(precision, device):
+            leaf = x.clone().requires_grad_(True)
+            out = prior.denoise(leaf, sigma)
+        (gradient,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
+        return gradient
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    (with_vjp if prior.differentiable else forward)()  # fills caches, and the memory
+    taken = None
+    if device.type == "cuda":
+        taken = max(1, (torch.cuda.max_memory_allocated(device) - before) // rows)
+    if not prior.differentiable:
+        return Speed(None, taken)
+    # Alternating, and the quickest of each: what else the machine does falls on both alike.
+    pairs = [(_seconds(forward, device), _seconds(with_vjp, device)) for _ in range(repeats)]
+    plain, both = (min(times) for times in zip(*pairs, strict=True))
+    return Speed(max(both / plain - 1, 0.0), taken)
+
+
+def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,64 @@
+"""Fingerprints: what makes two results comparable, or the same. Settings are plain JSON, files stand in by contents."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+Settings = dict[str, Any]
+
+
+def fingerprint(thing: Any) -> str:
+    """16 hexadecimal digits of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settings_of(thing: Any) -> Any:
+    """A dataclass, and those inside it, as JSON with every value it has, defaults included, and the class by name."""
+    if is_dataclass(thing):
+        name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+        return {"class": name, **{f.name: settings_of(getattr(thing, f.name)) for f in fields(thing)}}
+    if isinstance(thing, Mapping):
+        return {str(key): settings_of(value) for key, value in thing.items()}
+    if isinstance(thing, Sequence) and not isinstance(thing, str):
+        return [settings_of(value) for value in thing]
+    return thing if thing is None or isinstance(thing, (bool, int, float, str)) else repr(thing)
+
+
+def with_contents(settings: Any) -> Any:
+    """Settings with what is in the files that they name: a mask under the same name may be another one tomorrow.
+
+    Files are known by name and contents, not by where they lie; `my_camera.py:Camera` names the file before the colon.
+    """
+    if isinstance(settings, Mapping):
+        return {key: with_contents(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [with_contents(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    for name, rest in ((settings, ""), (settings.rpartition(":")[0], settings.rpartition(":")[2])):
+        if name and Path(name).is_file():
+            digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+            return {"file": Path(name).name, "sha256": digest} | ({"in it": rest} if rest else {})
+    return settings
+
+
+def of_module(module: nn.Module) -> str:
+    """Of the tensors of a module, where it is now (CPU or GPU), and of its class."""
+    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def of_image(image: np.ndarray) -> str:
+    """Of the values of an image."""
+    digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()[:16]

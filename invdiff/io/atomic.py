@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all, whatever happens in the middle of writing."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PARTIAL = ".partial"  # how the name of an unfinished file ends; it begins with a dot
+
+
+def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file beside its place, then rename it; an earlier file of that name stays until then.
+
+    durable  wait until it is on the disk: it survives a loss of power too, and not only that of the process
+
+    Raises OSError, naming the file, and leaves nothing, where it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # not that of the partial file, which nobody knows
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name, and not only the contents behind it, reaches the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

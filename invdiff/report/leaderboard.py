@@ -1,0 +1,127 @@
+"""`leaderboard.md`: the samplers of a benchmark side by side, a table for each task and budget."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from invdiff.evaluation.summary import Comparison, Estimate, Standing
+
+# Heading, score, digits; in the order of the columns.
+SCORES = (
+    ("PSNR", "psnr", 2),
+    ("PSNR of mean", "psnr_mean", 2),
+    ("SSIM", "ssim", 3),
+    ("LPIPS", "lpips", 3),
+    ("misfit", "misfit", 2),
+    ("diversity", "diversity", 3),
+    ("PSNR not aligned", "psnr_raw", 2),
+)
+
+LEGEND = """\
+Means over images, ± their standard error; samples of one image are averaged first. PSNR in dB, of a sample and of the
+posterior mean; misfit: 1 fits to the noise; diversity: root mean square of the samples' standard deviation, in image
+units. Costs are of one image with all its samples: calls and VJPs of the network, cost in network calls with a VJP
+counting as many of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better
+PSNR for less."""
+
+
+def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
+    """The page; `failures` is the number of runs that stopped early."""
+    lines = ["# Leaderboard", "", *LEGEND.splitlines(), ""]
+    if failures:
+        lines += [f"{failures} run(s) stopped early; the same command tries them again.", ""]
+    shown, said = None, set()
+    for comparison in comparisons:
+        if comparison.task != shown:
+            shown = comparison.task
+            lines += [f"## {comparison.operator}", "", _described(comparison), ""]
+        if comparison.budget is not None:
+            lines += [f"### At {comparison.budget} a sample", ""]
+            lines += ["Steps were fitted to the budget, every other setting is the sampler's own.", ""]
+        lines += [*_table(comparison), ""]
+        notes = [f"- {score}: {why}" for score, why in comparison.notes.items() if (shown, score, why) not in said]
+        said |= {(shown, score, why) for score, why in comparison.notes.items()}
+        lines += [*notes, ""] if notes else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callable[[Standing], str]]:
+    """Headings of a table and how its cells are written; scores that nobody has are left out.
+
+    errors  with the standard errors
+    """
+    found: dict[str, Callable[[Standing], str]] = {}
+    for heading, score, digits in SCORES:
+        if any(score in s.scores for s in comparison.standings):
+            found[heading] = partial(_score, score=score, digits=digits, error=errors)
+    if any(s.diverged for s in comparison.standings):
+        found["diverged"] = lambda s: f"{s.diverged} of {s.samples}"
+    if len({s.images for s in comparison.standings if s.images}) > 1:
+        found["images"] = lambda s: str(s.images)  # not the same: their means are not of the same thing
+    if comparison.budget is not None:
+        found["steps"] = lambda s: str(s.steps or "")
+    found["calls"] = lambda s: f"{s.forwards:,.0f}"
+    found["VJPs"] = lambda s: f"{s.vjps:,.0f}"
+    found["cost"] = lambda s: "" if s.cost is None else _marked(f"{s.cost:,.0f}", s.best_for_cost)
+    found["seconds"] = lambda s: _marked(f"{s.seconds:.3g}", s.best_for_seconds)
+    return found
+
+
+def estimate(value: Estimate | None, digits: int, *, error: bool = True) -> str:
+    """A mean with its standard error, where there is one; nothing for nothing."""
+    if value is None:
+        return ""
+    known = error and not math.isnan(value.error)
+    return f"{value.mean:.{digits}f}" + (f" ± {value.error:.{digits}f}" if known else "")
+
+
+def _score(standing: Standing, *, score: str, digits: int, error: bool) -> str:
+    return estimate(standing.scores.get(score), digits, error=error)
+
+
+def _marked(words: str, mark: bool) -> str:
+    return f"**{words}**" if mark else words
+
+
+def _table(comparison: Comparison) -> list[str]:
+    cells = columns(comparison)
+    lines = ["| " + " | ".join(["sampler", *cells]) + " |", "| --- |" + " ---: |" * len(cells)]
+    for s in comparison.standings:
+        if s.images:
+            words = [write(s) for write in cells.values()]
+            why = f" ({s.reason})" if s.reason else ""
+            lines.append("| " + " | ".join([_escaped(s.label + why), *words]) + " |")
+    if comparison.baseline is not None:
+        first = [estimate(comparison.baseline, 2) if heading == "PSNR" else "" for heading in cells]
+        lines.append("| " + " | ".join(["*first guess, without a prior*", *first]) + " |")
+    reasons = [f"- {_escaped(s.label)}: {s.reason}" for s in comparison.standings if not s.images]
+    return lines + (["", *reasons] if reasons else [])
+
+
+def _escaped(words: str) -> str:
+    return words.replace("|", "\\|")
+
+
+def _described(comparison: Comparison) -> str:
+    """The operator with its settings, noise, prior and how much of it all, in one line."""
+    settings = comparison.settings
+    prior = settings["prior"].get("name") or words(settings["prior"])
+    told = [words(settings["operator"]), words(settings["noise"]), f"prior {prior}"]
+    images = max((s.images for s in comparison.standings), default=0)
+    told.append(f"{images} image(s), {settings['num_samples']} sample(s) each, seed {settings['seed']}")
+    return " · ".join(told)
+
+
+def words(node: Mapping[str, Any]) -> str:
+    """A node of a configuration as `Class(setting=value)`, without what is null."""
+    name = str(node.get("_target_", "")).rpartition(".")[2]
+    own = {key: value for key, value in node.items() if key not in ("_target_", "fingerprint") and value is not None}
+    settings = ", ".join(f"{key}={_word(value)}" for key, value in own.items())
+    return f"{name}({settings})"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("file") or words(value))
+    return str(value)
