@@ -4,15 +4,44 @@ import inspect
 from importlib import import_module
 from pkgutil import iter_modules
 
+from .afdps import AFDPS
 from .auto import Auto
 from .base import Needs, Sampler, Step
 from .daps import DAPS
 from .dps import DPS
 from .enkg import EnKG
+from .fkc import FKC
+from .lanpaint import LanPaint
 from .mcg import MCG
+from .mcgdiff import MCGDiff
+from .mmps import MMPS
+from .pigdm import PiGDM
+from .pnpdm import PnPDM
 from .reddiff import REDDiff
+from .smc import ParticleSampler
+from .tds import TDS
 
-__all__ = ["DAPS", "DPS", "MCG", "Auto", "EnKG", "Needs", "REDDiff", "Sampler", "Step", "all_samplers"]
+__all__ = [
+    "AFDPS",
+    "DAPS",
+    "DPS",
+    "FKC",
+    "MCG",
+    "MMPS",
+    "TDS",
+    "Auto",
+    "EnKG",
+    "LanPaint",
+    "MCGDiff",
+    "Needs",
+    "ParticleSampler",
+    "PiGDM",
+    "PnPDM",
+    "REDDiff",
+    "Sampler",
+    "Step",
+    "all_samplers",
+]
 
 
 def all_samplers() -> dict[str, type[Sampler]]:

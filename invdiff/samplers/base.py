@@ -8,15 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import isnan
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from invdiff.cost import Cost
 from invdiff.driver import Callback, Compute, run
-from invdiff.operators import GaussianNoise
+from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.posterior import Posterior
-from invdiff.priors import Prior
+from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem
 from invdiff.streams import Streams
 
@@ -37,8 +37,12 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Traits that a sampler asks for, each with the words in which a user is told that it is missing."""
+    """Traits that a sampler asks for, each with the words in which a user is told that it is missing.
 
+    mask  some of the pixels themselves are measured, and nothing else: an `Inpainting`
+    """
+
+    mask: bool = False
     linear: bool = False
     differentiable: bool = False
     spectral: bool = False
@@ -50,6 +54,10 @@ class Needs:
         operator = problem.operator
         name = type(operator).__name__
         checks = [
+            (
+                self.mask and not isinstance(operator, Inpainting),
+                f"an inpainting operator, a mask of pixels ({name} is none)",
+            ),
             (self.linear and not operator.linear, f"a linear operator ({name} is not)"),
             (self.differentiable and not operator.differentiable, f"a differentiable operator ({name} is a black box)"),
             (
@@ -113,7 +121,7 @@ class Sampler(ABC):
     def sample(
         self,
         problem: InverseProblem,
-        prior: Prior,
+        prior: Any,
         *,
         num_samples: int = 1,
         seed: int = 0,
@@ -123,6 +131,7 @@ class Sampler(ABC):
     ) -> Posterior:
         """Draw posterior samples.
 
+        prior        a `Prior`, or what `as_prior` takes: a deepinv denoiser, a function (x, sigma) -> x0
         num_samples  independent samples of each image, S
         seed         with the index of image and sample it determines every random number
         first_image  index of the problem's first image, where the problem is a part of a larger set
@@ -135,7 +144,7 @@ class Sampler(ABC):
         return run(
             self,
             problem,
-            prior,
+            as_prior(prior),
             num_samples=num_samples,
             seed=seed,
             first_image=first_image,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from invdiff.cost import Cost
-from invdiff.moves import misfit_gradient, nonzero, row_norm
+from invdiff.moves import gaussian_draw, misfit_gradient, stiffness
 from invdiff.operators import GaussianNoise, LinearOperator
 from invdiff.operators.base import as_rows
 from invdiff.operators.conjugate_gradients import spread
@@ -172,14 +172,8 @@ class DAPS(Sampler):
             above, here, below = (self._energy(problem, x0_hat, width, x0_hat + t) for t in (shift, 0 * shift, -shift))
             trace = (above - 2 * here + below) / 0.01**2
             return as_rows(2.4**2 / trace.clamp(min=x0_hat[0].numel() / width**2), x0_hat), probe
-        stiffness = torch.zeros(len(probe))
-        for _ in range(2):
-            shift = probe * as_rows(0.01 / nonzero(probe.abs().flatten(1).amax(1)), probe)  # 0.01 of the range at most
-            change = self._data_gradient(problem, x0_hat + shift) - self._data_gradient(problem, x0_hat - shift)
-            stiffness = row_norm(change) / (2 * nonzero(row_norm(shift)))
-            # Where nothing changes, as in an image that saturates everywhere, the direction waits for the next level.
-            probe = torch.where(spread(stiffness, probe) == 0, probe, change)
-        return as_rows(0.5 / (stiffness + 1 / width**2), x0_hat), probe
+        steepest, probe = stiffness(lambda x0: self._data_gradient(problem, x0), x0_hat, probe)
+        return as_rows(0.5 / (steepest + 1 / width**2), x0_hat), probe
 
     def _langevin(
         self, problem: InverseProblem, x0_hat: Tensor, width: float, eta: float | Tensor, rng: Streams
@@ -241,27 +235,3 @@ class DAPS(Sampler):
 def conditional_std(sigma: float, prior_std: float | None) -> float:
     """Standard deviation of x0 given x_sigma, for Gaussian x0 of standard deviation `prior_std`; None: infinite."""
     return sigma if prior_std is None else sigma / sqrt(1 + (sigma / prior_std) ** 2)
-
-
-def gaussian_draw(
-    problem: InverseProblem, mean: Tensor, width: float, rng: Streams, *, spread: float | None = None
-) -> Tensor:
-    """An exact draw from N(x; mean, width^2 I) N(y; A x, sigma_y^2 I), for a linear operator and Gaussian noise.
-
-    Perturb and solve: with x' and y' drawn about `mean` and y,
-    x = x' + (A^T A + (sigma_y / width)^2 I)^-1 A^T (y' - A x') has the right mean and covariance (real y).
-
-    spread  standard deviation of x' instead of `width`: the mean stays, the covariance shrinks with it
-    """
-    operator, noise = problem.operator, problem.noise
-    assert isinstance(operator, LinearOperator)  # `needs` made sure of both
-    assert isinstance(noise, GaussianNoise)
-    y, observed = problem.y, problem.observed
-    perturbed = mean + (width if spread is None else spread) * rng.normal()
-    y_perturbed = y + as_rows(noise.sigma, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
-    residual = y_perturbed - operator(perturbed)
-    if observed is not None:
-        residual = torch.where(observed, residual, 0)  # y may hold anything where nothing was measured
-    # The unknown is real: sigma_y^2 counts for each real part of y, half of it where y is complex.
-    rho = (noise.sigma / width) ** 2 / (2 if y.is_complex() else 1)
-    return perturbed + operator.solve(operator.adjoint(residual), rho)

@@ -27,6 +27,7 @@ from torch import Tensor
 from invdiff.cost import Cost
 from invdiff.moves import ancestral_step, nonzero, row_norm
 from invdiff.operators.base import as_rows
+from invdiff.particles import each_particle
 from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
 from invdiff.problem import InverseProblem
@@ -151,15 +152,12 @@ class EnKG(Sampler):
     def _clean(self, prior: Prior, x: Tensor, sigma: float, steps: int) -> Tensor:
         """Where the flow leads each particle, (R, J, C, H, W); one step is the denoiser itself."""
         levels = [*karras(sigma, min(self.ode_sigma_min, sigma), steps).tolist(), 0.0]
-        parts = x.flatten(0, 1).split(self.particles_at_once)
-        return torch.cat([probability_flow(prior, part, levels) for part in parts]).unflatten(0, x.shape[:2])
+        return each_particle(lambda _, part: probability_flow(prior, part, levels), x, self.particles_at_once)
 
     def _measure(self, problem: InverseProblem, x0: Tensor) -> Tensor:
         """Measurements of all particles as real vectors, (R, J, M), zero where nothing was measured."""
-        rows = torch.arange(x0.shape[0]).repeat_interleave(self.ensemble)
-        parts = zip(rows.split(self.particles_at_once), x0.flatten(0, 1).split(self.particles_at_once), strict=True)
-        y = torch.cat([problem.operator.select(index)(part) for index, part in parts])
-        return as_vectors(problem, y).unflatten(0, x0.shape[:2])
+        y = each_particle(lambda i, part: problem.operator.select(i)(part), x0, self.particles_at_once)
+        return as_vectors(problem, y.flatten(0, 1)).unflatten(0, x0.shape[:2])
 
     def _correction(self, problem: InverseProblem, x: Tensor, predicted: Tensor) -> Tensor:
         """Covariance of images and measurements times the error of each particle, normalised: (R, J, C, H, W)."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators import Operator
+from invdiff.operators import Operator, SpectralOperator
 from invdiff.priors import GaussianPrior
 from invdiff.schedules import Schedule
 
@@ -52,6 +52,42 @@ class Levels(Schedule):
 
     def sigmas(self) -> Tensor:
         return torch.tensor(self.values, dtype=torch.float64)
+
+
+class Dense(SpectralOperator):
+    """A matrix (M, C H W) with its singular value decomposition, in the precision of the image."""
+
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        left, values, right = torch.linalg.svd(matrix.double())
+        n, m = right.shape[0], len(values)
+        self.left, self.right = torch.zeros(len(matrix), n, dtype=torch.float64), right
+        self.left[:, :m] = left[:, :m]
+        self.values = torch.nn.functional.pad(values, (0, n - m))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shape
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self.values.to(like).reshape(1, *self.shape)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.right.to(x).T).reshape(-1, *self.shape)
+
+    def v(self, z: Tensor) -> Tensor:
+        return (z.flatten(1) @ self.right.to(z)).reshape(-1, *self.shape)
+
+    def ut(self, y: Tensor) -> Tensor:
+        return (y @ self.left.to(y)).reshape(-1, *self.shape)
+
+    def u(self, z: Tensor) -> Tensor:
+        return z.flatten(1) @ self.left.to(z).T
+
+
+@pytest.fixture(scope="session")
+def dense_operator() -> type[Dense]:
+    return Dense
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,118 @@
+"""TDS: a run particle by particle in the paper's variance-preserving coordinates, and its limit at any twist."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem
+from invdiff.conformance import WhitePrior
+from invdiff.operators import CallableOperator, Denoising, GaussianNoise
+from invdiff.particles import Weights, largest_curvature
+from invdiff.samplers import TDS
+from invdiff.schedules import EDM
+
+QUIET = Compute(device="cpu", progress=False)
+SHAPE = (1, 2, 2)
+MANY: dict[str, Any] = {"ensemble": 400, "particles_at_once": 10_000}
+
+
+def alpha_bar(sigma: float) -> float:
+    return 1 / (1 + (2 * sigma) ** 2)  # levels are halved for images in [0, 1]
+
+
+def test_a_run_equals_the_algorithm_of_the_paper(
+    dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable, scripted: type, levels: type
+) -> None:
+    """Images in [-1, 1], z = sqrt(alpha_bar) (2 x - 1) + sqrt(1 - alpha_bar) n; Algorithm 1 without its resampling."""
+    count, sigmas, spread, prior_std = 3, (3.0, 1.2, 0.4, 0.0), 0.3, 0.25
+    matrix, mean, covariance = normal(3, 4, seed=1), 0.1 * normal(4, seed=2), smooth(2, 2, std=0.3)
+    y = normal(1, 3, seed=3)
+    numbers = [normal(1, count, *SHAPE, seed=10 + k) for k in range(3)]
+
+    sampler = TDS(schedule=levels(values=sigmas), ensemble=count, resample_below=0.0, prior_std=prior_std)
+    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(spread), y)
+    prior, weights, zero = gaussian(mean.reshape(SHAPE), covariance), Weights(1, count, 0.0), torch.zeros(1, 1).double()
+    rng = scripted([numbers[0], zero, numbers[1], zero, numbers[2]])
+    with torch.no_grad():
+        found = [(x, weights.log_weights) for x, _, _ in sampler.evolve(problem, prior, rng, weights)]
+
+    z_mean, z_covariance = 2 * mean - 1, 4 * covariance
+    noise = float(GaussianNoise(spread).sigma) ** 2
+    largest = float(largest_curvature(problem, (0.0, 1.0))) * noise  # |A|^2
+
+    def clean(z: Tensor, a: float) -> Tensor:
+        marginal = a * z_covariance + (1 - a) * torch.eye(4, dtype=torch.float64)
+        return (z - (1 - a) * torch.linalg.solve(marginal, z - a**0.5 * z_mean)) / a**0.5
+
+    def log_twist(z: Tensor, a: float) -> Tensor:
+        level = (1 - a) / a / 4  # the variance of the noise, for images in [0, 1]
+        soft = noise + largest * level * prior_std**2 / (level + prior_std**2)
+        # A constant that cancels between the twists is left out: softened, the likelihood is not normalised anew.
+        return -(y[0] - matrix @ (clean(z, a) + 1) / 2).square().sum() / (2 * soft)
+
+    for n in range(count):
+        a = alpha_bar(sigmas[0])
+        z = (2 * sigmas[0] * numbers[0][0, n].flatten() - 1) * a**0.5
+        log_weight = float(log_twist(z, a))
+        for k, (s, after) in enumerate(pairwise(sigmas[:-1])):
+            a, b = alpha_bar(s), alpha_bar(after)
+            beta = 1 - a / b
+            variance = (1 - b) / (1 - a) * beta
+            estimate = clean(z, a)
+            plain = b**0.5 * beta / (1 - a) * estimate + (a / b) ** 0.5 * (1 - b) / (1 - a) * z
+            # The twisted score stands where the score stands: the clean estimate moves by (1 - a) / sqrt(a) times it.
+            with torch.enable_grad():
+                leaf = z.clone().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(log_twist(leaf, a), leaf)
+            twisted = plain + b**0.5 * beta / (1 - a) * (1 - a) / a**0.5 * gradient
+            following = twisted + variance**0.5 * numbers[k + 1][0, n].flatten()
+            ratio = ((following - twisted).square() - (following - plain).square()).sum() / (2 * variance)
+            untwisted = log_weight + float(ratio - log_twist(z, a))
+            z, log_weight = following, untwisted + float(log_twist(following, b))
+            assert torch.allclose((z / b**0.5 + 1) / 2, found[k][0][0, n].flatten(), atol=1e-6)
+            assert found[k][1][0, n].item() == pytest.approx(untwisted, rel=1e-5, abs=1e-5)
+        last = alpha_bar(sigmas[-2])
+        x = (clean(z, last) + 1) / 2
+        log_weight += float(-(y[0] - matrix @ x).square().sum() / (2 * noise) - log_twist(z, last))
+        assert torch.allclose(x, found[-1][0][0, n].flatten(), atol=1e-6)
+        assert found[-1][1][0, n].item() == pytest.approx(log_weight, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("prior_std", [0.1, 0.25, 1.0])
+def test_the_posterior_of_a_gaussian_at_any_twist(prior_std: float) -> None:
+    """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.1."""
+    problem = InverseProblem(Denoising(), GaussianNoise(0.1), torch.full((1, 1, 1, 2), 0.8))
+    sampler = TDS(
+        schedule=EDM(steps=100, sigma_max=10, sigma_min=0.005),
+        ensemble=400,
+        particles_at_once=10_000,
+        prior_std=prior_std,
+    )
+    cloud = sampler.cloud(problem, WhitePrior(), chains=10, compute=QUIET)
+    gain = 0.25**2 / (0.25**2 + 0.1**2)
+    assert cloud.mean.mean().item() == pytest.approx(0.4 + gain * 0.4, abs=0.02)
+    assert cloud.var.mean().item() == pytest.approx((1 - gain) * 0.25**2, rel=0.2)
+    exact = 2 * (math.log(1 - gain) / 2 - 0.4**2 / (2 * (0.25**2 + 0.1**2)))
+    assert float(cloud.log_evidence.exp().mean().log()) == pytest.approx(exact, abs=0.15)
+
+
+def test_a_nonlinear_operator_against_quadrature() -> None:
+    problem = InverseProblem(
+        CallableOperator(lambda x: x**3, image_shape=(1, 1, 1)), GaussianNoise(0.1), torch.full((1, 1, 1, 1), 0.3)
+    )
+    grid = torch.linspace(-1, 2, 3001, dtype=torch.float64)
+    nll = problem.select(torch.zeros(3001, dtype=torch.long)).nll(grid.reshape(-1, 1, 1, 1))
+    share = (-((grid - 0.4) ** 2) / (2 * 0.25**2) - nll).softmax(0)
+    sampler = TDS(schedule=EDM(steps=100, sigma_max=5, sigma_min=0.005), **MANY)
+    cloud = sampler.cloud(problem, WhitePrior(), chains=10, compute=QUIET)
+    assert cloud.mean.mean().item() == pytest.approx(float(share @ grid), abs=0.02)
+
+
+def test_a_width_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="tds: prior_std must be positive, got 0"):
+        TDS(prior_std=0.0)
