@@ -1,4 +1,4 @@
-"""`invdiff calibrate`: whether a sampler's posterior is the posterior, where the truth is drawn from the prior itself."""
+"""`invdiff calibrate`: is a sampler's posterior the posterior, where the truth is drawn from the prior?"""
 
 import json
 from pathlib import Path

@@ -34,7 +34,7 @@ def holder(folder: Path) -> Iterator[int]:
 
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     with holder(tmp_path) as child:
-        with pytest.raises(BadInput, match=f"another run is writing into .*process {child} on .*output="):
+        with pytest.raises(BadInput, match=f"another run is writing into .*process {child} on .*output="):  # noqa: SIM117
             with only_run(tmp_path, pytest.fail):
                 pass
         assert (tmp_path / NAME).exists(), "the refused run has taken the lock away"

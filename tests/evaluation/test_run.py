@@ -53,9 +53,7 @@ def test_a_row_for_each_sample(grid: Grid, run: Run, tmp_path: Path) -> None:
     assert table.num_rows == ROWS
     for name in ("psnr", "ssim", "misfit", "psnr_mean", "diversity", "baseline_psnr", "seconds", "invdiff", "device"):
         assert table[name].null_count == 0, name
-    of_dps = {
-        sampler: vjps for sampler, vjps in zip(table["sampler"].to_pylist(), table["vjps"].to_pylist(), strict=True)
-    }
+    of_dps = dict(zip(table["sampler"].to_pylist(), table["vjps"].to_pylist(), strict=True))
     assert of_dps == {"dps": 4, "daps": 0}, "costs are of one sample"
     assert {row["sampler"] for row in Store(tmp_path).all_records().values()} == {"dps", "daps"}
 
@@ -208,7 +206,7 @@ def test_interrupted(grid: Grid, run: Run, rows: Run, tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return plain(self, x, sigma)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         patch.setattr(GaussianPrior, "denoise", denoise)
         run(grid, tmp_path / "stopped")
     assert 0 < rows(tmp_path / "stopped").num_rows < ROWS

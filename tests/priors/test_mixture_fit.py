@@ -96,7 +96,7 @@ def test_the_search_beyond_the_exact_size_climbs_too(make: Fit, monkeypatch: pyt
 
 
 def test_one_component_is_principal_component_analysis(make: Fit, images: Tensor) -> None:
-    """Tipping & Bishop 1999, equations 12 and 13 for a single component, by the dense eigenvectors of the covariance."""
+    """Tipping & Bishop 1999, equations 12 and 13 for a single component, by dense eigenvectors of the covariance."""
     fit = make(components=1, iterations=1)
     fit.run()
     x = images[:-100].flatten(1)
