@@ -45,8 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fkc": {"ensemble": DRAWS, "prior_std": STD, "particles_at_once": 10**6},
     "mcgdiff": {"ensemble": DRAWS, "particles_at_once": 10**6},
     "tds": {"ensemble": DRAWS, "prior_std": STD, "particles_at_once": 10**6},
-    "mmps": {},
-    "pigdm": {"prior_std": STD},
 }
 
 
