@@ -49,6 +49,9 @@ class Walk(Sampler):
                 time.sleep(self.sleep)
             yield Step(x, x0, float(self.steps - 1 - k))
 
+    def __post_init__(self) -> None:
+        """NaN is a disease like any other here."""
+
     @property
     def num_steps(self) -> int:
         return self.steps
