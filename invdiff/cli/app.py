@@ -92,7 +92,7 @@ def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task
         def main() -> None:
             failures.clear()
             flags, options = split_arguments(sys.argv[1:])
-            options = [f"+{_VALUES}.{o}" if o.partition("=")[0] in values else o for o in options]
+            options = [f"++{_VALUES}.{o}" if o.partition("=")[0] in values else o for o in options]
             sys.argv = [sys.argv[0], *flags, *HYDRA, *options]
             run()
             if failures and getattr(failures[0], "__notes__", None):

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from invdiff.cli.values import check_kinds
 from invdiff.io import BadInput
-from invdiff.priors import Prior
 from invdiff.priors.card import write_mixture_card
+from invdiff.priors.closed_form import ClosedFormPrior
 from invdiff.priors.images import split
+from invdiff.priors.low_rank_mixture import LowRankMixturePrior
 from invdiff.priors.mixture_fit import MixtureFit, MixtureRecipe, stack_images
 from invdiff.priors.training import REPORT_SIGMAS, denoising_psnr
 from invdiff.progress import progress_bar
@@ -55,7 +56,7 @@ def fit_mixture(config: DictConfig, recipe: MixtureRecipe, images: list[np.ndarr
     )
 
 
-def run_with_progress(fit: MixtureFit, config: DictConfig) -> Prior:
+def run_with_progress(fit: MixtureFit, config: DictConfig) -> LowRankMixturePrior:
     """Fit behind a bar that counts per mille of the run, which iterations or minutes may bound; it may end earlier.
 
     The configuration is saved with the first iteration: what cannot start must not overwrite that of a run that did.
@@ -66,7 +67,7 @@ def run_with_progress(fit: MixtureFit, config: DictConfig) -> Prior:
         def on_iteration(row: dict[str, float | list[int]]) -> None:
             nonlocal first
             if first:
-                kept = OmegaConf.masked_copy(config, [key for key in config if key != "recipe"])
+                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key != "recipe"])
                 OmegaConf.save(kept, fit.folder / "config.yaml", resolve=True)
                 first = False
             if row["reseeded"]:
@@ -79,6 +80,6 @@ def run_with_progress(fit: MixtureFit, config: DictConfig) -> Prior:
         return fit.run(on_iteration)
 
 
-def draw(prior: Prior, count: int, seed: int = 0) -> torch.Tensor:
+def draw(prior: ClosedFormPrior, count: int, seed: int = 0) -> torch.Tensor:
     """Exact samples (count, C, H, W); sample i depends on (seed, i) alone."""
     return torch.cat([prior.sample(1, generator(seed, "generate", i)) for i in range(count)])
