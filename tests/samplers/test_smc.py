@@ -132,13 +132,17 @@ def test_the_error_falls_with_the_root_of_the_number_of_particles(name: str, tru
     assert errors[-1] < 0.2, errors
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("fkc", 0.4), ("fkc_plain", 0.4), ("afdps", 0.25), ("mcgdiff", 0.15), ("tds", 0.06)]
+    ("name", "steps", "tolerance"),
+    [("fkc", 100, 0.3), ("fkc_plain", 100, 0.3), ("afdps", 200, 0.35), ("mcgdiff", 100, 0.35), ("tds", 100, 0.05)],
 )
-def test_the_evidence_is_that_of_the_measurement(name: str, tolerance: float, truth: Truth) -> None:
-    """Tolerances are what 100 steps and 12 chains leave; a constant forgotten would cost more (here 0.56)."""
-    found = log_evidence(clouds(SAMPLERS[name], truth, steps=100, ensemble=250, chains=12))
+def test_the_evidence_is_that_of_the_measurement(name: str, steps: int, tolerance: float, truth: Truth) -> None:
+    """Tolerances from 240 chains of each: what is left and how 24 chains scatter; a forgotten constant is 0.56 here.
+
+    FKC is 0.2 off, which is its steps, and hardly scatters; the mean of MCGDiff is right to 0.03, 24 of it scatter by
+    0.08, of AFDPS by 0.07; TDS is right to 0.01.
+    """
+    found = log_evidence(clouds(SAMPLERS[name], truth, steps=steps, ensemble=250, chains=24))
     level = float(found.exp().mean().log())
     assert level == pytest.approx(truth.log_evidence, abs=tolerance)
 
