@@ -200,7 +200,7 @@ def test_cuda_where_there_is_none(reconstruct: Run, files: Run) -> None:
     assert files() == before
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 @pytest.mark.parametrize(
     ("words", "said"),
     [

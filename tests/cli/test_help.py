@@ -32,7 +32,7 @@ def test_version(invdiff: Run, words: list[str]) -> None:
     assert invdiff(*words).out == f"invdiff {__version__}\n"
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_help_of_reconstruct(invdiff: Run) -> None:
     done = invdiff("reconstruct", "--help")
     assert (done.code, done.err) == (0, "")
@@ -72,7 +72,7 @@ def test_the_composed_configuration(invdiff: Run) -> None:
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 @pytest.mark.parametrize("heading", ["operators", "noises", "samplers", "priors", "data"])
 def test_list(invdiff: Run, heading: str) -> None:
     group = {"operators": "operator", "noises": "noise", "samplers": "sampler", "priors": "prior"}.get(heading, heading)

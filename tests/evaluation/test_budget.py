@@ -33,7 +33,7 @@ def test_one_step_more_would_cost_too_much(sampler: Sampler, calls: int) -> None
     assert with_steps(fitted, sampler.schedule.steps) == sampler, "another setting was changed"  # type: ignore[attr-defined]
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_vjps_count_by_what_they_cost() -> None:
     assert network_cost(DPS(), 0.0) == 200
     assert network_cost(DPS(), 1.5) == 500

@@ -93,7 +93,7 @@ def test_more_images_are_added(grid: Grid, run: Run, rows: Run, first_images: Ru
     assert_same_scores(rows(tmp_path / "grown"), rows(tmp_path / "whole"))
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_other_settings_do_not_mix(grid: Grid, run: Run, rows: Run, tmp_path: Path) -> None:
     run(grid, tmp_path)
     before = rows(tmp_path)
@@ -357,7 +357,7 @@ def test_reconstructions(grid: Grid, run: Run, tmp_path: Path) -> None:
 # -- budgets -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skip(reason="written against earlier default settings; to be revised")
+@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_equal_network_calls(grid: Grid, run: Run, tmp_path: Path) -> None:
     grid = replace(grid, budgets=[Budget("calls", 9)], own=False, tasks=grid.tasks[1:])
     run(grid, tmp_path, vjp_weight=2.0)
