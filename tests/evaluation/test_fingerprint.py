@@ -37,7 +37,6 @@ def test_files_are_known_by_their_contents(tmp_path: Path, monkeypatch: pytest.M
     assert with_contents("here/camera.py:Camera") != with_contents("here/camera.py:Other")
 
 
-@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_weights_and_images() -> None:
     prior, other = GaussianPrior.example(), GaussianPrior.example()
     assert of_module(prior) == of_module(other)
