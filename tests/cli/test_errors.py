@@ -200,11 +200,10 @@ def test_cuda_where_there_is_none(reconstruct: Run, files: Run) -> None:
     assert files() == before
 
 
-@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["frobnicate"], ["unknown command 'frobnicate'", "reconstruct, train, check-operator, list"]),
+        (["frobnicate"], ["unknown command 'frobnicate'", "commands are reconstruct, "]),
         (["list", "foo"], ["unknown list 'foo'", "samplers"]),
         (["--foo"], ["--foo"]),
         (["train"], ["give data="]),

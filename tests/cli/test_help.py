@@ -32,13 +32,12 @@ def test_version(invdiff: Run, words: list[str]) -> None:
     assert invdiff(*words).out == f"invdiff {__version__}\n"
 
 
-@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 def test_help_of_reconstruct(invdiff: Run) -> None:
     done = invdiff("reconstruct", "--help")
     assert (done.code, done.err) == (0, "")
     for words in (
         "usage: invdiff reconstruct",
-        "sampler: auto, daps, dps",
+        "sampler: afdps, auto, daps, dps",
         "num_samples: 4",
         "seed: 0",
         "comparison.png",
@@ -72,13 +71,12 @@ def test_the_composed_configuration(invdiff: Run) -> None:
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.skip(reason="failed when the rooms were put together; the cause is not known yet")
 @pytest.mark.parametrize("heading", ["operators", "noises", "samplers", "priors", "data"])
 def test_list(invdiff: Run, heading: str) -> None:
     group = {"operators": "operator", "noises": "noise", "samplers": "sampler", "priors": "prior"}.get(heading, heading)
     done = invdiff("list", heading)
     assert (done.code, done.err) == (0, "")
-    title, *lines = done.out.strip().splitlines()
+    title, *lines = done.out.partition("\n\n")[0].splitlines()  # what each sampler can solve follows
     assert title.startswith(f"{heading}, chosen with {group}=")
     names = [e.name.removesuffix(".yaml") for e in (files("invdiff.configs") / group).iterdir() if ".yaml" in e.name]
     assert sorted(names) == [line.split()[0] for line in lines]
