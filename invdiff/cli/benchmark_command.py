@@ -192,9 +192,10 @@ def _images(config: DictConfig, prior: Prior, prior_settings: Settings) -> Image
     common = {"size": config.size, "volume": config.volume, "seed": config.seed}
     sources: list[DictConfig | None] = [None]
     if config.input is None:
-        sources = [choice.node for choice in chosen(config.data, "data", "data").values()]
-        if len(sources) == 1 and count is not None and "count" in sources[0]:
-            sources[0].count = count
+        given = [choice.node for choice in chosen(config.data, "data", "data").values()]
+        if len(given) == 1 and count is not None and "count" in given[0]:
+            given[0].count = count
+        sources = [*given]
     truths, names, keys, settings = [], [], [], []
     for source in sources:
         view = OmegaConf.create({"input": config.input, "data": source, **common})
