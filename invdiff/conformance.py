@@ -633,6 +633,20 @@ class Gain(SpectralOperator):
         return cls(torch.tensor([1.0, 0.5])), (1, 8, 8)
 
 
+class MaskedGain(Inpainting):
+    """`Gain` for samplers that take nothing but masks: half of the pixels, times a gain for each image."""
+
+    per_image = ("mask", "gain")
+    gain: Tensor
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__(keep=0.5)
+        self.register_buffer("gain", gain.reshape(-1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain.to(x)
+
+
 COMPUTE = Compute(device="cpu", precision="float32", progress=False)
 SMALL = (1, 8, 8)
 
@@ -640,12 +654,13 @@ SMALL = (1, 8, 8)
 def check_sampler(sampler: Sampler) -> None:
     """A sampler keeps the rules of the house: its rows are independent, its costs are true, its failures are said.
 
-    The problems are small, linear and Gaussian, with an operator that has every trait; the budget is the sampler's own,
-    so give one of a few steps. Whether it draws from the posterior is another question: `check_posterior`.
+    The problems are small, linear and Gaussian, with an operator that has every trait, a mask for samplers that take
+    nothing else; the budget is the sampler's own, so give one of a few steps. Whether it draws from the posterior is
+    another question: `check_posterior`.
     """
     name = type(sampler).__name__
     prior = WhitePrior()
-    problem = _small_problem(images=4)
+    problem = _small_problem(images=4, operator=_small_operator(sampler))
     missing = sampler.needs().missing(problem, prior)
     _require(not missing, f"{name} needs {' and '.join(missing)}: not even a masked image with Gaussian noise will do")
     _require(pickle.loads(pickle.dumps(sampler)) == sampler, f"{name} is another one after pickling")
@@ -659,8 +674,11 @@ def check_sampler(sampler: Sampler) -> None:
     _check_needs(name, sampler, prior)
 
 
-def _small_problem(images: int) -> InverseProblem:
-    operator = GaussianBlur(std=0.8, kernel_size=5)
+def _small_operator(sampler: Sampler) -> LinearOperator:
+    return Inpainting(keep=0.5) if sampler.needs().mask else GaussianBlur(std=0.8, kernel_size=5)
+
+
+def _small_problem(images: int, operator: LinearOperator) -> InverseProblem:
     x = 0.4 + 0.25 * _normal(0, images, *SMALL)
     return InverseProblem(operator, GaussianNoise(0.1), operator(x) + 0.1 * _normal(1, images, *SMALL))
 
@@ -756,14 +774,15 @@ def _check_unmeasured(name: str, sampler: Sampler, prior: Prior) -> None:
 
 def _check_sick_image(name: str, sampler: Sampler, prior: Prior) -> None:
     y = 0.4 + 0.25 * _normal(3, 3, *SMALL)
-    well = sampler.sample(
-        InverseProblem(Gain(torch.ones(3)), GaussianNoise(0.1), y), prior, num_samples=2, compute=COMPUTE
-    )
-    sick = sampler.sample(
-        InverseProblem(Gain(torch.tensor([1.0, torch.nan, 1.0])), GaussianNoise(0.1), y),
-        prior,
-        num_samples=2,
-        compute=COMPUTE,
+    kind = MaskedGain if sampler.needs().mask else Gain
+    well, sick = (
+        sampler.sample(
+            InverseProblem(kind(torch.tensor([1.0, gain, 1.0])), GaussianNoise(0.1), y),
+            prior,
+            num_samples=2,
+            compute=COMPUTE,
+        )
+        for gain in (1.0, torch.nan)
     )
     reported = sick.diverged.all(1).tolist()
     _require(reported[1], f"{name}: an operator that gives NaN for an image passes unreported")
@@ -780,6 +799,7 @@ def _check_needs(name: str, sampler: Sampler, prior: Prior) -> None:
     stubborn = WhitePrior()
     stubborn.differentiable = False
     cases: dict[str, tuple[Operator, Noise, Prior]] = {
+        "mask": (linear, noise, prior),
         "linear": (square, noise, prior),
         "differentiable": (black_box, noise, prior),
         "spectral": (linear, noise, prior),
@@ -860,9 +880,10 @@ def exact_law(directions: int = 16) -> Law:
 
 
 def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
-    """The law of a sampler on a small blurred image under a Gaussian prior, where the posterior is known."""
+    """The law of a sampler on a small blurred image (a masked one, for samplers that take nothing else) under a
+    Gaussian prior, where the posterior is known."""
     shape, prior, sigma = (1, 4, 4), WhitePrior(), 0.1
-    operator = GaussianBlur(std=0.8, kernel_size=5)
+    operator = _small_operator(sampler)
     y = operator(0.4 + 0.25 * _normal(0, 1, *shape))
     posterior = sampler.sample(
         InverseProblem(operator, GaussianNoise(sigma), y), prior, num_samples=samples, compute=COMPUTE

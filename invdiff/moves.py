@@ -23,11 +23,13 @@ def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise
     return x0 + shrink * (x - x0) + sigma_next * (1 - shrink) ** 0.5 * noise
 
 
-def ddim_step(x: Tensor, x0: Tensor, sigma: float | Tensor, sigma_next: float, eta: float, noise: Tensor) -> Tensor:
+def ddim_step(
+    x: Tensor, x0: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, eta: float, noise: Tensor
+) -> Tensor:
     """DDIM's step in variance-exploding coordinates: eta times the noise of the ancestral step, the rest kept from x.
 
-    eta = 1 is `ancestral_step`, eta = 0 follows the probability flow; at sigma_next = 0 it returns x0. sigma may be one
-    for every pixel, broadcastable to x.
+    eta = 1 is `ancestral_step`, eta = 0 follows the probability flow; at sigma_next = 0 it returns x0. Both levels may
+    be one for every pixel, broadcastable to x.
     """
     fresh = eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
     return x0 + (sigma_next**2 - fresh**2) ** 0.5 / sigma * (x - x0) + fresh * noise
@@ -59,6 +61,11 @@ def mean_variance(problem: InverseProblem) -> Tensor:
     count = masked(torch.ones_like(variance), problem.observed).flatten(1).sum(1)
     total = masked(variance, problem.observed).flatten(1).sum(1)
     return total / count / (2 if y.is_complex() else 1)
+
+
+def conjugate(problem: InverseProblem) -> bool:
+    """Whether `gaussian_draw` can be had: a linear operator and Gaussian noise."""
+    return isinstance(problem.operator, LinearOperator) and isinstance(problem.noise, GaussianNoise)
 
 
 def gaussian_draw(
@@ -102,3 +109,23 @@ def stiffness(slope: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tu
         # Where nothing changes, as in an image that saturates everywhere, the direction waits for the next call.
         probe = torch.where(per_row(curvature, probe) == 0, probe, change)
     return curvature, probe
+
+
+def langevin(slope: Callable[[Tensor], Tensor], x: Tensor, eta: float | Tensor, steps: int, rng: Streams) -> Tensor:
+    """Unadjusted Langevin dynamics on what has this gradient of minus its log-density, started at x.
+
+    eta  step size, squared units of x, one for all or broadcastable to x
+    """
+    for _ in range(steps):
+        x = x - eta * slope(x) + (2 * eta) ** 0.5 * rng.normal()
+    return x
+
+
+def bounded(slope: Tensor, eta: float | Tensor) -> Tensor:
+    """A gradient cut off where it is far steeper than where the step size was measured, as at photon counts below 0.
+
+    On a Gaussian, where it was measured right as half of what the stiffest direction allows, this is 14 standard
+    deviations out.
+    """
+    limit = 10 / torch.as_tensor(eta) ** 0.5
+    return slope.clamp(-limit, limit)

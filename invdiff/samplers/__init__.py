@@ -11,8 +11,12 @@ from .daps import DAPS
 from .dps import DPS
 from .enkg import EnKG
 from .fkc import FKC
+from .lanpaint import LanPaint
 from .mcg import MCG
 from .mcgdiff import MCGDiff
+from .mmps import MMPS
+from .pigdm import PiGDM
+from .pnpdm import PnPDM
 from .reddiff import REDDiff
 from .smc import ParticleSampler
 from .tds import TDS
@@ -23,12 +27,16 @@ __all__ = [
     "DPS",
     "FKC",
     "MCG",
+    "MMPS",
     "TDS",
     "Auto",
     "EnKG",
+    "LanPaint",
     "MCGDiff",
     "Needs",
     "ParticleSampler",
+    "PiGDM",
+    "PnPDM",
     "REDDiff",
     "Sampler",
     "Step",

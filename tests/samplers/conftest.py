@@ -9,6 +9,8 @@ from torch import Tensor
 
 from invdiff.operators import Operator, SpectralOperator
 from invdiff.priors import GaussianPrior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
 
 
@@ -148,6 +150,30 @@ def gaussian() -> Callable[..., GaussianPrior]:
         return prior
 
     return build
+
+
+@pytest.fixture(scope="session")
+def affine_law() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Mean (n,) and covariance (n, n) of what a sampler draws, for one that is an affine map of its random numbers.
+
+    Without Monte Carlo: each number of each step is 1 once, and all others 0.
+    """
+
+    def law(sampler: Sampler, problem: InverseProblem, prior: GaussianPrior) -> tuple[Tensor, Tensor]:
+        shape = problem.image_shape
+        n, draws = torch.Size(shape).numel(), sampler.num_steps + 1
+        numbers = torch.zeros(draws, 1 + draws * n, n, dtype=torch.float64)
+        for k in range(draws):
+            numbers[k, 1 + k * n : 1 + (k + 1) * n] = torch.eye(n, dtype=torch.float64)
+        rows = problem.select(torch.zeros(numbers.shape[1], dtype=torch.long))
+        script = Scripted(numbers.reshape(*numbers.shape[:2], *shape))
+        with torch.no_grad():
+            *_, last = sampler.iterate(rows, prior, script)  # type: ignore[arg-type]
+        x = last.x.flatten(1)
+        away = x[1:] - x[0]
+        return x[0], away.T @ away
+
+    return law
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,58 @@
+"""PnP-DM and LanPaint on digits drawn from the prior, none of which it was trained on, against the pseudo-inverse."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.examples import drawn_from_prior
+from invdiff.io import to_tensor
+from invdiff.metrics import psnr
+from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator
+from invdiff.priors import Prior
+from invdiff.samplers import LanPaint, PnPDM, Sampler
+from invdiff.streams import generator
+
+QUIET = Compute(device="cpu", progress=False)
+SIGMA = 0.05
+PNPDM_SHORT = PnPDM(iterations=30, decay=0.88)
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    torch.set_num_threads(1)
+    return load_prior("digits")
+
+
+@pytest.fixture(scope="module")
+def digits(prior: Prior) -> Tensor:
+    names, images = drawn_from_prior(2, prior=prior)
+    return to_tensor(images, names)
+
+
+def mean_psnr(images: Tensor, truth: Tensor) -> float:
+    return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "operator", "gain"),
+    [
+        (PNPDM_SHORT, Inpainting(keep=0.3), 4.0),
+        (PNPDM_SHORT, GaussianBlur(std=1.5, kernel_size=13), 10.0),
+        (LanPaint(), Inpainting(keep=0.3), 6.0),
+    ],
+    ids=["pnpdm-inpainting", "pnpdm-blur", "lanpaint-inpainting"],
+)
+def test_digits_gain_over_the_pseudo_inverse(
+    sampler: Sampler, operator: LinearOperator, gain: float, prior: Prior, digits: Tensor
+) -> None:
+    clean = operator(digits)
+    generators = [generator(0, "measure", i) for i in range(len(digits))]
+    noise = GaussianNoise(SIGMA)
+    y = noise.sample(clean, generators, operator.measured(tuple(clean.shape[1:])))
+    problem = InverseProblem(operator, noise, y)
+    posterior = sampler.sample(problem, prior, num_samples=2, compute=QUIET)
+    assert not posterior.diverged.any()
+    assert mean_psnr(posterior.mean, digits) >= mean_psnr(operator.pinv(problem.y), digits) + gain
+    assert float(problem.misfit(posterior.samples[:, 0]).mean()) < 2.0
