@@ -61,6 +61,45 @@ Denoising of {len(fit.held_out)} held-out images, one denoiser call, average PSN
 """)
 
 
+def write_learned_card(
+    path: Path,
+    *,
+    name: str,
+    prior: str,
+    measurements: int,
+    measured_by: str,
+    rounds: int,
+    minutes: float,
+    score: str,
+    command: str,
+    psnr: dict[float, float] | None,
+) -> None:
+    """The card of a prior that was learned from measurements, as `write_card`.
+
+    psnr  where the true images are known
+    """
+    denoising = ""
+    if psnr is not None:
+        denoising = f"""
+Denoising of the true images of the held-out measurements, one call, average PSNR:
+
+{_levels(psnr)}
+"""
+    path.write_text(f"""# Prior `{name}`
+
+![samples](grid.png)
+
+| | |
+| --- | --- |
+| prior | {prior} |
+| learned from | {measurements} measurements by {measured_by}, no clean image |
+| learned for | {rounds} rounds of expectation-maximisation, {minutes:.1f} minutes |
+| kept | {score} |
+
+Command: `{command}`
+{denoising}""")
+
+
 def _levels(psnr: dict[float, float]) -> str:
     rows = "\n".join(f"| {sigma:.3f} | {value:.2f} |" for sigma, value in psnr.items())
     return f"| sigma | PSNR, dB |\n| --- | --- |\n{rows}"

@@ -132,8 +132,16 @@ class Trainer:
         self.step, self.seconds, self.best = 0, 0.0, -float("inf")
         folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, on_step: Callable[[int, float], None] | None = None) -> EDMPrior:
-        """Train until a bound is reached; `on_step(step, loss)` is told of every step. Returns the best average."""
+    def run(
+        self,
+        on_step: Callable[[int, float], None] | None = None,
+        on_validation: Callable[[dict[str, float]], None] | None = None,
+    ) -> EDMPrior:
+        """Train until a bound is reached; returns the best average.
+
+        on_step(step, loss)            told of every step
+        on_validation(row of the log)  told of every validation
+        """
         if (self.folder / "checkpoint.pt").exists():
             self.resume()
         start = time.monotonic() - self.seconds
@@ -144,7 +152,9 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step, loss)
                 if self.step % self.recipe.validate_every == 0 or self.progress() >= 1:
-                    self.validate()
+                    row = self.validate()
+                    if on_validation is not None:
+                        on_validation(row)
         except KeyboardInterrupt:
             self.save_checkpoint()
             raise
@@ -186,16 +196,19 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.prior.parameters()), 1 - decay)
         return value
 
-    def validate(self) -> None:
+    def validate(self) -> dict[str, float]:
+        """Score the average, keep it if it is the best so far, and save the state; returns the row of the log."""
         psnr = denoising_psnr(self.average, self.validation, REPORT_SIGMAS, precision=self.recipe.precision)
         mean = float(np.mean(list(psnr.values())))
         row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "mean_psnr": round(mean, 3)}
+        row |= {f"psnr_{s:.3g}": round(v, 3) for s, v in psnr.items()}
         with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(row | {f"psnr_{s:.3g}": round(v, 3) for s, v in psnr.items()}) + "\n")
+            log.write(json.dumps(row) + "\n")
         if mean > self.best:
             self.best = mean
             self.average.save(self.folder / "prior.safetensors")
         self.save_checkpoint()
+        return row
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from invdiff.cli.values import check_kinds
 from invdiff.io import BadInput
+from invdiff.loggers import Logger, loggers
 from invdiff.priors.card import write_mixture_card
 from invdiff.priors.closed_form import ClosedFormPrior
 from invdiff.priors.images import split
@@ -20,6 +21,9 @@ from invdiff.priors.training import REPORT_SIGMAS, denoising_psnr
 from invdiff.progress import progress_bar
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import generator
+
+# Keys that say nothing of a run on clean images.
+ONLY_MEASUREMENTS = ("measurement", "operator", "noise", "sampler", "learning")
 
 
 def read_recipe(config: DictConfig) -> MixtureRecipe:
@@ -36,7 +40,8 @@ def fit_mixture(config: DictConfig, recipe: MixtureRecipe, images: list[np.ndarr
     held_out = stack_images(validation, recipe.size)
     fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output)
     try:
-        prior = run_with_progress(fit, config)
+        with loggers(config.log, output, OmegaConf.to_container(config, resolve=True)) as logger:
+            prior = run_with_progress(fit, config, logger)
     except KeyboardInterrupt as stop:
         done = f"interrupted after iteration {fit.iteration}" if fit.iteration else "interrupted before an iteration"
         raise KeyboardInterrupt(f"{done}; the same command goes on from there") from stop
@@ -56,7 +61,7 @@ def fit_mixture(config: DictConfig, recipe: MixtureRecipe, images: list[np.ndarr
     )
 
 
-def run_with_progress(fit: MixtureFit, config: DictConfig) -> LowRankMixturePrior:
+def run_with_progress(fit: MixtureFit, config: DictConfig, logger: Logger) -> LowRankMixturePrior:
     """Fit behind a bar that counts per mille of the run, which iterations or minutes may bound; it may end earlier.
 
     The configuration is saved with the first iteration: what cannot start must not overwrite that of a run that did.
@@ -67,7 +72,8 @@ def run_with_progress(fit: MixtureFit, config: DictConfig) -> LowRankMixturePrio
         def on_iteration(row: dict[str, float | list[int]]) -> None:
             nonlocal first
             if first:
-                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key != "recipe"])
+                left_out = ("recipe", *ONLY_MEASUREMENTS)
+                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in left_out])
                 OmegaConf.save(kept, fit.folder / "config.yaml", resolve=True)
                 first = False
             if row["reseeded"]:
@@ -76,6 +82,8 @@ def run_with_progress(fit: MixtureFit, config: DictConfig) -> LowRankMixturePrio
                 )
             bar.update(int(1000 * min(1.0, fit.progress())) - bar.n)
             bar.set_postfix(train=row["log_likelihood"], held_out=row["held_out"], refresh=False)
+            numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+            logger.scalars(numbers, fit.iteration)
 
         return fit.run(on_iteration)
 

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from invdiff.cli.app import command
-from invdiff.cli.mixture_run import fit_mixture, read_recipe
+from invdiff.cli.learning_run import learn
+from invdiff.cli.mixture_run import ONLY_MEASUREMENTS, fit_mixture, read_recipe
 from invdiff.cli.values import check_kinds
 from invdiff.io import BadInput
+from invdiff.loggers import Logger, check_loggers, loggers
 from invdiff.priors.card import write_card
 from invdiff.priors.edm import EDMPrior
 from invdiff.priors.images import read_images, split
@@ -27,11 +29,18 @@ from invdiff.streams import Streams, generator
 @command("train", values=("data", "prior"))
 def main(config: DictConfig, output: Path) -> None:
     """Train, or go on where a checkpoint under `output` stopped; writes `prior.safetensors`, `grid.png`, `card.md`."""
-    if config.data is None:
+    if config["from"] not in ("images", "measurements"):
+        raise BadInput(f"from must be images or measurements, what to train on, got {config['from']}")
+    if config.measurement is not None and config["from"] == "images":
+        raise BadInput("measurement= goes with from=measurements")
+    if config.data is None and config.measurement is None:
         raise BadInput("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
     if not isinstance(config.grid, int) or config.grid < 1:
         raise BadInput(f"grid must be a whole number from 1 on, got {config.grid}")
-    if config.prior == "mixture":
+    check_loggers(config.log)
+    if config["from"] == "measurements":
+        learn(config, output, _images)
+    elif config.prior == "mixture":
         mixture = read_recipe(config)
         fit_mixture(config, mixture, _images(config, mixture.channels), output)
     elif config.prior == "network":
@@ -62,7 +71,8 @@ def train_network(config: DictConfig, output: Path) -> None:
     init = None if config.init is None else EDMPrior.load(config.init)
     trainer = Trainer(recipe, training, validation, output, init=init)
     try:
-        prior = run_with_progress(trainer, config)
+        with loggers(config.log, output, OmegaConf.to_container(config, resolve=True)) as logger:
+            prior = run_with_progress(trainer, config, logger)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"interrupted at step {trainer.step}; the same command goes on from there") from stop
 
@@ -77,7 +87,7 @@ def train_network(config: DictConfig, output: Path) -> None:
     )
 
 
-def run_with_progress(trainer: Trainer, config: DictConfig) -> EDMPrior:
+def run_with_progress(trainer: Trainer, config: DictConfig, logger: Logger) -> EDMPrior:
     """Train behind a bar that counts per mille of the run, which steps or minutes may bound.
 
     The configuration is saved with the first step: what cannot start must not overwrite that of a run that did.
@@ -88,12 +98,17 @@ def run_with_progress(trainer: Trainer, config: DictConfig) -> EDMPrior:
         def on_step(step: int, loss: float) -> None:
             nonlocal saved
             if not saved:
-                OmegaConf.save(config, trainer.folder / "config.yaml", resolve=True)
+                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ONLY_MEASUREMENTS])
+                OmegaConf.save(kept, trainer.folder / "config.yaml", resolve=True)
                 saved = True
             bar.update(int(1000 * min(1.0, trainer.progress())) - bar.n)
             bar.set_postfix(step=step, loss=f"{loss:.3f}", refresh=False)
+            logger.scalars({"loss": loss}, step)
 
-        return trainer.run(on_step)
+        def on_validation(row: dict[str, float]) -> None:
+            logger.scalars({f"validation/{name}": value for name, value in row.items() if name != "step"}, trainer.step)
+
+        return trainer.run(on_step, on_validation)
 
 
 def sample_grid(prior: EDMPrior, size: int, count: int, steps: int = 40, seed: int = 0) -> torch.Tensor:

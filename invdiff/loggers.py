@@ -1,0 +1,112 @@
+"""Curves of a run in TensorBoard or Weights & Biases, by their own clients; both are optional."""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+# What to install for each, and the module that tells whether it is there.
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+class Logger(Protocol):
+    """Where numbers and pictures of a run go; `step` never falls from one call to the next."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by name; a slash in a name makes a group."""
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """A picture (C, H, W) in [0, 1], C 1 or 3."""
+
+    def close(self) -> None:
+        """Write out what is left."""
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` under a folder: `tensorboard --logdir FOLDER` shows them."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        lines = (f"    {key}: {value}" for key, value in config.items())  # markdown's way of saying: as it stands
+        self._writer.add_text("config", "\n".join(lines), 0)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        self._writer.add_image(name, image, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases named after a folder, its files under it; project and account are those of wandb's own
+    environment variables, WANDB_PROJECT and so on. WANDB_MODE=offline writes files only, for `wandb sync` later."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._image = wandb.Image
+        settings = wandb.Settings(silent=True)
+        self._run = wandb.init(name=folder.name, dir=str(folder), config=dict(config), settings=settings)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        self._run.log({name: self._image(image)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Several:
+    """All of some loggers, or none."""
+
+    def __init__(self, loggers: Sequence[Logger] = ()) -> None:
+        self._loggers = loggers
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for logger in self._loggers:
+            logger.scalars(values, step)
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        for logger in self._loggers:
+            logger.image(name, image, step)
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+
+def check_loggers(names: object) -> list[str]:
+    """Names of loggers as a configuration gives them; raises ValueError for one that is not known or not installed."""
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise ValueError(f"log must be a list of {' and '.join(PACKAGES)}, such as [tensorboard], got {names}")
+    for name in names:
+        if name not in PACKAGES:
+            raise ValueError(f"unknown logger {name!r} in log=; there are {', '.join(PACKAGES)}")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ValueError(f"log=[{name}] needs the package {name}, which is not here: pip install 'invdiff[{name}]'")
+    return list(dict.fromkeys(names))
+
+
+@contextmanager
+def loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> Iterator[Logger]:
+    """The named loggers of a run with this configuration, in its folder; closed at the end, however it ends."""
+    kinds: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+    with ExitStack() as stack:
+        made: list[Logger] = []
+        for name in names:
+            logger = kinds[name](folder, config)
+            stack.callback(logger.close)
+            made.append(logger)
+        yield Several(made)
