@@ -61,6 +61,11 @@ class Operator(nn.Module, ABC):
         """
         return x
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether there are images that A cannot tell apart by construction: `align` knows them."""
+        return type(self).align is not Operator.align
+
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
         """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
 

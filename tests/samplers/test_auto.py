@@ -13,6 +13,7 @@ from invdiff.operators import (
     LinearCallableOperator,
     Noise,
     Operator,
+    PhaseRetrieval,
     PoissonNoise,
 )
 from invdiff.samplers import DAPS, Auto, EnKG, Sampler
@@ -28,7 +29,9 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
         (Inpainting(keep=0.5), GaussianNoise(0.1), DAPS, "daps: Inpainting is linear and the noise Gaussian"),
         (HALF, GaussianNoise(0.1), DAPS, "by conjugate gradients"),
         (Inpainting(keep=0.5), PoissonNoise(0.1), DAPS, "the noise is PoissonNoise"),
-        (HDR(), GaussianNoise(0.1), DAPS, "HDR is not linear, and differentiable"),
+        (HDR(), GaussianNoise(0.1), DAPS, "small steps: HDR is not linear, and differentiable"),
+        (HDR(), PoissonNoise(0.1), DAPS, "Hamiltonian chains: HDR is not linear"),
+        (PhaseRetrieval(), GaussianNoise(0.1), DAPS, "Hamiltonian chains: PhaseRetrieval is not linear"),
         (BLACK_BOX, GaussianNoise(0.1), EnKG, "enkg: CallableOperator is a black box"),
     ],
 )
