@@ -3,7 +3,7 @@
 from .adm import ADMPrior
 from .base import Prior
 from .closed_form import ClosedFormPrior
-from .deepinv_prior import DeepinvPrior, to_deepinv
+from .deepinv_prior import DeepinvPrior
 from .diffusers_prior import DiffusersPrior
 from .edm import EDMPrior
 from .empirical import EmpiricalPrior
@@ -12,6 +12,7 @@ from .foreign import CallablePrior, as_prior
 from .gaussian import GaussianPrior
 from .gaussian_field import GaussianFieldPrior
 from .gaussian_mixture import GaussianMixturePrior
+from .latent import LatentPrior
 from .library import bundled, load_prior
 from .low_rank_mixture import LowRankMixturePrior
 from .low_rank_posterior import LowRankMixturePosterior
@@ -31,6 +32,7 @@ __all__ = [
     "GaussianFieldPrior",
     "GaussianMixturePrior",
     "GaussianPrior",
+    "LatentPrior",
     "LowRankMixturePosterior",
     "LowRankMixturePrior",
     "NCSNppPrior",
@@ -40,5 +42,4 @@ __all__ = [
     "as_prior",
     "bundled",
     "load_prior",
-    "to_deepinv",
 ]

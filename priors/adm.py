@@ -55,7 +55,10 @@ class ADMSpec:
 
         One level ends where an output block also makes the image larger.
         """
-        outputs = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("output_blocks."))
+        places = [int(name.split(".")[1]) for name in weights if name.startswith("output_blocks.")]
+        if not places:
+            raise ValueError("it has no output_blocks")
+        outputs = 1 + max(places)
         larger = [
             (place, kind)
             for place in range(outputs)
@@ -210,6 +213,7 @@ class ADMPrior(ParametrisedPrior):
         heads: int = 4,
         new_attention_order: bool = False,
         class_label: int | None = None,
+        sha256: str | None = None,
         trust_pickle: bool = False,
     ) -> "ADMPrior":
         """Read a state dict of guided-diffusion, `.pt` or `.safetensors`.
@@ -223,13 +227,14 @@ class ADMPrior(ParametrisedPrior):
         head_channels        its `num_head_channels`; None where it was trained with `num_heads`, which goes in `heads`
         new_attention_order  its `use_new_attention_order`
         class_label          the class that images belong to, for a network with classes
+        sha256               hash of the file, which is checked; None: any file will do
 
         ValueError, in one line, where the file or the settings do not fit.
         """
         if noise not in ("linear", "cosine"):
             raise ValueError(f"noise must be 'linear' or 'cosine', got {noise!r}")
         schedule = DiscreteTime.linear(steps, rule=rule) if noise == "linear" else DiscreteTime.cosine(steps, rule=rule)
-        tensors = read_tensors(weights, trust_pickle=trust_pickle)
+        tensors = read_tensors(weights, sha256=sha256, trust_pickle=trust_pickle)
         try:
             spec = ADMSpec.of(
                 tensors, head_channels=head_channels, heads=heads, new_attention_order=new_attention_order

@@ -67,6 +67,12 @@ class Prior(nn.Module, ABC):
         for part in parts:
             part.checkpoint_gradients = on  # type: ignore[assignment]
 
+    def to_deepinv(self) -> Any:
+        """This prior as a `deepinv.models.Denoiser`, for `deepinv`'s own algorithms: images and sigma as in [0, 1]."""
+        from .deepinv_denoiser import PriorDenoiser  # deepinv is slow to import
+
+        return PriorDenoiser(self)
+
     @classmethod
     def example(cls) -> "Prior":
         """A small instance for the conformance tests."""

@@ -8,6 +8,7 @@ tensor and an inert placeholder of all else, so that even then nothing that the 
 Every refusal is a ValueError of one line.
 """
 
+import hashlib
 import io
 import pickle
 import types
@@ -83,19 +84,22 @@ SOURCES = {
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Any:
+def read_checkpoint(path: str | Path, *, sha256: str | None = None, trust_pickle: bool = False) -> Any:
     """What a checkpoint holds: tensors by name, or the containers around them, on the CPU.
 
+    sha256        hash of the file, in hexadecimal digits; None: any file will do
     trust_pickle  read a pickle that holds more than tensors and plain containers; what else is in it comes back as
                   `Placeholder`
 
-    ValueError where the file is missing, damaged, or a pickle of another kind that was not asked for.
+    ValueError where the file is missing, another one, damaged, or a pickle of another kind that was not asked for.
     """
     path = Path(path)
     if not path.is_file():
         source = SOURCES.get(path.name)
         found = f"; get it from {source.page} (licence: {source.licence})" if source else ""
         raise ValueError(f"checkpoint not found: {path}{found}")
+    if sha256 is not None:
+        _check_hash(path, sha256)
     if path.suffix == ".safetensors":
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -119,19 +123,32 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Any:
     return content
 
 
+def _check_hash(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(
+            f"checkpoint is another file than was asked for, or incomplete: {path} has the SHA-256 {found}, not "
+            f"{sha256}; get it again, or sha256=null reads it all the same"
+        )
+
+
 def _unreadable(path: Path, error: Exception) -> ValueError:
     lines = str(error).splitlines() or [type(error).__name__]
     return ValueError(f"checkpoint cannot be read, is it complete? {path}: {lines[0].partition('. ')[0]}")
 
 
-def read_tensors(path: str | Path, *, key: str | None = None, trust_pickle: bool = False) -> dict[str, Tensor]:
+def read_tensors(
+    path: str | Path, *, key: str | None = None, sha256: str | None = None, trust_pickle: bool = False
+) -> dict[str, Tensor]:
     """The weights in a checkpoint by their names, float32, without the "module." of a data-parallel training.
 
-    key  the entry of the file that holds them, where it holds several things
+    key       the entry of the file that holds them, where it holds several things
+    The rest  as in `read_checkpoint`
 
     ValueError as for `read_checkpoint`, and where there are no weights or where they hold NaN or infinity.
     """
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
+    content = read_checkpoint(path, sha256=sha256, trust_pickle=trust_pickle)
     if key is not None:
         if not isinstance(content, Mapping) or key not in content:
             raise ValueError(f"{path} has no entry {key!r}{_entries(content)}")

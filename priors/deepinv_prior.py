@@ -1,4 +1,4 @@
-"""Denoisers of `deepinv` as priors, and priors as denoisers of `deepinv`.
+"""Denoisers of `deepinv` as priors; the way back is `Prior.to_deepinv`.
 
 A `deepinv.models.Denoiser` takes images in [0, 1] and the noise level in the same units, whatever its network was
 trained on: the change of range to the images at hand is made here, none of its own is repeated.
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Prior
 from .checkpoint_files import read_tensors
 from .foreign import CallablePrior
 
@@ -68,6 +67,10 @@ class DeepinvPrior(CallablePrior):
                 z0 = self.function(z, level)
             return low + (high - low) * self._checked(z0, z)
 
+    def to_deepinv(self) -> Any:
+        """The denoiser itself, unless its images must be kept apart."""
+        return super().to_deepinv() if self.one_by_one else self.function
+
     @classmethod
     def load(
         cls,
@@ -80,12 +83,15 @@ class DeepinvPrior(CallablePrior):
         sigma_range: tuple[float, float] | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
         one_by_one: bool = False,
+        sha256: str | None = None,
     ) -> "DeepinvPrior":
         """A network of `deepinv.models` with weights from a file; nothing is downloaded and no code is executed.
 
         model    its name: DRUNet, DiffUNet, NCSNpp, ADMUNet, ...
         weights  a `.safetensors` file, or what `torch.save` wrote of its state (`.pth`, `.pt`): deepinv's own are such
         options  of the network's constructor, by name
+        sha256   hash of the file, which is checked; None: any file will do
+        The rest as in the constructor.
 
         Raises ValueError, in one line, where one of them cannot be used.
         """
@@ -103,7 +109,7 @@ class DeepinvPrior(CallablePrior):
         options = dict(options or {})
         if "pretrained" in options:
             raise ValueError("options: weights come from the file weights=, leave pretrained out")
-        state = read_tensors(Path(weights).expanduser())
+        state = read_tensors(Path(weights).expanduser(), sha256=sha256)
         try:
             with torch.random.fork_rng(devices=[]):  # it draws weights first
                 denoiser = kind(**options, pretrained=None)
@@ -173,15 +179,3 @@ def trained_levels(denoiser: Any) -> tuple[float, float]:
     if hasattr(denoiser, "pixel_std"):  # preconditioned as in EDM
         return 0.002 / half, 80.0 / half
     return SIGMA_RANGE
-
-
-# -- the way back ------------------------------------------------------------------------------------------------------
-
-
-def to_deepinv(prior: Prior) -> Any:
-    """This prior as a `deepinv.models.Denoiser`, for `deepinv`'s own algorithms: images in [0, 1], sigma likewise."""
-    if isinstance(prior, DeepinvPrior) and not prior.one_by_one and isinstance(prior.function, nn.Module):
-        return prior.function
-    from .deepinv_denoiser import PriorDenoiser  # deepinv is slow to import
-
-    return PriorDenoiser(prior)

@@ -67,6 +67,7 @@ class FlowPrior(ParametrisedPrior):
         over_time: bool | None = None,
         fir: bool | None = None,
         ema: bool = True,
+        sha256: str | None = None,
         trust_pickle: bool = False,
     ) -> "FlowPrior":
         """Read a network of the rectified-flow authors: that of score_sde, told 999 t, on [-1, 1], with the image at 1.
@@ -77,7 +78,7 @@ class FlowPrior(ParametrisedPrior):
 
         ValueError, in one line, where the file or the settings do not fit.
         """
-        tensors = score_sde_weights(weights, ema=ema, trust_pickle=trust_pickle)
+        tensors = score_sde_weights(weights, ema=ema, sha256=sha256, trust_pickle=trust_pickle)
         network = load_ncsnpp(tensors, weights, exploding=False, fir=fir)
         check_size(image_size, network)
         divided = network.spec.fourier if over_time is None else over_time

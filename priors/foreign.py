@@ -87,8 +87,8 @@ def as_prior(
 ) -> Prior:
     """Whatever the user has, as a `Prior`.
 
-    obj          a `Prior` (returned as it is), a `deepinv` denoiser, or a function (x, sigma) -> clean images in image
-                 units, with one sigma per image, (B,)
+    obj          a `Prior` (returned as it is), a `deepinv` denoiser (one that a prior's `to_deepinv` gave is that prior
+                 again), or a function (x, sigma) -> clean images in image units, with one sigma per image, (B,)
     shape ...    as in `CallablePrior` and `DeepinvPrior`; a `Prior` says these itself
 
     Raises TypeError for anything else.
@@ -100,8 +100,11 @@ def as_prior(
     # A denoiser of deepinv can only exist once deepinv was imported; importing it here would cost seconds for nothing.
     models = sys.modules.get("deepinv.models")
     if models is not None and isinstance(obj, models.Denoiser):
+        from .deepinv_denoiser import PriorDenoiser
         from .deepinv_prior import DeepinvPrior
 
+        if isinstance(obj, PriorDenoiser):
+            return as_prior(obj.prior, shape=shape, channels=channels, sigma_range=sigma_range, value_range=value_range)
         return DeepinvPrior(obj, shape=shape, channels=channels, sigma_range=sigma_range, value_range=value_range)
     if isinstance(obj, type) or not callable(obj):
         given = obj.__name__ if isinstance(obj, type) else type(obj).__name__

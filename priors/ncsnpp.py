@@ -51,7 +51,10 @@ class NCSNppSpec:
 
         fir  None: true of a network with an input pyramid, as in the published ones
         """
-        count = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("all_modules."))
+        places = [int(name.split(".")[1]) for name in weights if name.startswith("all_modules.")]
+        if not places:
+            raise ValueError("it has no all_modules")
+        count = 1 + max(places)
         kinds = [_kind(weights, place) for place in range(count)]
         resizes = [place for place, kind in enumerate(kinds) if kind == "resize"]
         down = resizes[: len(resizes) // 2]
@@ -330,21 +333,23 @@ class NCSNppPrior(ParametrisedPrior):
         sde: Literal["ve", "vp"] | None = None,
         fir: bool | None = None,
         ema: bool = True,
+        sha256: str | None = None,
         trust_pickle: bool = False,
     ) -> "NCSNppPrior":
         """Read a checkpoint of score_sde (`checkpoint_N.pth`) or the state dict of its network, also `.safetensors`.
 
         The network and its noise levels are known from the weights.
 
-        sde  None: "ve" where time enters by Fourier features, otherwise "vp", as in the published networks
-        fir  see `NCSNppSpec`; None: true of a network with an input pyramid, as in the published networks
-        ema  take the averaged weights, where the file holds them
+        sde     None: "ve" where time enters by Fourier features, otherwise "vp", as in the published networks
+        fir     see `NCSNppSpec`; None: true of a network with an input pyramid, as in the published networks
+        ema     take the averaged weights, where the file holds them
+        sha256  hash of the file, which is checked; None: any file will do
 
         ValueError, in one line, where the file or the settings do not fit.
         """
         if sde not in (None, "ve", "vp"):
             raise ValueError(f"sde must be 've' or 'vp', got {sde!r}")
-        tensors = score_sde_weights(weights, ema=ema, trust_pickle=trust_pickle)
+        tensors = score_sde_weights(weights, ema=ema, sha256=sha256, trust_pickle=trust_pickle)
         fourier = "all_modules.0.W" in tensors
         exploding = fourier if sde is None else sde == "ve"
         if exploding and not fourier:
@@ -367,13 +372,15 @@ def check_size(image_size: int, network: NCSNppNetwork) -> None:
         raise ValueError(f"image_size must be a multiple of {step} for this network, got {image_size}")
 
 
-def score_sde_weights(path: str | Path, *, ema: bool = True, trust_pickle: bool = False) -> dict[str, Tensor]:
+def score_sde_weights(
+    path: str | Path, *, ema: bool = True, sha256: str | None = None, trust_pickle: bool = False
+) -> dict[str, Tensor]:
     """The weights in a checkpoint of score_sde by their names; see `NCSNppPrior.load`.
 
     Its averaged weights have no names: they are listed in the order of the trained ones, which leaves out the buffer
     `sigmas` and the Fourier features.
     """
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
+    content = read_checkpoint(path, sha256=sha256, trust_pickle=trust_pickle)
     if not (isinstance(content, Mapping) and "model" in content):
         return weights_of(content, path)
     tensors = weights_of(content["model"], path)

@@ -103,6 +103,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
         sigma_data: float = 0.5,
         class_label: int | None = None,
         key: str = "ema",
+        sha256: str | None = None,
         trust_pickle: bool = False,
     ) -> "NVLabsEDMPrior":
         """Read a network of NVlabs: a state dict as `.safetensors` or `.pt`, or, with `trust_pickle`, its `.pkl`.
@@ -111,6 +112,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
 
         preconditioning  where the file does not say, `edm`, or `iddpm` for a network that holds its levels
         key              the entry to take, where a file holds several networks
+        sha256           hash of the file, which is checked; None: any file will do
 
         ValueError, in one line, where the file or the settings do not fit.
         """
@@ -118,7 +120,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
             raise ValueError(
                 f"preconditioning must be one of {', '.join(get_args(Preconditioning))}, got {preconditioning!r}"
             )
-        content = read_checkpoint(weights, trust_pickle=trust_pickle)
+        content = read_checkpoint(weights, sha256=sha256, trust_pickle=trust_pickle)
         if isinstance(content, Mapping) and key in content:
             content = content[key]
         tensors = weights_of(content, weights)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import isnan
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from invdiff.cost import Cost
 from invdiff.driver import Callback, Compute, run
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.posterior import Posterior
-from invdiff.priors import Prior
+from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem
 from invdiff.streams import Streams
 
@@ -121,7 +121,7 @@ class Sampler(ABC):
     def sample(
         self,
         problem: InverseProblem,
-        prior: Prior,
+        prior: Any,
         *,
         num_samples: int = 1,
         seed: int = 0,
@@ -131,6 +131,7 @@ class Sampler(ABC):
     ) -> Posterior:
         """Draw posterior samples.
 
+        prior        a `Prior`, a `deepinv` denoiser or a function (x, sigma) -> clean images (see `as_prior`)
         num_samples  independent samples of each image, S
         seed         with the index of image and sample it determines every random number
         first_image  index of the problem's first image, where the problem is a part of a larger set
@@ -143,7 +144,7 @@ class Sampler(ABC):
         return run(
             self,
             problem,
-            prior,
+            as_prior(prior),
             num_samples=num_samples,
             seed=seed,
             first_image=first_image,

@@ -72,6 +72,19 @@ def numbered(images: int) -> InverseProblem:
 QUIET = Compute(device="cpu", progress=False)
 
 
+def test_any_denoiser_is_a_prior() -> None:
+    """A function (x, sigma) goes in as it is; what is none is refused before any work."""
+    prior = WhitePrior()
+    given, own = (
+        DPS(schedule=EDM(steps=3, sigma_max=5.0, sigma_min=0.01)).sample(numbered(2), thing, compute=QUIET)
+        for thing in (lambda x, sigma: prior.denoise(x, sigma), prior)
+    )
+    assert torch.equal(given.samples, own.samples)
+    assert given.cost.vjps == own.cost.vjps > 0
+    with pytest.raises(TypeError, match="a prior is an invdiff Prior, a deepinv Denoiser or a function"):
+        DPS().sample(numbered(2), "photo")
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 

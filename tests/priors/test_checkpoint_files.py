@@ -1,5 +1,6 @@
 """Files of others: what is read, what is refused, and that nothing in them runs."""
 
+import hashlib
 import pickle
 import struct
 from collections import OrderedDict
@@ -146,6 +147,16 @@ def test_a_missing_file_says_where_it_is_to_be_had(tmp_path: Path) -> None:
     assert "not found" in refusal(lambda: read_checkpoint(tmp_path / "mine.pt"))
 
 
+def test_a_hash_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    path = write(WEIGHTS, tmp_path / "a.pt", "zip")
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_tensors(path, sha256=right.upper()).keys() == WEIGHTS.keys()
+    path.write_bytes(path.read_bytes()[:-1])
+    words = refusal(lambda: read_tensors(path, sha256=right))
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(part in words for part in ("another file", str(path), right, now, "sha256=null"))
+
+
 def test_every_file_that_a_config_names_has_a_known_source() -> None:
     folder = Path(next(iter(invdiff.configs.__path__))) / "prior"
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
@@ -153,3 +164,5 @@ def test_every_file_that_a_config_names_has_a_known_source() -> None:
     named = {name: file for name, file in named.items() if file.endswith((".pt", ".pth", ".pkl"))}
     assert {"adm_ffhq", "adm_imagenet256", "edm_ffhq64", "ncsnpp_celebahq256"} <= named.keys()
     assert set(named.values()) <= SOURCES.keys()
+    for name in named:
+        assert "sha256" in configs[name], f"configs/prior/{name}.yaml says no hash, null where none is known"

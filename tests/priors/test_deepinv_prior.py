@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from invdiff import InverseProblem
 from invdiff.conformance import WhitePrior
 from invdiff.driver import Compute
-from invdiff.operators import GaussianNoise, Inpainting, as_operator
-from invdiff.priors import DeepinvPrior, EDMPrior, as_prior, to_deepinv
-from invdiff.samplers import DPS
+from invdiff.metrics import psnr
+from invdiff.operators import GaussianNoise, Inpainting
+from invdiff.priors import DeepinvPrior, EDMPrior, as_prior
+from invdiff.priors.ode import generate
+from invdiff.samplers import DAPS, DPS
 from invdiff.schedules import EDM
 
 Normal = Callable[..., Tensor]
@@ -112,26 +114,33 @@ def test_no_noise_at_all(normal: Normal) -> None:
 
 
 def test_a_sampler_of_ours_with_denoiser_and_physics_of_deepinv(normal: Normal) -> None:
-    """The same samples as with the same prior and operator of invdiff's own."""
+    """Passed as they are: the same samples as with the same prior and operator of invdiff's own."""
     mask = (normal(1, 1, 8, 8) > 0).float()
-    theirs = as_operator(deepinv.physics.Inpainting(img_size=(1, 8, 8), mask=mask))
-    ours = Inpainting(mask=mask[0])
-    y = theirs(0.4 + 0.25 * normal(2, 1, 8, 8, dtype=torch.float32))
-    sampler, compute = DPS(schedule=EDM(steps=5)), Compute(device="cpu", progress=False)
-    drawn = [
-        sampler.sample(InverseProblem(operator, GaussianNoise(0.05), y), prior, num_samples=2, seed=1, compute=compute)
-        for operator, prior in ((theirs, as_prior(White(), sigma_range=(1e-4, 100.0))), (ours, WhitePrior()))
-    ]
-    assert drawn[0].samples.isfinite().all()
-    assert torch.allclose(drawn[0].samples, drawn[1].samples, atol=1e-4)
+    theirs, ours = deepinv.physics.Inpainting(img_size=(1, 8, 8), mask=mask), Inpainting(mask=mask[0])
+    y = ours(0.4 + 0.25 * normal(2, 1, 8, 8, dtype=torch.float32))
+    schedule = EDM(steps=5, sigma_max=1.0, sigma_min=0.01)  # levels that the denoiser is taken to know
+    compute = Compute(device="cpu", progress=False)
+    for sampler in (DPS(schedule=schedule), DAPS(schedule=schedule)):
+        drawn = [
+            sampler.sample(
+                InverseProblem(operator, GaussianNoise(0.05), y), prior, num_samples=2, seed=1, compute=compute
+            )
+            for operator, prior in ((theirs, White()), (ours, WhitePrior()))
+        ]
+        assert drawn[0].samples.isfinite().all()
+        assert torch.allclose(drawn[0].samples, drawn[1].samples, atol=1e-4)
+        assert drawn[0].cost.forwards == drawn[1].cost.forwards > 0
 
 
 # -- a prior is a denoiser of deepinv ----------------------------------------------------------------------------------
 
 
 def test_back_and_forth() -> None:
-    denoiser = White()
-    assert to_deepinv(as_prior(denoiser)) is denoiser
+    denoiser, prior = White(), WhitePrior()
+    assert as_prior(denoiser).to_deepinv() is denoiser
+    assert as_prior(prior.to_deepinv()) is prior
+    apart = DeepinvPrior(denoiser, one_by_one=True)
+    assert as_prior(apart.to_deepinv()) is apart
 
 
 def test_a_prior_on_another_range(normal: Normal) -> None:
@@ -139,7 +148,7 @@ def test_a_prior_on_another_range(normal: Normal) -> None:
     mean, std = 10.0, 5.0
     prior = WhitePrior(mean, std)
     prior.value_range = (0.0, 20.0)
-    denoiser = to_deepinv(prior)
+    denoiser = prior.to_deepinv()
     assert isinstance(denoiser, deepinv.models.Denoiser)
     x, sigma = normal(2, 1, 4, 4), torch.tensor([0.1, 0.3], dtype=torch.float64)
     assert torch.allclose(denoiser(x, sigma), prior.denoise(20 * x, 20 * sigma) / 20)
@@ -161,7 +170,7 @@ def test_dps_of_deepinv_with_prior_and_operator_of_ours(schedule: str, normal: N
 
     def draw(weight: float) -> Tensor:
         sampler = deepinv.sampling.DPS(
-            to_deepinv(prior), schedule=schedule, num_steps=30, weight=weight, rng=torch.Generator()
+            prior.to_deepinv(), schedule=schedule, num_steps=30, weight=weight, rng=torch.Generator()
         )
         return sampler(y, operator.to_deepinv(), x_init=(1, 1, 8, 8), seed=0)
 
@@ -173,12 +182,26 @@ def test_dps_of_deepinv_with_prior_and_operator_of_ours(schedule: str, normal: N
     assert misfit(draw(30.0)) < 0.5 * misfit(draw(0.0))
 
 
+@pytest.mark.parametrize("schedule", ["vp", "ve"])
+def test_dps_of_deepinv_restores_a_digit(schedule: str, digits: EDMPrior) -> None:
+    """With the bundled prior and half of the pixels of an image that it drew itself."""
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    truth = generate(digits, noise, steps=12).clamp(0, 1)
+    operator = Inpainting.random((1, 32, 32), keep=0.5, seed=0)
+    y = operator(truth)
+    sampler = deepinv.sampling.DPS(
+        digits.to_deepinv(), schedule=schedule, num_steps=20, weight=100.0, rng=torch.Generator()
+    )
+    found = sampler(y, operator.to_deepinv(), x_init=tuple(truth.shape), seed=0).float()
+    assert psnr(found[0].clamp(0, 1), truth[0]) > psnr(y[0], truth[0]) + 4
+
+
 def test_dps_of_deepinv_differentiates_a_network_of_ours(normal: Normal) -> None:
     """The gradient through the wrapped prior is the gradient through the prior."""
     prior = EDMPrior.example()
     operator = Inpainting.random((1, 16, 16), keep=0.5, seed=0)
     x, y = normal(1, 1, 16, 16, dtype=torch.float32), operator(normal(1, 1, 16, 16, seed=1, dtype=torch.float32))
-    fidelity = deepinv.sampling.DPSDataFidelity(denoiser=to_deepinv(prior))
+    fidelity = deepinv.sampling.DPSDataFidelity(denoiser=prior.to_deepinv())
     found = fidelity.grad(x.clone(), y, operator.to_deepinv(), torch.tensor(0.5))
     with torch.enable_grad():
         leaf = x.clone().requires_grad_(True)

@@ -2,9 +2,13 @@
 
 import json
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,14 +251,15 @@ def hub(diffusers: Any, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> list
         return str(pipeline)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
     return asked
 
 
 def test_a_repository(hub: list[dict[str, Any]]) -> None:
     assert DiffusersPrior.load("hf://google/ddpm@v2").shape == (2, 8, 8)
     assert [request["repository"] for request in hub] == ["google/ddpm", "google/ddpm"]
-    assert {request["revision"] for request in hub} == {"v2"}
-    assert all(request["etag_timeout"] <= 10 for request in hub)
+    assert {request["revision"] for request in hub} == {"c0ffee"}  # one commit for all files
+    assert all(request["etag_timeout"] <= 10 and not request["local_files_only"] for request in hub)
     configs, weights = (request["allow_patterns"] for request in hub)
     assert not any("safetensors" in pattern or "bin" in pattern for pattern in configs)
     assert "unet/diffusion_pytorch_model*.safetensors*" in weights
@@ -269,14 +274,53 @@ def test_a_repository_with_another_model_is_refused_before_its_weights(
     assert len(hub) == 1
 
 
-def test_offline(diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("offline", "said"), [(True, "HF_HUB_OFFLINE is set"), (False, "the Hub cannot be reached")])
+def test_without_a_network(
+    offline: bool, said: str, diffusers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, at once: told to stay offline, and where the connection is refused."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"cannot get hf://google/ddpm: .*path= also takes a folder") as error:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f"cannot get hf://google/ddpm: .*{said}; path= also takes a folder") as error:
         DiffusersPrior.load("hf://google/ddpm")
+    assert time.monotonic() - began < 10
     assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_says_nothing(hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, diffusers: Any) -> None:
+    """It takes the connection and gives no answer: what was downloaded before is read."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        import huggingface_hub
+
+        monkeypatch.undo()  # the real question, to that server
+        monkeypatch.setattr("invdiff.priors.diffusers_prior.HUB_SECONDS", 0.2)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        ask = partialmethod(huggingface_hub.HfApi.__init__, endpoint=f"http://127.0.0.1:{mute.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.HfApi, "__init__", ask)
+        began = time.monotonic()
+        with pytest.raises(ValueError, match="the Hub cannot be reached"):
+            DiffusersPrior.load("hf://nobody/nothing")
+        assert time.monotonic() - began < 10
+
+
+def test_a_repository_that_is_none(hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    class NotFound(huggingface_hub.errors.RepositoryNotFoundError):
+        def __init__(self) -> None:
+            Exception.__init__(self, "Repository Not Found\nfor url")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotFound
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(ValueError, match="cannot get hf://google/ddpm: Repository Not Found for url"):
+        DiffusersPrior.load("hf://google/ddpm")
+    assert not hub
 
 
 @pytest.mark.parametrize("address", ["hf://ddpm", "hf://a/b/c", "hf:///b", "hf://"])
