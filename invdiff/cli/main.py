@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
     "benchmark": "compare samplers on the same measurements, at what they cost; resumable",
+    "tune": "search a sampler's settings on validation images; resumable",
     "calibrate": "test whether a sampler's posterior is the posterior: ranks, coverage, TARP",
     "train": "train a diffusion prior on a folder, .npz or .tar of images",
     "check-operator": "check a forward model, yours or ours, against the rules, and say what it can be used with",
@@ -28,6 +29,7 @@ examples:
   invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
   invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
   invdiff benchmark experiment=quick                           five samplers, three operators, a leaderboard
+  invdiff tune sampler=reddiff operator=inpainting             settings of a sampler, found on validation images
   invdiff calibrate sampler=dps                                is its uncertainty right?
   invdiff list samplers
 
