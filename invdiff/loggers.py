@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 # What to install for each, and the module that tells whether it is there.
@@ -100,13 +101,14 @@ def check_loggers(names: object) -> list[str]:
 
 
 @contextmanager
-def loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> Iterator[Logger]:
+def loggers(names: Sequence[str], folder: Path, config: DictConfig) -> Iterator[Logger]:
     """The named loggers of a run with this configuration, in its folder; closed at the end, however it ends."""
     kinds: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     with ExitStack() as stack:
         made: list[Logger] = []
         for name in names:
-            logger = kinds[name](folder, config)
+            logger = kinds[name](folder, settings)
             stack.callback(logger.close)
             made.append(logger)
         yield Several(made)

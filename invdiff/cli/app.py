@@ -55,14 +55,17 @@ _WITH_VALUE: dict[str, tuple[str, ...]] = {  # and what it may be, where that is
 }
 
 
-def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task], Callable[[], None]]:
+def command(
+    config_name: str, *, values: tuple[str, ...] = (), one_folder: bool = False
+) -> Callable[[Task], Callable[[], None]]:
     """Make `task(config, output folder)` a hydra application on `configs/<config_name>.yaml`.
 
     A job that fails does not keep the other jobs of a sweep from running; its error is raised when all have run, in an
     ExceptionGroup that names the job. Folders that a job made and left empty are removed.
 
-    values  keys that hold a plain value in this command although other commands have a group of that name: hydra would
-            take `data=photos/` for the choice of a group
+    values      keys that hold a plain value in this command although other commands have a group of that name: hydra
+                would take `data=photos/` for the choice of a group
+    one_folder  the jobs of a sweep write into one folder, and not into one each
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -79,11 +82,12 @@ def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task
                     config.update(config.pop(_VALUES, {}))
                     output = Path(job.runtime.output_dir) if sweep else _output_folder(config)
                     config.output = str(output)
-                with removed_if_empty(output, made_for_it=sweep):
+                with removed_if_empty(output, made_for_it=sweep and not one_folder):
                     task(config, output)
             except Exception as error:
                 if sweep:
-                    error.add_note(f"job {job.job.num} ({' '.join(job.overrides.task)})")
+                    words = [word.removeprefix(f"++{_VALUES}.") for word in job.overrides.task]
+                    error.add_note(f"job {job.job.num} ({' '.join(words)})")
                 if os.getpid() != here:
                     raise  # in a worker of another launcher: only hydra can carry it home
                 # Raised inside, hydra would print the overrides and a traceback on top of our line.
@@ -93,7 +97,8 @@ def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task
             failures.clear()
             flags, options = split_arguments(sys.argv[1:])
             options = [f"++{_VALUES}.{o}" if o.partition("=")[0] in values else o for o in options]
-            sys.argv = [sys.argv[0], *flags, *HYDRA, *options]
+            folder = ("hydra.sweep.subdir=.",) if one_folder else ()
+            sys.argv = [sys.argv[0], *flags, *HYDRA, *folder, *options]
             run()
             if failures and getattr(failures[0], "__notes__", None):
                 raise ExceptionGroup(f"{len(failures)} job(s) failed", failures)
@@ -103,6 +108,25 @@ def command(config_name: str, *, values: tuple[str, ...] = ()) -> Callable[[Task
         return main
 
     return decorate
+
+
+def job_number() -> int | None:
+    """Which job of a sweep this is; None where there is no sweep."""
+    job = HydraConfig.get()
+    return job.job.num if job.mode == RunMode.MULTIRUN else None
+
+
+def typed(config_name: str) -> tuple[list[str], list[str]]:
+    """What this job of a command was given: flags that say where configurations are, and options key=value.
+
+    config_name  the command's own
+    """
+    if not HydraConfig.initialized():
+        return [], []
+    job = HydraConfig.get()
+    flags = [f"--config-dir={s.path}" for s in job.runtime.config_sources if s.provider == "command-line"]
+    flags += [] if job.job.config_name == config_name else [f"--config-name={job.job.config_name}"]
+    return flags, [word.removeprefix(f"++{_VALUES}.") for word in job.overrides.task]
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

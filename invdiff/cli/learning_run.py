@@ -51,8 +51,7 @@ def learn(config: DictConfig, output: Path, read_images: ReadImages) -> None:
     else:
         learner = NetworkLearner(plan, recipe, problem, output, sampler=instantiate(config.sampler))
     try:
-        settings = dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-        with loggers(config.log, output, settings) as logger:
+        with loggers(config.log, output, config) as logger:
             prior = _run_with_progress(learner, config, logger)
     except KeyboardInterrupt as stop:
         done = f"interrupted after round {learner.round}" if learner.round else "interrupted in the first round"

@@ -40,7 +40,7 @@ def fit_mixture(config: DictConfig, recipe: MixtureRecipe, images: list[np.ndarr
     held_out = stack_images(validation, recipe.size)
     fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output)
     try:
-        with loggers(config.log, output, OmegaConf.to_container(config, resolve=True)) as logger:
+        with loggers(config.log, output, config) as logger:
             prior = run_with_progress(fit, config, logger)
     except KeyboardInterrupt as stop:
         done = f"interrupted after iteration {fit.iteration}" if fit.iteration else "interrupted before an iteration"

@@ -71,7 +71,7 @@ def train_network(config: DictConfig, output: Path) -> None:
     init = None if config.init is None else EDMPrior.load(config.init)
     trainer = Trainer(recipe, training, validation, output, init=init)
     try:
-        with loggers(config.log, output, OmegaConf.to_container(config, resolve=True)) as logger:
+        with loggers(config.log, output, config) as logger:
             prior = run_with_progress(trainer, config, logger)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"interrupted at step {trainer.step}; the same command goes on from there") from stop

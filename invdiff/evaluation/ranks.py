@@ -43,7 +43,14 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks of this process, as `torchrun` says them in the environment; messages go by gloo, over the CPU."""
+    """The ranks of this process, as `torchrun` says them in the environment; messages go by gloo, over the CPU.
+
+    The tasks of one job that submitit has started are ranks as well.
+    """
+    if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export()
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
