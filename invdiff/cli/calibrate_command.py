@@ -11,7 +11,7 @@ from rich.table import Table
 
 from invdiff.calibration import Calibration, calibrate
 from invdiff.cli.app import command
-from invdiff.cli.inputs import check_device
+from invdiff.cli.inputs import check_device, make_prior
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, check
 from invdiff.io import BadInput
@@ -29,7 +29,7 @@ def main(config: DictConfig, output: Path) -> None:
     check_kinds(config, "prior", "operator", "noise", "sampler")
     compute: Compute = instantiate(config.compute)
     check_device(compute)
-    prior: Prior = instantiate(config.prior)
+    prior = make_prior(config)
     operator: Operator = instantiate(config.operator)
     noise, sampler = instantiate(config.noise), instantiate(config.sampler)
     shape = _shape(config, prior)

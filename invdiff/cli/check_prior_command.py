@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff.cli.app import CheckFailed, command
+from invdiff.cli.inputs import make_prior
 from invdiff.cli.values import check_kinds
 from invdiff.conformance import check_prior
 from invdiff.examples import drawn_from_prior, photograph
@@ -35,7 +36,7 @@ from invdiff.prior_check import (
     width,
     with_fixed_shape,
 )
-from invdiff.priors import Prior, as_prior
+from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.progress import progress_bar
 from invdiff.report.prior_check import picture, save_figure
@@ -48,7 +49,7 @@ ANY_SIZE = 128  # side of the images for a prior that takes any
 def main(config: DictConfig, output: Path) -> None:
     """Check what the configuration says, print it and write it; raises `CheckFailed` where a rule is broken."""
     _check_values(config)
-    prior = _prior(config)
+    prior = make_prior(config)
     name, device = type(prior).__name__, _device(config)
     sigmas = _levels(config, prior)
     names, clean = _images(config, prior)
@@ -111,14 +112,6 @@ def _check_values(config: DictConfig) -> None:
         raise BadInput(f"input must be one file or a folder, got {config.input}")
     if config.input is not None and "data" in config:
         raise BadInput("give input= (images of yours) or data= (an example), not both")
-
-
-def _prior(config: DictConfig) -> Prior:
-    made = instantiate(config.prior)
-    try:
-        return as_prior(made).eval()
-    except TypeError as error:
-        raise BadInput(f"prior={config.prior['_target_']}: {error}") from error
 
 
 def _device(config: DictConfig) -> torch.device:

@@ -10,7 +10,7 @@ from torch import Tensor
 from invdiff.driver import Compute
 from invdiff.io import BadInput, Slicing, image_files, match_channels, read_slices, square, to_tensor
 from invdiff.io.formats import stem
-from invdiff.priors import Prior
+from invdiff.priors import Prior, as_prior
 
 
 def check_device(compute: Compute) -> None:
@@ -20,6 +20,15 @@ def check_device(compute: Compute) -> None:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).partition("\n")[0]
         raise BadInput(f"compute.device={compute.device} cannot be used here: {reason}") from error
+
+
+def make_prior(config: DictConfig) -> Prior:
+    """The prior of a configuration: one of ours, a `deepinv` denoiser, whatever `as_prior` takes."""
+    made = instantiate(config.prior)
+    try:
+        return as_prior(made).eval()
+    except TypeError as error:
+        raise BadInput(f"prior={config.prior['_target_']}: {error}") from error
 
 
 def true_images(

@@ -21,7 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff.cli.app import command
-from invdiff.cli.inputs import check_device, true_images
+from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, Interrupted, check
 from invdiff.evaluation import aligned, evaluate, measure
@@ -47,7 +47,7 @@ def main(config: DictConfig, output: Path) -> None:
     _check_values(config)
     compute: Compute = instantiate(config.compute)
     check_device(compute)
-    prior: Prior = instantiate(config.prior)
+    prior = make_prior(config)
     given = None if config.measurement is None else _load_measurement(config)
     operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
     noise: Noise = instantiate(config.noise)
