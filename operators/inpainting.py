@@ -7,7 +7,7 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit, zero where nothing was meas
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 from zipfile import BadZipFile
 
 import numpy as np
@@ -39,7 +39,7 @@ class Inpainting(SpectralOperator):
     All images share what is drawn from `seed`; `Inpainting.random(shape, seed=..., images=B)` draws for every image.
     """
 
-    per_image = ("mask",)
+    per_image: ClassVar[tuple[str, ...]] = ("mask",)
     mask: Tensor | None
 
     def __init__(

@@ -174,8 +174,9 @@ class Relaxation:
         both = -(xx * vx / a + xv * vv)
         std_x = var_x**0.5
         along = torch.where(std_x > 0, both / std_x, 0)
-        spread = (std_x, along, (var_v - along**2).clamp(min=0) ** 0.5)
-        return cls(pull, gamma, tuple(e.to(pull) for e in (xx, xv, vx, vv)), tuple(sigma * e.to(pull) for e in spread))
+        std_v = (var_v - along**2).clamp(min=0) ** 0.5
+        turn, lower = (xx, xv, vx, vv), (std_x, along, std_v)
+        return cls(pull, gamma, tuple(e.to(pull) for e in turn), tuple(sigma * e.to(pull) for e in lower))
 
     def __call__(self, x: Tensor, v: Tensor | None, c: Tensor, rng: Streams) -> tuple[Tensor, Tensor | None]:
         rest = c / self.pull

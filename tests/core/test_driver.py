@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute, Interrupted, InverseProblem, Unsupported
-from invdiff.conformance import Gain, WhitePrior
+from invdiff import Compute, Interrupted, InverseProblem, Unsupported, load_prior
+from invdiff.conformance import Gain, MaskedGain, WhitePrior
 from invdiff.cost import Cost
 from invdiff.driver import Event
 from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
-from invdiff.priors import EDMPrior, GaussianPrior, Prior
+from invdiff.priors import ClosedFormPrior, EDMPrior, GaussianPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
 from invdiff.schedules import EDM
 from invdiff.streams import Streams, generator
@@ -89,24 +89,33 @@ def test_any_denoiser_is_a_prior() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits_problem() -> InverseProblem:
-    x = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+def blurred_digits() -> InverseProblem:
+    prior = load_prior("digits_mixture")
+    assert isinstance(prior, ClosedFormPrior)
+    x = prior.sample(8, torch.Generator().manual_seed(0))
     operator = GaussianBlur(std=1.0, kernel_size=9)
     return InverseProblem(operator, GaussianNoise(0.1), operator(x))
 
 
+def solvable(problem: InverseProblem, name: str) -> InverseProblem:
+    """The problem, or that of half of its pixels for a sampler that takes nothing else."""
+    if not SAMPLERS[name].example().needs().mask:
+        return problem
+    return InverseProblem(Inpainting(keep=0.5), problem.noise, problem.y)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_batch_invariance_with_a_network(
-    name: str, digits_problem: InverseProblem, digits: EDMPrior, float32: Compute
+    name: str, blurred_digits: InverseProblem, digits: EDMPrior, float32: Compute
 ) -> None:
-    """Image 5 alone, in a batch of 8, and as the first of a chunk of the second part: the same to 1e-5."""
-    sampler = SAMPLERS[name].example()
-    together = sampler.sample(digits_problem, digits, compute=float32).samples
-    alone = sampler.sample(digits_problem.select(torch.tensor([5])), digits, first_image=5, compute=float32)
+    """Image 5 alone, in a batch of 8, and as the first of a chunk of the second part: the same to 1e-4."""
+    sampler, problem = SAMPLERS[name].example(), solvable(blurred_digits, name)
+    together = sampler.sample(problem, digits, compute=float32).samples
+    alone = sampler.sample(problem.select(torch.tensor([5])), digits, first_image=5, compute=float32)
     chunks = Compute(device="cpu", precision="float32", max_rows=2, progress=False)
-    part = sampler.sample(digits_problem.select(torch.arange(5, 8)), digits, first_image=5, compute=chunks)
+    part = sampler.sample(problem.select(torch.arange(5, 8)), digits, first_image=5, compute=chunks)
     for other in (alone.samples[0], part.samples[0]):
-        assert (other - together[5]).abs().max() < 1e-5
+        assert (other - together[5]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("max_rows", [1, 2, 5, 7, 100])
@@ -181,7 +190,10 @@ def test_the_callers_grad_mode_is_untouched_after_every_step(name: str, enabled:
     modes: list[bool] = []
     with torch.set_grad_enabled(enabled):
         SAMPLERS[name].example().sample(
-            numbered(2), WhitePrior(), compute=QUIET, callback=lambda _: modes.append(torch.is_grad_enabled())
+            solvable(numbered(2), name),
+            WhitePrior(),
+            compute=QUIET,
+            callback=lambda _: modes.append(torch.is_grad_enabled()),
         )
         modes.append(torch.is_grad_enabled())
     assert modes == [enabled] * (SAMPLERS[name].example().num_steps + 1)
@@ -205,7 +217,7 @@ def test_gradients_are_off_inside_a_sampler() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_caller_in_inference_mode(name: str, problem: InverseProblem) -> None:
     """Where nothing can be differentiated: the driver steps out of it for the sampler, and back."""
-    sampler = SAMPLERS[name].example()
+    sampler, problem = SAMPLERS[name].example(), solvable(problem, name)
     plain = sampler.sample(problem, WhitePrior(), compute=QUIET)
     with torch.inference_mode():
         inside = InverseProblem(problem.operator, problem.noise, problem.y.clone())
@@ -248,12 +260,10 @@ def test_a_chunk_that_is_lost_stops_early_and_the_next_one_runs() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_operator_that_fails_for_one_image(name: str) -> None:
     y = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    gains = torch.tensor([1.0, 1.0, torch.nan])
-    posterior = (
-        SAMPLERS[name]
-        .example()
-        .sample(InverseProblem(Gain(gains), GaussianNoise(0.1), y), WhitePrior(), num_samples=2, compute=QUIET)
-    )
+    sampler = SAMPLERS[name].example()
+    operator = (MaskedGain if sampler.needs().mask else Gain)(torch.tensor([1.0, 1.0, torch.nan]))
+    problem = InverseProblem(operator, GaussianNoise(0.1), y)
+    posterior = sampler.sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
     assert posterior.diverged.tolist() == [[False] * 2, [False] * 2, [True] * 2]
     assert posterior.mean[:2].isfinite().all()
 
