@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PURPOSES = {"sample": 0, "measure": 1, "generate": 2}
+_PURPOSES = {"sample": 0, "measure": 1, "generate": 2, "exact": 3}
 
 
 def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
-    """The stream of one purpose (`sample`, `measure`, `generate`) and one row."""
+    """The stream of one purpose (`sample`, `measure`, `generate`, `exact`) and one row."""
     state = np.random.SeedSequence((seed, _PURPOSES[purpose], *indices)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 

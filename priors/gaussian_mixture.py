@@ -55,6 +55,21 @@ class GaussianMixturePrior(MixturePrior):
         )
 
     @classmethod
+    def benchmark(cls, dimension: int = 8, seed: int = 0) -> "GaussianMixturePrior":
+        """The prior of the mixture benchmark: 25 components of unit covariance in an even dimension d, as (1, 1, d).
+
+        Centres (-8 i, -8 j) repeated d / 2 times, i and j from -2 to 2; weights the squares of normal numbers,
+        normalised, drawn from `seed`.
+        """
+        if dimension < 2 or dimension % 2:
+            raise ValueError(f"the mixture benchmark's dimension must be even, from 2 on, got {dimension}")
+        rng = torch.Generator().manual_seed(seed)
+        weights = torch.randn(25, generator=rng).square()
+        corners = torch.tensor([[-8.0 * i, -8.0 * j] for i in range(-2, 3) for j in range(-2, 3)])
+        means = corners.repeat(1, dimension // 2).reshape(25, 1, 1, dimension)
+        return cls.isotropic(weights / weights.sum(), means, 1.0)
+
+    @classmethod
     def _of(
         cls, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor
     ) -> "GaussianMixturePrior":

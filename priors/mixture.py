@@ -94,6 +94,19 @@ class MixturePrior(ClosedFormPrior):
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         return self._rows(self._log_prob, x, sigma)
 
+    def responsibilities(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
+        """Probability of each component given x_sigma = x, (B, C, H, W) -> (B, K), in float64.
+
+        With sigma = 0 they are those of every posterior too: a measurement of a known image says nothing more. Raises
+        ValueError where a covariance is singular and sigma = 0.
+        """
+        flat = x.flatten(1).to(self.offsets) - self.centre
+        variance = (per_row(sigma, flat) ** 2).expand(len(x), 1)
+        self._refuse_singular(variance)
+        rows = max(1, CHUNK // self._numbers_per_row())
+        parts = zip(flat.split(rows), variance.split(rows), strict=True)
+        return torch.cat([self._joint(*part)[0].softmax(1) for part in parts])
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         return self._image(self.centre + self._draw(self._choose(count, generator), generator))
 
@@ -153,10 +166,13 @@ class MixturePrior(ClosedFormPrior):
         return -self._combine(r, x, along, 1 / (self.rest + variance), 1 / (self.variances + variance[..., None]))
 
     def _log_prob(self, x: Tensor, variance: Tensor) -> Tensor:
+        self._refuse_singular(variance)
+        return self._joint(x, variance)[0].logsumexp(1)
+
+    def _refuse_singular(self, variance: Tensor) -> None:
         least = float(self.variances.min()) if self.full else 1.0
         if least <= 0 and not bool((variance > 0).all()):
             raise ValueError("a mixture with a singular covariance has no density at sigma = 0; give sigma > 0")
-        return self._joint(x, variance)[0].logsumexp(1)
 
     def _jvp(self, x: Tensor, variance: Tensor, v: Tensor) -> Tensor:
         # J = sum_k r_k G_k + sigma^2 sum_k r_k (s_k - s)(s_k - s)^T, s_k the score of component k: nothing is divided

@@ -1,7 +1,7 @@
 """Scores of reconstructions, and benchmarks: runs over a grid, their store, and what they come to."""
 
 from .measurement import measure
-from .scores import SCORES, ImageScores, aligned, baseline_psnr, evaluate, has_ambiguities, missing_scores, score_images
+from .scores import SCORES, ImageScores, aligned, baseline_psnr, evaluate, missing_scores, score_images
 
 __all__ = [
     "SCORES",
@@ -9,7 +9,6 @@ __all__ = [
     "aligned",
     "baseline_psnr",
     "evaluate",
-    "has_ambiguities",
     "measure",
     "missing_scores",
     "score_images",

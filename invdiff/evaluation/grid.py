@@ -1,7 +1,7 @@
 """What a benchmark compares: samplers on tasks, the same images for all, and every pair of them as a run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from invdiff._version import __version__
 from invdiff.evaluation.budget import Budget
 from invdiff.evaluation.fingerprint import Settings, fingerprint, settings_of
 from invdiff.evaluation.measurement import measure
+from invdiff.evaluation.recipe import Recipe
 from invdiff.evaluation.scores import baseline_psnr
+from invdiff.evaluation.truth import Exact
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
-from invdiff.samplers import Auto, Sampler
+from invdiff.samplers import Auto, ParticleSampler, Sampler
 
 KEPT_BYTES = 2**30  # of measurements, so that those of a slow operator are made once and not for every sampler
 
@@ -51,10 +53,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler under a label."""
+    """A sampler under a label.
+
+    on  the same with other settings, for some of the tasks, by their labels
+    """
 
     label: str
     sampler: Sampler | Auto
+    on: Mapping[str, Sampler | Auto] = field(default_factory=dict)
+
+    def for_task(self, label: str) -> Sampler | Auto:
+        return self.on.get(label, self.sampler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,9 @@ class Grid:
     prior_settings  the prior as JSON, its weights included
     budgets         besides own settings: run every sampler with as many steps as each of these buys
     own             run the samplers with their own settings
+    recipe          how the user asked for it, if anybody knows
+    clouds          of a particle filter, the samples of an image are one cloud of as many particles; otherwise each is
+                    a draw of a cloud of its own
     """
 
     entries: Sequence[Entry]
@@ -75,6 +87,18 @@ class Grid:
     seed: int = 0
     budgets: Sequence[Budget] = ()
     own: bool = True
+    clouds: bool = False
+    recipe: Recipe | None = None
+
+    def prepared(self, sampler: Sampler) -> Sampler:
+        """The sampler as it is run: a particle filter whose cloud is wanted has as many particles."""
+        if self.clouds and isinstance(sampler, ParticleSampler):
+            return replace(sampler, ensemble=self.num_samples)
+        return sampler
+
+    def runs_of(self, sampler: Sampler) -> int:
+        """How often it runs for one image."""
+        return 1 if self.clouds and isinstance(sampler, ParticleSampler) else self.num_samples
 
     def settings(self, sampler: Sampler | Auto, task: Task, precision: str) -> Settings:
         """Everything that determines the rows of a sampler on a task, but which images there are."""
@@ -87,6 +111,7 @@ class Grid:
             "num_samples": self.num_samples,
             "precision": precision,
             "invdiff": __version__,
+            **({"clouds": True} if self.clouds else {}),
         }
 
 
@@ -101,12 +126,13 @@ def task_of(settings: Mapping[str, Any]) -> str:
 
 @dataclass
 class Measurements:
-    """Problems of parts of a task's images, and the scores of the first guess, made once."""
+    """Problems of parts of a task's images, scores of the first guess and exact posteriors, made once."""
 
     grid: Grid
     task: Task
     _y: dict[int, Tensor] = field(default_factory=dict)
     _baseline: dict[int, float | None] = field(default_factory=dict)
+    _exact: dict[int, Exact] = field(default_factory=dict)
     _bytes: int = 0
 
     def problem(self, images: Sequence[int]) -> InverseProblem:
@@ -126,6 +152,17 @@ class Measurements:
             self._y[i] = y
             self._bytes += y.nbytes
         return y
+
+    def exact(self, i: int) -> Exact:
+        """The exact posterior of an image; raises ValueError, with the reason, where there is none."""
+        if i in self._exact:
+            return self._exact[i]
+        grid = self.grid
+        exact = Exact.of(self.problem([i]), grid.prior, grid.num_samples, seed=grid.seed, image=i)
+        if self._bytes + exact.draws.nbytes <= KEPT_BYTES:
+            self._exact[i] = exact
+            self._bytes += exact.draws.nbytes
+        return exact
 
     def baseline(self, problem: InverseProblem, images: Sequence[int]) -> list[float | None]:
         """PSNR of the first guess of each of these images; None where the operator has none."""

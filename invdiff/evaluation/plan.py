@@ -20,8 +20,9 @@ from invdiff.evaluation.budget import (
     with_steps,
 )
 from invdiff.evaluation.capacity import FULL, likely_rows
-from invdiff.evaluation.fingerprint import fingerprint
+from invdiff.evaluation.fingerprint import Settings, fingerprint
 from invdiff.evaluation.grid import Entry, Grid, Measurements, Task, task_of
+from invdiff.evaluation.space import as_config
 from invdiff.evaluation.store import Store
 from invdiff.io import BadInput
 from invdiff.samplers import Auto, Sampler
@@ -78,11 +79,12 @@ class Planner:
     def _pair(self, entry: Entry, t: int, measurements: Measurements) -> list[Run]:
         """The runs of one sampler on one task: with its own settings, and one for each budget."""
         grid, task = self.grid, measurements.task
-        sampler, reason = entry.sampler, None
+        sampler, reason = entry.for_task(task.label), None
         try:
             problem = measurements.problem([0])
             if isinstance(sampler, Auto):
                 sampler, _ = sampler.choose(problem, grid.prior)
+            sampler = grid.prepared(sampler)
             check(sampler, problem, grid.prior)
         except ValueError as error:  # Unsupported is one
             reason = " ".join(str(error).split())
@@ -116,8 +118,20 @@ class Planner:
             "device": known.get("device"),
             "fits": known.get("fits", {}),
             "settings": settings,
+            "again": self._again(entry, task, None if base is None else sampler),
         }
         return self._keep(record)
+
+    def _again(self, entry: Entry, task: Task, fitted: Sampler | Auto | None) -> Settings | None:
+        """How to ask for this run alone. One that was fitted to a budget is asked for by what came of it: its steps."""
+        if self.grid.recipe is None:
+            return None
+        changes: Settings | None = None
+        if fitted is not None:
+            chosen: Any = fitted
+            automatic = isinstance(entry.for_task(task.label), Auto)
+            changes = as_config(fitted) if automatic else {"schedule": {"steps": chosen.schedule.steps}}
+        return self.grid.recipe.of(entry.label, task.label, changes)
 
     def _keep(self, record: Record) -> Record:
         self._known[record["run"]] = record
@@ -159,12 +173,13 @@ class Planner:
         weight = record["vjp_weight"] if here and self.fixed_weight is None else self._weight()
         rows = self.compute.max_rows or (record["rows_at_once"] if here else None) or self._rows(sampler)
         self._keep(record | {"vjp_weight": weight, "rows_at_once": rows, "device": str(self.device)})
-        return Run(record["run"], record["sampler"], t, sampler, weight, rows, self._missing(record["run"], rows))
+        missing = self._missing(record["run"], rows, self.grid.runs_of(sampler))
+        return Run(record["run"], record["sampler"], t, sampler, weight, rows, missing)
 
-    def _missing(self, run: str, rows: int) -> list[tuple[int, ...]]:
+    def _missing(self, run: str, rows: int, rows_each: int) -> list[tuple[int, ...]]:
         """The images without all their samples, in batches whose limits do not depend on what is done already."""
         images, samples = self.grid.images, self.grid.num_samples
-        at_once = max(1, min(rows // samples, -(-len(images) // self.ranks)))
+        at_once = max(1, min(rows // rows_each, -(-len(images) // self.ranks)))
         batches = []
         for start in range(0, len(images), at_once):
             open_: list[int] = []

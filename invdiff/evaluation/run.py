@@ -7,32 +7,37 @@ counted. With several ranks each takes every n-th batch; all of them append to t
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from invdiff.driver import Compute, Event
 from invdiff.evaluation.capacity import out_of_memory
+from invdiff.evaluation.draws import draws
 from invdiff.evaluation.grid import Grid, Measurements
+from invdiff.evaluation.lock import Lock
+from invdiff.evaluation.pictures import MAPS, PICTURES, THUMBNAILS, file_name, pictures, save_map
 from invdiff.evaluation.plan import Planner, Run
 from invdiff.evaluation.provenance import provenance
 from invdiff.evaluation.ranks import Ranks
 from invdiff.evaluation.scores import aligned, missing_scores, score_images
 from invdiff.evaluation.store import Store
+from invdiff.evaluation.truth import DISTANCES, distances_to, missing_truth
 from invdiff.io import write_image
 from invdiff.io.atomic import write_atomically
-from invdiff.metrics import for_json
+from invdiff.loggers import Logger, Several
+from invdiff.metrics import for_json, mean_of
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.progress import progress_bar
 
-THUMBNAIL = 128  # pixels, the longer side
+LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Save:
     """What is kept besides rows, of batches that are computed from now on.
 
     reconstructions  samples, mean, std, y and x of every batch, in `reconstructions/`, an .npz file each
-    thumbnails       truth, first guess, mean and a sample of the first so many images, small PNG in `thumbnails/`
+    thumbnails       pictures of the first so many images, small PNG in `thumbnails/`: truth, measurement, first guess,
+                     a sample, the mean, its error and the standard deviation
     """
 
     reconstructions: bool = False
@@ -70,11 +76,15 @@ def run_benchmark(
     vjp_weight: float | None = None,
     ranks: Ranks,
     say: Callable[[str], object] = lambda _: None,
+    logger: Logger | None = None,
+    lock: Lock | None = None,
 ) -> Outcome:
-    """Compute what is missing of a grid in a folder, which no other run may write to (`only_run`).
+    """Compute what is missing of a grid in a folder, which no other run may write to.
 
     vjp_weight  cost of a VJP through the network in forwards; None: measured
     say         told what a user should know: what was found in the folder, what was set aside
+    logger      told of every batch that this rank has stored
+    lock        how the first rank holds the folder; None: nobody else knows of it
 
     An exception in one run ends this run alone and is returned; whatever keeps rows from being stored ends everything.
     Nothing that is stored is ever lost.
@@ -82,12 +92,15 @@ def run_benchmark(
     store = Store(folder)
     plan: list[Run] = []
     if ranks.first:
-        store.open()
-        for message in store.messages:
-            say(message)
-        plan = Planner(grid, store, compute, vjp_weight=vjp_weight, ranks=ranks.count).plan()
+        with nullcontext() if lock is None else lock.turn():
+            store.open(alone=lock is None or lock.alone)
+            for message in store.messages:
+                say(message)
+            plan = Planner(grid, store, compute, vjp_weight=vjp_weight, ranks=ranks.count).plan()
+            if lock is not None:
+                lock.claim(run.id for run in plan if run.batches)
     plan = ranks.from_first(plan)
-    outcome = _Worker(grid, store, compute, save, ranks).work(plan)
+    outcome = _Worker(grid, store, compute, save, ranks, logger or Several()).work(plan)
     found = ranks.gather((outcome.rows, outcome.reasons))
     outcome.rows = sum(rows for rows, _ in found)
     outcome.reasons = {run: reason for _, reasons in found for run, reason in reasons.items()}
@@ -97,14 +110,16 @@ def run_benchmark(
 class _Worker:
     """Computes the batches of one rank."""
 
-    def __init__(self, grid: Grid, store: Store, compute: Compute, save: Save, ranks: Ranks) -> None:
+    def __init__(self, grid: Grid, store: Store, compute: Compute, save: Save, ranks: Ranks, logger: Logger) -> None:
         self.grid, self.store, self.compute, self.save, self.ranks = grid, store, compute, save, ranks
+        self.logger, self.logged = logger, 0
         self.origin = provenance(compute.resolve_device())
 
     def work(self, plan: Sequence[Run]) -> Outcome:
         outcome = Outcome()
         shares = self._shares(plan)
-        total = sum(run.cost * len(images) * self.grid.num_samples for run in plan for images in shares[run.id])
+        runs_of = self.grid.runs_of
+        total = sum(run.cost * len(images) * runs_of(run.sampler) for run in plan for images in shares[run.id])
         measurements: Measurements | None = None
         with _GridBar(total, show=self.compute.progress and self.ranks.first) as bar:
             for run in plan:
@@ -113,7 +128,7 @@ class _Worker:
                 task = self.grid.tasks[run.task]
                 if measurements is None or measurements.task is not task:
                     measurements = Measurements(self.grid, task)
-                bar.begin(f"{run.label} on {task.label}", run, self.grid.num_samples)
+                bar.begin(f"{run.label} on {task.label}", run, runs_of(run.sampler))
                 outcome.rows += self._work_on(run, shares[run.id], measurements, bar, outcome)
         return outcome
 
@@ -134,18 +149,18 @@ class _Worker:
         outcome: Outcome,
     ) -> int:
         """Compute and store batches of one run; how many rows. Batches are halved once they have not fitted."""
-        rows, stored = run.rows, 0
+        rows, stored, rows_each = run.rows, 0, self.grid.runs_of(run.sampler)
         waiting = list(batches)
         while waiting:
             images = waiting.pop(0)
-            at_once = max(1, rows // self.grid.num_samples)
+            at_once = max(1, rows // rows_each)
             if len(images) > at_once:
                 waiting[:0] = [images[k : k + at_once] for k in range(0, len(images), at_once)]
                 continue
             try:
                 batch = self._batch(run, images, rows, measurements, bar)
             except Exception as error:
-                rows = min(rows, len(images) * self.grid.num_samples)
+                rows = min(rows, len(images) * rows_each)
                 if rows == 1 or not out_of_memory(error):
                     error.add_note(f"{run.label} on {self.grid.tasks[run.task].label}")
                     outcome.errors.append(error)
@@ -160,6 +175,7 @@ class _Worker:
                 bar.back()
                 continue
             self._write(run, batch)
+            self._log(run, batch)
             bar.stored(images)
             stored += len(batch.rows)
         return stored
@@ -169,10 +185,12 @@ class _Worker:
     ) -> "_Batch":
         grid = self.grid
         problem = measurements.problem(images)
-        posterior = run.sampler.sample(
+        posterior = draws(
+            run.sampler,
             problem,
             grid.prior,
-            num_samples=grid.num_samples,
+            grid.num_samples,
+            clouds=grid.clouds,
             seed=grid.seed,
             first_image=images[0],
             compute=replace(self.compute, max_rows=rows, progress=False),
@@ -189,8 +207,10 @@ class _Worker:
         notes = missing_scores(problem, batch.truth)
         if None in baseline:
             notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no first guess"
+        distances, reasons = self._distances(batch, measurements)
+        notes |= reasons
         if grid.num_samples == 1:
-            notes["diversity"] = "needs num_samples of 2 or more"
+            notes["diversity"] = notes["coverage"] = "needs num_samples of 2 or more"
         count = posterior.diverged.numel()
         shared = {
             "run": run.id,
@@ -198,7 +218,7 @@ class _Worker:
             "operator": measurements.task.label,
             "seed": grid.seed,
             "vjp_weight": run.vjp_weight,
-            "rows_at_once": count,
+            "rows_at_once": len(batch.images) * grid.runs_of(run.sampler),
             "forwards": posterior.cost.forwards / count,
             "vjps": posterior.cost.vjps / count,
             "operator_calls": posterior.cost.operator_calls / count,
@@ -218,12 +238,33 @@ class _Worker:
                 "psnr_mean": of_image.psnr_mean,
                 "diversity": of_image.diversity,
                 "baseline_psnr": for_json(baseline[k]),
+                **of_image.coverage,
+                **{name: for_json(value) for name, value in distances[k].items()},
             }
             for s, of_sample in enumerate(of_image.samples):
                 at = int(posterior.diverged_at[k, s])
                 scored = {name: for_json(value) for name, value in (of_sample or {}).items()}
                 rows.append(shared | of_all | scored | {"sample": s, "diverged_at": None if at < 0 else at})
         return rows
+
+    def _distances(self, batch: "_Batch", measurements: Measurements) -> tuple[list[dict[str, float]], dict[str, str]]:
+        """To the exact posterior of each image, where there is one, and why not."""
+        every = ", ".join(DISTANCES)
+        reason = missing_truth(batch.problem, self.grid.prior, self.grid.num_samples)
+        if reason is not None:
+            return [{} for _ in batch.images], {every: reason}
+        found: list[dict[str, float]] = []
+        notes: dict[str, str] = {}
+        for k, i in enumerate(batch.images):
+            try:
+                exact = measurements.exact(i)
+            except ValueError as error:
+                notes[every] = f"no exact posterior: {error}"
+                found.append({})
+                continue
+            notes |= exact.notes
+            found.append(distances_to(exact, batch.posterior.samples[k], batch.posterior.diverged[k]))
+        return found, notes
 
     def _remember(self, run: Run, rows: int) -> None:
         """Of this rank; what is measured on another one is remembered there."""
@@ -240,6 +281,15 @@ class _Worker:
         if batch.images[0] < self.save.thumbnails and batch.truth.dim() == 4:
             self._write_thumbnails(run, batch)
         self.store.append(batch.rows)
+
+    def _log(self, run: Run, batch: "_Batch") -> None:
+        """Means over the batch, by the number of rows that this rank has stored."""
+        self.logged += len(batch.rows)
+        means = {score: mean_of([row.get(score) for row in batch.rows]) for score in LOGGED}
+        self.logger.scalars({self._name(run, s): v for s, v in means.items() if v is not None}, self.logged)
+
+    def _name(self, run: Run, what: str) -> str:
+        return f"{self.grid.tasks[run.task].label}/{run.label}/{run.sampler.num_steps}_steps/{what}"
 
     def _write_arrays(self, run: Run, batch: "_Batch") -> None:
         together = aligned(batch.problem, batch.posterior)
@@ -260,18 +310,22 @@ class _Worker:
 
     def _write_thumbnails(self, run: Run, batch: "_Batch") -> None:
         facing = aligned(batch.problem, batch.posterior, batch.truth)
-        pictures = {"truth": batch.truth, "mean": facing.mean, "sample": facing.samples[:, 0]}
-        with torch.no_grad():
-            guess = batch.problem.operator.first_guess(batch.problem.y)
-        if guess is not None:
-            pictures["guess"] = guess
-        folder = self.store.folder / "thumbnails"
+        folder = self.store.folder / THUMBNAILS
         folder.mkdir(exist_ok=True)
-        low, high = self.grid.prior.value_range
-        for what, stack in pictures.items():
-            for i, picture in zip(batch.images, stack, strict=True):
-                if i < self.save.thumbnails and picture.isfinite().all():
-                    write_image(folder / f"{run.id}-{i:06d}-{what}.png", _small((picture - low) / (high - low)))
+        every = pictures(batch.problem, batch.truth, facing, self.grid.prior.value_range)
+        for i, of_image in zip(batch.images, every, strict=True):
+            if i >= self.save.thumbnails:
+                break
+            for what in PICTURES:
+                path = folder / file_name(run.id, i, what)
+                if what not in of_image:
+                    path.unlink(missing_ok=True)  # of an image that was another one earlier
+                elif what in MAPS:
+                    save_map(of_image[what], path)
+                else:
+                    write_image(path, of_image[what])
+            if "mean" in of_image:
+                self.logger.image(self._name(run, f"mean_{i}"), of_image["mean"].clamp(0, 1), self.logged)
 
 
 @dataclass
@@ -284,15 +338,6 @@ class _Batch:
     truth: Tensor
     names: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _small(image: Tensor) -> Tensor:
-    """(C, H, W) with its longer side at most that of a thumbnail."""
-    scale = THUMBNAIL / max(image.shape[-2:])
-    if scale >= 1:
-        return image
-    size = [max(1, round(n * scale)) for n in image.shape[-2:]]
-    return torch.nn.functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 class _GridBar:
@@ -309,9 +354,9 @@ class _GridBar:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def begin(self, what: str, run: Run, num_samples: int) -> None:
+    def begin(self, what: str, run: Run, runs_each: int) -> None:
         self.bar.set_description(what, refresh=False)
-        self.per_step, self.per_image = run.cost / run.sampler.num_steps, run.cost * num_samples
+        self.per_step, self.per_image = run.cost / run.sampler.num_steps, run.cost * runs_each
 
     def step(self, event: Event) -> None:
         self._to(self.now + self.per_step * len(event.image))

@@ -14,6 +14,8 @@ from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
 SCORES = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "baseline_psnr")
+# Credible intervals of every pixel: how many of them hold the truth, by the level they are meant to have.
+COVERAGES = {"coverage_10": 0.1, "coverage_25": 0.25, "coverage_50": 0.5, "coverage_75": 0.75, "coverage_90": 0.9}
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class ImageScores:
                psnr_raw
     psnr_mean  of the posterior mean
     diversity  root mean square over the pixels of the posterior standard deviation, image units
+    coverage   by the names of `COVERAGES`; empty without the truth, or for fewer than two samples
     """
 
     samples: list[dict[str, float] | None]
     psnr_mean: float | None
     diversity: float | None
+    coverage: dict[str, float]
 
     def kept(self, score: str) -> list[float]:
         """This score of the samples that did not diverge and have it."""
@@ -39,11 +43,12 @@ def score_images(
     problem: InverseProblem, posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[ImageScores]:
     """Score every image and every sample of it; see `evaluate` for what the scores are."""
-    operator, moves = problem.operator, has_ambiguities(problem.operator)
+    operator, moves = problem.operator, problem.operator.ambiguous
     misfit, diverged = _misfits(problem, posterior), posterior.diverged
     together = aligned(problem, posterior)
     std = together.std
     mean, samples = together.mean, posterior.samples
+    facing = together if truth is None else aligned(problem, posterior, truth)
     with_lpips = truth is not None and metrics.lpips_unavailable(problem.image_shape) is None
     if truth is not None:
         with torch.no_grad():
@@ -65,9 +70,31 @@ def score_images(
             samples=[None if diverged[i, s] else score(i, s) for s in range(diverged.shape[1])],
             psnr_mean=None if truth is None else for_json(metrics.psnr(mean[i], truth[i], value_range)),
             diversity=for_json(float(std[i].square().mean().sqrt())),
+            coverage={} if truth is None else coverage(facing.samples[i][~diverged[i]], truth[i]),
         )
         for i in range(len(diverged))
     ]
+
+
+def coverage(samples: Tensor, truth: Tensor) -> dict[str, float]:
+    """Share of the truth (C, H, W) in the central credible intervals of its pixels, by the names of `COVERAGES`.
+
+    Truth and exact samples are exchangeable: among L samples (L, C, H, W) each of the L + 1 ranks of the truth is as
+    likely. So rank r, spread evenly over [r / (L + 1), (r + 1) / (L + 1)], is uniform over [0, 1] if the samples are
+    right, and the middle part of that holds the truth as often as its level says, however few samples there are
+    (`invdiff.calibration` has the test). A truth that equals some samples is spread over all their ranks. Empty for
+    fewer than two samples, of which one could not be wrong.
+    """
+    count = len(samples)
+    if count < 2:
+        return {}
+    low = (samples < truth).sum(0).double() / (count + 1)
+    high = ((samples <= truth).sum(0).double() + 1) / (count + 1)
+    found = {}
+    for name, level in COVERAGES.items():
+        inside = (high.clamp(max=(1 + level) / 2) - low.clamp(min=(1 - level) / 2)).clamp(min=0)
+        found[name] = float((inside / (high - low)).mean())
+    return found
 
 
 def baseline_psnr(
@@ -111,7 +138,7 @@ def evaluate(
     """
     scores = [
         *SCORES,
-        *(["psnr_raw"] if has_ambiguities(problem.operator) else []),
+        *(["psnr_raw"] if problem.operator.ambiguous else []),
         *(["psnr_best_oracle", "psnr_best_misfit"] if best_of else []),
     ]
     notes = missing_scores(problem, truth, scores)
@@ -148,11 +175,6 @@ def evaluate(
     }
 
 
-def has_ambiguities(operator: Operator) -> bool:
-    """Whether there are images that this operator cannot tell apart by construction: a turn, a shift, a sign."""
-    return type(operator).align is not Operator.align
-
-
 def aligned(problem: InverseProblem, posterior: Posterior, truth: Tensor | None = None) -> Posterior:
     """Samples that can be averaged: each moved onto the sample of its image that fits y best, by `Operator.align`.
 
@@ -160,7 +182,7 @@ def aligned(problem: InverseProblem, posterior: Posterior, truth: Tensor | None 
     their mean faces it; for pictures beside the truth, never for what is saved. Without ambiguities nothing moves.
     """
     operator = problem.operator
-    if not has_ambiguities(operator):
+    if not operator.ambiguous:
         return posterior
     with torch.no_grad():
         best = _misfits(problem, posterior).where(~posterior.diverged, torch.inf).argmin(1)
@@ -193,7 +215,7 @@ def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequen
             notes["lpips"] = lpips_reason
         if min(problem.image_shape[-2:]) < metrics.SSIM_WINDOW:
             notes["ssim"] = f"SSIM looks through a window of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels"
-    if has_ambiguities(problem.operator):
+    if problem.operator.ambiguous:
         notes["alignment"] = (
             f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples moved onto "
             "the one that fits best"

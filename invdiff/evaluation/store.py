@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from invdiff.evaluation.scores import COVERAGES
+from invdiff.evaluation.truth import DISTANCES, FLOORS
 from invdiff.io import BadInput
 from invdiff.io.atomic import PARTIAL, write_atomically
 
@@ -45,6 +47,8 @@ SCHEMA = pa.schema(
         ("psnr_mean", pa.float64()),
         ("diversity", pa.float64()),
         ("baseline_psnr", pa.float64()),
+        *((name, pa.float64()) for name in COVERAGES),  # share of the pixels whose credible interval holds the truth
+        *((name, pa.float64()) for name in (*DISTANCES, *FLOORS)),  # of all its samples, to the exact posterior
         # costs of the sample: those of its batch, shared out evenly
         ("forwards", pa.float64()),
         ("vjps", pa.float64()),
@@ -81,8 +85,10 @@ class Store:
     def __post_init__(self) -> None:
         self.dataset, self.records = self.folder / DATASET, self.folder / RECORDS
 
-    def open(self) -> None:
+    def open(self, *, alone: bool = True) -> None:
         """Make the folders, remove what a kill left half written, and look at every file that is there.
+
+        alone  nobody else writes here; otherwise what is half written may be somebody's, and stays
 
         A damaged file is moved to `damaged/`: its rows count as never computed. What is not ours stays where it is.
         Raises BadInput where a file stands in the way of a folder, OSError where nothing can be written.
@@ -91,7 +97,7 @@ class Store:
             if folder.exists() and not folder.is_dir():
                 raise BadInput(f"{folder} is a file, and not the folder of a benchmark; give another output=")
             folder.mkdir(parents=True, exist_ok=True)
-            for partial in folder.glob(f".*{PARTIAL}"):
+            for partial in folder.glob(f".*{PARTIAL}") if alone else ():
                 partial.unlink()
         for path in sorted(self.dataset.iterdir()):
             self._look_at(path)

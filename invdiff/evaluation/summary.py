@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from invdiff.evaluation.grid import OF_THE_SAMPLER
+from invdiff.evaluation.scores import COVERAGES
 from invdiff.evaluation.store import Store
+from invdiff.evaluation.truth import DISTANCES, FLOORS
 
 # Scores of a sample, averaged over the samples of each image first; and scores of an image.
 OF_SAMPLES = ("psnr", "ssim", "lpips", "misfit", "psnr_raw")
-OF_IMAGES = ("psnr_mean", "diversity", "baseline_psnr")
+OF_IMAGES = ("psnr_mean", "diversity", "baseline_psnr", *COVERAGES, *DISTANCES, *FLOORS)
 COSTS = ("forwards", "vjps", "operator_calls", "seconds")
+ORIGIN = ("invdiff", "torch", "git_revision", "device")
+
+
+# By the fingerprint of the run, then by image: a row for each sample.
+Rows = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -91,12 +98,13 @@ class Comparison:
         return {score: why for standing in self.standings for score, why in standing.notes.items()}
 
 
-def summarise(store: Store, failures: Mapping[str, str] | None = None) -> list[Comparison]:
+def summarise(store: Store, failures: Mapping[str, str] | None = None, *, rows: Rows | None = None) -> list[Comparison]:
     """Everything in a store, a task after another; the samplers' own settings first, then budget by budget.
 
     failures  why runs ended before their end, by fingerprint
+    rows      of the store, where somebody has read them already (`rows_by_image`)
     """
-    records, rows = store.all_records(), _rows_by_image(store)
+    records, rows = store.all_records(), rows_by_image(store) if rows is None else rows
     failures = failures or {}
     tasks: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
@@ -129,9 +137,9 @@ def summarise(store: Store, failures: Mapping[str, str] | None = None) -> list[C
     return comparisons
 
 
-def _rows_by_image(store: Store) -> dict[str, dict[int, list[dict[str, Any]]]]:
+def rows_by_image(store: Store) -> Rows:
     """Rows of each run and image; of an image that was another one earlier, the latest."""
-    columns = ("created", "diverged_at", "notes", "vjp_weight", *OF_SAMPLES, *OF_IMAGES, *COSTS)
+    columns = ("created", "name", *ORIGIN, "diverged_at", "notes", "vjp_weight", *OF_SAMPLES, *OF_IMAGES, *COSTS)
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in sorted(store.table(columns).to_pylist(), key=lambda row: row["created"]):
         images = found.setdefault(row["run"], {})
@@ -187,22 +195,29 @@ def _ranked(standings: Sequence[Standing]) -> list[Standing]:
     def score(s: Standing) -> float:
         return s.scores["psnr"].mean if "psnr" in s.scores else -math.inf
 
-    def undominated(s: Standing, price: str) -> bool:
-        mine = getattr(s, price)
-        if mine is None or score(s) == -math.inf:
-            return False
-        others = [(getattr(o, price), score(o)) for o in standings if o is not s and getattr(o, price) is not None]
-        return not any(
-            paid <= mine and psnr >= score(s) and (paid, psnr) != (mine, score(s))
-            for paid, psnr in others
-            if psnr > -math.inf
-        )
-
+    scores = [score(s) for s in standings]
+    for_cost = undominated([s.cost for s in standings], scores)
+    for_seconds = undominated([s.seconds for s in standings], scores)
     marked = [
-        replace(s, label=name, best_for_cost=undominated(s, "cost"), best_for_seconds=undominated(s, "seconds"))
-        for s, name in zip(standings, names, strict=True)
+        replace(s, label=names[k], best_for_cost=for_cost[k], best_for_seconds=for_seconds[k])
+        for k, s in enumerate(standings)
     ]
     return sorted(marked, key=lambda s: (-score(s), s.label))
+
+
+def undominated(prices: Sequence[float | None], scores: Sequence[float]) -> list[bool]:
+    """The Pareto front: of each, that no other has as good a score for as little, one of them better.
+
+    What has no price, or -inf for a score, is not on it, and beats nobody.
+    """
+    known = [(p, s) for p, s in zip(prices, scores, strict=True) if p is not None and s > -math.inf]
+
+    def on_it(price: float | None, score: float) -> bool:
+        if price is None or score == -math.inf:
+            return False
+        return not any(p <= price and s >= score and (p, s) != (price, score) for p, s in known)
+
+    return [on_it(p, s) for p, s in zip(prices, scores, strict=True)]
 
 
 def _labels(standings: Sequence[Standing]) -> list[str]:

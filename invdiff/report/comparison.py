@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.evaluation.pictures import is_picture, plane
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
@@ -243,27 +244,15 @@ def _map(values: Tensor, scales: _Scales) -> Draw:
 
 def _measurement(y: Tensor, line: str, scales: _Scales) -> Panel:
     """A measurement (...) as a picture where it is one, else as a plane in grey; complex numbers by their magnitude."""
-    if not y.is_complex() and y.dim() == 3 and y.shape[0] in (1, 3) and _in_range(y, scales):
+    if is_picture(y, (scales.low, scales.high)):
         return Panel("Measurement", line and f"first guess: {line}", _picture(y, scales))
-    plane = (y.abs() if y.is_complex() else y).double().nan_to_num()
-    plane = plane.reshape(-1, *plane.shape[-2:] if y.dim() > 1 else (1, len(y)))
-    # Leading axes (coils, masks) are averaged: a stack of them would be too thin to see.
-    plane = plane[0] if len(plane) == 1 else _rms(plane)
+    values = plane(y)
     shape = "x".join(map(str, y.shape))
-    if y.is_complex():
-        plane = (plane / plane.max().clamp(min=1e-12)).clamp(min=1e-4).log10()
 
     def draw(axis: "Axes") -> None:
-        axis.imshow(plane.numpy(), cmap="gray", aspect="auto")
+        axis.imshow(values.numpy(), cmap="gray", aspect="auto")
 
     return Panel("Measurement", f"{shape}, log magnitude" if y.is_complex() else shape, draw)
-
-
-def _in_range(y: Tensor, scales: _Scales) -> bool:
-    """Whether a measurement is in the unit of pictures, up to its noise; line integrals, for one, are not."""
-    values = y[y.isfinite()].double()
-    width = scales.high - scales.low
-    return values.numel() == 0 or float((values - scales.low).abs().mean()) < width
 
 
 def _words(text: str) -> Draw:

@@ -15,27 +15,46 @@ SCORES = (
     ("LPIPS", "lpips", 3),
     ("misfit", "misfit", 2),
     ("diversity", "diversity", 3),
+    ("in 90% intervals", "coverage_90", 2),
     ("PSNR not aligned", "psnr_raw", 2),
+)
+# To the exact posterior, each beside its floor.
+DISTANCES = (
+    ("sliced W / floor", "sliced_wasserstein", 3),
+    ("mean off / floor", "mean_error", 2),
+    ("std off / floor", "std_error", 2),
+    ("covariance off / floor", "covariance_error", 2),
+    ("modes off / floor", "mode_error", 2),
 )
 
 LEGEND = """\
 Means over images, ± their standard error; samples of one image are averaged first. PSNR in dB, of a sample and of the
 posterior mean; misfit: 1 fits to the noise; diversity: root mean square of the samples' standard deviation, in image
-units. Costs are of one image with all its samples: calls and VJPs of the network, cost in network calls with a VJP
+units; in 90% intervals: share of the pixels whose central 90% credible interval holds the truth, which should be 0.90.
+Costs are of one image with all its samples: calls and VJPs of the network, cost in network calls with a VJP
 counting as many of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better
 PSNR for less."""
+
+OF_DISTANCES = """\
+Distances are of all samples of an image to exact draws of its posterior, and the floor is the distance of as many exact
+draws: a sampler at its floor cannot be told from the truth. Sliced W: sliced Wasserstein distance W1, in image units;
+mean, std and covariance off: relative to the spread, the standard deviations and the covariance of the posterior; modes
+off: total variation between the shares of the mixture's components and what they should be."""
 
 
 def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
     """The page; `failures` is the number of runs that stopped early."""
     lines = ["# Leaderboard", "", *LEGEND.splitlines(), ""]
+    standings = [s for comparison in comparisons for s in comparison.standings]
+    if any(score in s.scores for s in standings for _, score, _ in DISTANCES):
+        lines += [*OF_DISTANCES.splitlines(), ""]
     if failures:
         lines += [f"{failures} run(s) stopped early; the same command tries them again.", ""]
     shown, said = None, set()
     for comparison in comparisons:
         if comparison.task != shown:
             shown = comparison.task
-            lines += [f"## {comparison.operator}", "", _described(comparison), ""]
+            lines += [f"## {comparison.operator}", "", described(comparison), ""]
         if comparison.budget is not None:
             lines += [f"### At {comparison.budget} a sample", ""]
             lines += ["Steps were fitted to the budget, every other setting is the sampler's own.", ""]
@@ -55,6 +74,9 @@ def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callabl
     for heading, score, digits in SCORES:
         if any(score in s.scores for s in comparison.standings):
             found[heading] = partial(_score, score=score, digits=digits, error=errors)
+    for heading, score, digits in DISTANCES:
+        if any(score in s.scores for s in comparison.standings):
+            found[heading] = partial(_beside_floor, score=score, digits=digits, error=errors)
     if any(s.diverged for s in comparison.standings):
         found["diverged"] = lambda s: f"{s.diverged} of {s.samples}"
     if len({s.images for s in comparison.standings if s.images}) > 1:
@@ -80,6 +102,11 @@ def _score(standing: Standing, *, score: str, digits: int, error: bool) -> str:
     return estimate(standing.scores.get(score), digits, error=error)
 
 
+def _beside_floor(standing: Standing, *, score: str, digits: int, error: bool) -> str:
+    floor = estimate(standing.scores.get(f"{score}_floor"), digits, error=False)
+    return f"{_score(standing, score=score, digits=digits, error=error)} / {floor}" if floor else ""
+
+
 def _marked(words: str, mark: bool) -> str:
     return f"**{words}**" if mark else words
 
@@ -103,7 +130,7 @@ def _escaped(words: str) -> str:
     return words.replace("|", "\\|")
 
 
-def _described(comparison: Comparison) -> str:
+def described(comparison: Comparison) -> str:
     """The operator with its settings, noise, prior and how much of it all, in one line."""
     settings = comparison.settings
     prior = settings["prior"].get("name") or words(settings["prior"])

@@ -12,8 +12,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from invdiff.driver import Compute, Event
+from invdiff.driver import Callback, Compute, Event
 from invdiff.particles import Cloud, Weights, each_particle, take
+from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers.base import Sampler, Step
@@ -90,17 +91,36 @@ class ParticleSampler(Sampler):
         Arguments and errors are those of `sample`, with `chains` for `num_samples`. Rows are in the order of images,
         the chains of an image side by side.
         """
+        _, cloud = self.sample_and_cloud(
+            problem, prior, seed=seed, chains=chains, first_image=first_image, compute=compute
+        )
+        return cloud
+
+    def sample_and_cloud(
+        self,
+        problem: InverseProblem,
+        prior: Prior,
+        *,
+        seed: int = 0,
+        chains: int = 1,
+        first_image: int = 0,
+        compute: Compute | None = None,
+        callback: Callback | None = None,
+    ) -> tuple[Posterior, Cloud]:
+        """What `sample` gives, its costs in it, and the clouds that it was drawn from."""
         parts: dict[int, Cloud] = {}
 
         def keep(event: Event) -> None:
+            if callback is not None:
+                callback(event)
             assert isinstance(event.step, ParticleStep)
             # By its first row: a chunk that did not fit begins anew, and so overwrites what it has left.
             parts[int(event.image[0]) * chains + int(event.sample[0])] = event.step.cloud
 
-        self.sample(
+        posterior = self.sample(
             problem, prior, num_samples=chains, seed=seed, first_image=first_image, compute=compute, callback=keep
         )
-        return Cloud.cat([parts[start].to("cpu") for start in sorted(parts)])
+        return posterior, Cloud.cat([parts[start].to("cpu") for start in sorted(parts)])
 
     def denoise(self, prior: Prior, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Clean estimates of all particles, (R, N, C, H, W); the noise level is a float or one per chain, (R,)."""

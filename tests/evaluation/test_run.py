@@ -19,6 +19,7 @@ from torch import Tensor
 
 from invdiff.evaluation.budget import Budget
 from invdiff.evaluation.grid import Entry, Grid, Task
+from invdiff.evaluation.pictures import PICTURES, read_map
 from invdiff.evaluation.run import Save
 from invdiff.evaluation.store import MEASURED, Store
 from invdiff.operators import Denoising, GaussianNoise, Operator
@@ -349,7 +350,19 @@ def test_reconstructions(grid: Grid, run: Run, tmp_path: Path) -> None:
             np.testing.assert_array_equal(file["x"], grid.images.truth[file["images"]])
     assert names == grid.images.names
     pictures = {p.name.split("-", 1)[1] for p in (tmp_path / "thumbnails").iterdir()}
-    assert pictures == {f"00000{i}-{w}.png" for i in (0, 1) for w in ("truth", "guess", "mean", "sample")}
+    assert pictures == {f"00000{i}-{w}.png" for i in (0, 1) for w in PICTURES}
+
+
+def test_maps_of_a_picture_have_one_scale(grid: Grid, run: Run, tmp_path: Path) -> None:
+    """Standard deviation and error as they are, in units of the value range."""
+    grid = replace(grid, entries=grid.entries[1:], tasks=grid.tasks[1:])
+    run(grid, tmp_path, save=Save(True, thumbnails=1))
+    (shard, *_) = sorted((tmp_path / "reconstructions").glob("*.npz"))
+    with np.load(shard, allow_pickle=False) as file:
+        std, error = file["std"][0], np.abs(file["mean"][0] - file["x"][0])
+    for what, values in (("std", std), ("error", error)):
+        (path,) = (tmp_path / "thumbnails").glob(f"*-000000-{what}.png")
+        np.testing.assert_allclose(read_map(path), values[0].clip(0, 1), atol=1e-5)
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""As many posterior draws of an image as are wanted: of independent runs, or one cloud."""
+
+from dataclasses import replace
+
+import torch
+
+from invdiff.driver import Callback, Compute
+from invdiff.particles import systematic, take
+from invdiff.posterior import Posterior
+from invdiff.priors import Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import ParticleSampler, Sampler
+
+
+def draws(
+    sampler: Sampler,
+    problem: InverseProblem,
+    prior: Prior,
+    count: int,
+    *,
+    clouds: bool,
+    seed: int = 0,
+    first_image: int = 0,
+    compute: Compute | None = None,
+    callback: Callback | None = None,
+) -> Posterior:
+    """`count` draws of every image: of independent runs, or with `clouds`, of a particle filter, those of one cloud.
+
+    A cloud has `count` particles, resampled to equal weights at the end (systematically: each comes as often as its
+    weight says, rounded up or down). They have ancestors in common and are no independent draws. A cloud that is lost
+    has diverged as a whole.
+    """
+    if not (clouds and isinstance(sampler, ParticleSampler)):
+        return sampler.sample(
+            problem,
+            prior,
+            num_samples=count,
+            seed=seed,
+            first_image=first_image,
+            compute=compute,
+            callback=callback,
+        )
+    found, cloud = replace(sampler, ensemble=count).sample_and_cloud(
+        problem, prior, seed=seed, first_image=first_image, compute=compute, callback=callback
+    )
+    middle = torch.full((len(cloud.weights),), 0.5, dtype=torch.float64)
+    samples = take(cloud.particles, systematic(cloud.weights, middle))
+    return Posterior(samples, found.diverged_at.expand(-1, count).contiguous(), found.cost)
