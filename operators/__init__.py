@@ -30,6 +30,7 @@ from .poisson_gaussian_noise import PoissonGaussianNoise
 from .quantisation import Quantisation
 from .quantisation_noise import QuantisationNoise
 from .radial_mri import RadialMRI
+from .random_projection import RandomProjection
 from .separable import SeparableOperator
 from .space_varying_blur import SpaceVaryingBlur
 from .speckle_noise import SpeckleNoise
@@ -77,6 +78,7 @@ __all__ = [
     "Quantisation",
     "QuantisationNoise",
     "RadialMRI",
+    "RandomProjection",
     "SeparableOperator",
     "SpaceVaryingBlur",
     "SpeckleNoise",

@@ -15,6 +15,9 @@ Departures  the start is drawn from noise and potential together, not reweighted
             stays: a level moves to the largest t_i that is nearest to it. Where many singular values share a level,
             those a little smaller are free a little early; a mask has one, and is met exactly. No weight by the
             likelihood at the end, which one version of the authors' code has: it would count y twice.
+Measured    on two modes in the plane, 100 levels: at 4096 particles the mean is off by 0.005 +- 0.009 of the spread of
+            the posterior, so that no bias of the steps is seen there. Resampled at every step (published) single clouds
+            scatter by 0.044, with `resample_below=0.5` by 0.056 to 0.069, over 24 clouds each.
 """
 
 import math
