@@ -12,32 +12,38 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invdiff.cli.app import command, report
-from invdiff.cli.entries import chosen, load, overrule
-from invdiff.cli.inputs import check_device, true_images
+from invdiff.cli.app import command, job_number, report, typed
+from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
+from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds, check_node
 from invdiff.driver import Compute
 from invdiff.evaluation.budget import Budget
 from invdiff.evaluation.fingerprint import Settings, fingerprint, of_image, of_module, with_contents
 from invdiff.evaluation.grid import Entry, Grid, Images, Task
-from invdiff.evaluation.lock import only_run
+from invdiff.evaluation.lock import Lock, job_of_sweep, only_run
 from invdiff.evaluation.ranks import joined
+from invdiff.evaluation.recipe import Named, Recipe
 from invdiff.evaluation.run import run_benchmark
 from invdiff.evaluation.store import Store
-from invdiff.evaluation.summary import Comparison, summarise
+from invdiff.evaluation.summary import Comparison, rows_by_image, summarise
 from invdiff.examples import drawn_from_prior
 from invdiff.io import BadInput
 from invdiff.io.atomic import write_atomically
+from invdiff.loggers import Logger, check_loggers, loggers
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.report.leaderboard import columns, markdown
+from invdiff.report.page import page
 from invdiff.samplers import Auto, Sampler
 
 # What a terminal has room for; the file has all of them.
-SHOWN = ("PSNR", "PSNR of mean", "SSIM", "misfit", "diverged", "steps", "cost", "seconds")
+SHOWN = (
+    *("PSNR", "PSNR of mean", "SSIM", "misfit", "sliced W / floor", "modes off / floor"),
+    *("diverged", "steps", "cost", "seconds"),
+)
 
 
-@command("benchmark", values=("data",))
+@command("benchmark", values=("data",), one_folder=True)
 def main(config: DictConfig, output: Path) -> None:
     """Compute what is missing under `output` and write its leaderboard; see `configs/benchmark.yaml`."""
     with joined() as ranks:
@@ -47,9 +53,15 @@ def main(config: DictConfig, output: Path) -> None:
         check_device(compute)
         grid = make_grid(config)
         output.mkdir(parents=True, exist_ok=True)
-        with only_run(output, report) if ranks.first else nullcontext():
+        job = job_number()
+        held = only_run if job is None else job_of_sweep
+        with (
+            held(output, report) if ranks.first else nullcontext() as lock,
+            loggers(config.log if ranks.first else [], output, config) as logger,
+        ):
             if ranks.first:
-                OmegaConf.save(config, output / "config.yaml", resolve=True)
+                name = "config.yaml" if job is None else f"config_{job}.yaml"
+                OmegaConf.save(config, output / name, resolve=True)
             try:
                 outcome = run_benchmark(
                     grid,
@@ -59,25 +71,35 @@ def main(config: DictConfig, output: Path) -> None:
                     vjp_weight=config.budget.vjp_weight,
                     ranks=ranks,
                     say=report,
+                    logger=logger,
+                    lock=lock,
                 )
             except KeyboardInterrupt as stop:
                 if ranks.first:
-                    write_leaderboard(output, {})
+                    write_pages(output, {}, lock)
                 raise KeyboardInterrupt(
                     f"interrupted; all batches that were finished are in {output}, the same command goes on from there"
                 ) from stop
             if ranks.first:
-                comparisons = write_leaderboard(output, outcome.reasons)
-                _print(comparisons, outcome.rows, output)
-                _nothing_at_all(comparisons, outcome.errors)
+                comparisons = write_pages(output, outcome.reasons, lock)
+                _log(comparisons, logger, outcome.rows)
+                _print(comparisons if job is None else [], outcome.rows, output)
+                if job is None:
+                    _nothing_at_all(comparisons, outcome.errors)
         if outcome.errors:
             raise outcome.errors[0] if len(outcome.errors) == 1 else ExceptionGroup("runs failed", outcome.errors)
 
 
-def write_leaderboard(output: Path, failures: Mapping[str, str]) -> list[Comparison]:
-    """`leaderboard.md` of all that is stored under a folder."""
-    comparisons = summarise(Store(output), failures)
-    write_atomically(output / "leaderboard.md", markdown(comparisons, len(failures)).encode())
+def write_pages(output: Path, failures: Mapping[str, str], lock: Lock | None) -> list[Comparison]:
+    """Both pages of all that is stored under a folder; of the jobs of a sweep, the last one alone writes them."""
+    with nullcontext() if lock is None else lock.turn():
+        if lock is not None and not lock.last():
+            return []
+        store = Store(output)
+        rows = rows_by_image(store)
+        comparisons = summarise(store, failures, rows=rows)
+        write_atomically(output / "leaderboard.md", markdown(comparisons, len(failures)).encode())
+        write_atomically(output / "report.html", page(store, comparisons, rows, len(failures)).encode())
     return comparisons
 
 
@@ -99,6 +121,11 @@ def _check_values(config: DictConfig) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BadInput(f"{key} must be a whole number from {least} on, got {value}")
+    check_loggers(config.log)
+    if not isinstance(config.clouds, bool):
+        raise BadInput(f"clouds must be true or false, got {config.clouds}")
+    if not isinstance(config.use_recommended, bool):
+        raise BadInput(f"use_recommended must be true or false, got {config.use_recommended}")
     if not isinstance(config.input, (str, type(None))):
         raise BadInput(f"input must be one file or a folder, got {config.input}")
     if not isinstance(config.budget, DictConfig) or not isinstance(config.budget.own, bool):
@@ -115,20 +142,26 @@ def _positive(value: Any) -> bool:
 
 def make_grid(config: DictConfig) -> Grid:
     """Everything that a configuration names, made; raises BadInput, naming the entry, for what cannot be."""
-    entries = [
-        Entry(label, _made(choice.node, f"samplers.{label}", (Sampler, Auto)))
-        for label, choice in chosen(config.samplers, "samplers", "sampler").items()
-    ]
-    tasks = []
-    for label, choice in chosen(config.operators, "operators", "operator", beside="noise").items():
-        noise = _noise(config.noise, choice.beside, f"operators.{label}.noise")
+    samplers = chosen(config.samplers, "samplers", "sampler")
+    operators = chosen(config.operators, "operators", "operator", beside="noise")
+    nodes = _recommended(config, samplers, operators)
+    entries = []
+    for label, choice in samplers.items():
+        path = f"samplers.{label}"
+        of_its_own = {o: _made(node, path, (Sampler, Auto)) for (s, o), node in nodes.items() if s == label}
+        entries.append(Entry(label, _made(choice.node, path, (Sampler, Auto)), of_its_own))
+    tasks, noises = [], {}
+    for label, choice in operators.items():
+        noise = noises[label] = _noise(config.noise, choice.beside, f"operators.{label}.noise")
         operator = _made(choice.node, f"operators.{label}", (Operator,))
         settings = {"operator": _settings(choice.node), "noise": _settings(noise)}
         tasks.append(Task(label, operator, instantiate(noise), settings))
     budgets = _budgets(config)
     if not budgets and not config.budget.own:
         raise BadInput("budget.own=false leaves nothing to run; give budget.calls= or budget.seconds=")
-    prior: Prior = instantiate(config.prior)
+    if budgets and config.clouds:
+        raise BadInput("a particle of a cloud has no cost of its own that a budget could fit; set clouds=false")
+    prior = make_prior(config)
     prior_settings = _settings(config.prior) | {"fingerprint": of_module(prior)}
     return Grid(
         entries=entries,
@@ -140,7 +173,54 @@ def make_grid(config: DictConfig) -> Grid:
         seed=config.seed,
         budgets=budgets,
         own=config.budget.own,
+        clouds=config.clouds,
+        recipe=_recipe(config, samplers, operators, noises, nodes),
     )
+
+
+def _recommended(
+    config: DictConfig, samplers: Mapping[str, Choice], operators: Mapping[str, Choice]
+) -> dict[tuple[str, str], DictConfig]:
+    """Settings found by measurement, by the labels of sampler and operator, where there are any and they are wanted."""
+    if not config.use_recommended:
+        return {}
+    found = {
+        (s, o): recommended(sampler, operator.name, f"samplers.{s}")
+        for s, sampler in samplers.items()
+        for o, operator in operators.items()
+    }
+    return {pair: node for pair, node in found.items() if node is not None}
+
+
+def _recipe(
+    config: DictConfig,
+    samplers: Mapping[str, Choice],
+    operators: Mapping[str, Choice],
+    noises: Mapping[str, DictConfig],
+    recommended_nodes: Mapping[tuple[str, str], DictConfig],
+) -> Recipe:
+    flags, options = typed("benchmark")
+
+    def named(choices: Mapping[str, Choice], group: str) -> dict[str, Named]:
+        return {
+            label: Named(choice.written, {group: choice.name, **_plain(choice.node)})
+            for label, choice in choices.items()
+        }
+
+    return Recipe(
+        flags=flags,
+        options=options,
+        config=_plain(config),
+        samplers=named(samplers, "sampler"),
+        operators=named(operators, "operator"),
+        noises={label: _plain(noise) for label, noise in noises.items()},
+        on={(s, o): {"sampler": samplers[s].name, **_plain(node)} for (s, o), node in recommended_nodes.items()},
+    )
+
+
+def _plain(node: DictConfig) -> Settings:
+    found: Any = OmegaConf.to_container(node, resolve=True)
+    return found
 
 
 def _made(node: DictConfig, path: str, kinds: tuple[type, ...]) -> Any:
@@ -222,6 +302,15 @@ def _images(config: DictConfig, prior: Prior, prior_settings: Settings) -> Image
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
+def _log(comparisons: Sequence[Comparison], logger: Logger, rows: int) -> None:
+    """The scores of the leaderboard, those of all ranks and of earlier runs in them."""
+    for comparison in comparisons:
+        budget = "own settings" if comparison.budget is None else comparison.budget
+        for standing in comparison.standings:
+            name = f"leaderboard/{comparison.operator}/{budget}/{standing.label}"
+            logger.scalars({f"{name}/{score}": found.mean for score, found in standing.scores.items()}, rows)
+
+
 def _print(comparisons: Sequence[Comparison], rows: int, output: Path) -> None:
     console = Console(highlight=False, markup=False)
     for comparison in comparisons:
@@ -230,7 +319,8 @@ def _print(comparisons: Sequence[Comparison], rows: int, output: Path) -> None:
         for standing in comparison.standings:
             if standing.reason:
                 console.print(f"{standing.label}: {standing.reason}", soft_wrap=True)
-    console.print(f"{rows} rows computed; leaderboard.md and results.parquet are in {output}", soft_wrap=True)
+    told = f"{rows} rows computed; report.html, leaderboard.md and results.parquet are in {output}"
+    console.print(told, soft_wrap=True)
 
 
 def _table(comparison: Comparison, title: str) -> Table:

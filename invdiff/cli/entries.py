@@ -14,10 +14,17 @@ from invdiff.io import BadInput
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration with its settings overruled, and what was said beside them."""
+    """A configuration with its settings overruled.
+
+    beside   what was said beside them
+    written  all that was said, the name of the configuration included where it is not the label
+    name     of the configuration
+    """
 
     node: DictConfig
-    beside: Any = None
+    beside: Any
+    written: dict[str, Any]
+    name: str
 
 
 def chosen(value: Any, key: str, group: str, *, beside: str | None = None) -> dict[str, Choice]:
@@ -35,12 +42,31 @@ def chosen(value: Any, key: str, group: str, *, beside: str | None = None) -> di
     for label, settings in _pairs(value, key, group):
         if label in found:
             raise BadInput(f"{key}: {label} stands there twice; give one a label: {{{label}_2:{{{group}:{label}}}}}")
-        node = load(group, str(settings.pop(group, label)), key)
+        written = dict(settings)
+        name = str(settings.pop(group, label))
+        node = load(group, name, key)
         more = settings.pop(beside, None) if beside else None
         overrule(node, settings, f"{key}.{label}")
-        found[label] = Choice(node, more)
+        found[label] = Choice(node, more, written, name)
     if not found:
         raise BadInput(f"{key} must name at least one; there are {', '.join(available(group))}")
+    return found
+
+
+def recommended(choice: Choice, operator: str, path: str) -> DictConfig | None:
+    """A sampler with the settings of `configs/recommended/` for an operator, what was said overruling them; None where
+    there are none."""
+    name = f"{choice.name}_{operator}"
+    if name not in available("recommended"):
+        return None
+    node = load("sampler", choice.name, path)
+    overrule(node, _plain(compose(overrides=[f"+recommended={name}"]).sampler), path)
+    overrule(node, {key: value for key, value in choice.written.items() if key != "sampler"}, path)
+    return node
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(node, resolve=True)
     return found
 
 

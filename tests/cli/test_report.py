@@ -1,0 +1,94 @@
+"""The report of a benchmark: the command and the configuration beside a row compute that row again."""
+
+import html
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from invdiff.evaluation.store import Store
+from invdiff.samplers import DPS
+
+Run = Callable[..., Any]
+
+
+def scores(folder: str) -> dict[str, list[float]]:
+    """PSNR of every sample, by the fingerprint of the run."""
+    found: dict[str, list[float]] = {}
+    for row in Store(Path(folder)).table(["psnr"]).to_pylist():
+        found.setdefault(row["run"], []).append(row["psnr"])
+    return found
+
+
+def recipes(folder: str) -> dict[str, tuple[list[str], str]]:
+    """Words of the command, and the configuration, by the fingerprint of the run."""
+    text = (Path(folder) / "report.html").read_text()
+    found = {}
+    for run, block in re.findall(r'<details class="again" id="again-(\w+)">(.*?)</details>', text, re.DOTALL):
+        pair = [
+            html.unescape(re.search(rf'<pre class="{kind}">(.*?)</pre>', block, re.DOTALL)[1])  # type: ignore[index]
+            for kind in ("command", "config")
+        ]
+        found[run] = (shlex.split(pair[0])[1:], pair[1])
+    return found
+
+
+def test_every_row_can_be_computed_again(invdiff: Run, tmp_path: Path) -> None:
+    done = invdiff(
+        *("benchmark", "prior=digits", "data=generated", "images=1", "output=out"),
+        "samplers=[{bold:{sampler:daps,schedule:{steps:3}}}]",
+        "operators=[{loud:{operator:inpainting,keep:0.5,noise:{sigma:0.2}}}]",
+        *("budget.own=true", "budget.calls=[5]"),
+    )
+    assert done.code == 0, done.err
+    assert "report.html" in done.out
+    before, ways = scores("out"), recipes("out")
+    assert len(before) == 2
+    assert ways.keys() == before.keys()
+    by_config, by_command = sorted(before)
+    Path("row.yaml").write_text(ways[by_config][1])
+    for run, words in (
+        (by_config, ["benchmark", "--config-dir=.", "--config-name=row"]),
+        (by_command, ways[by_command][0]),
+    ):
+        assert invdiff(*words, f"output=again_{run}").code == 0
+        assert scores(f"again_{run}") == {run: before[run]}
+
+
+def test_a_page_after_a_kill(invdiff: Run) -> None:
+    """What is resumed has its page at the end, though nothing was left to compute."""
+    words = ("benchmark", "prior=digits", "samplers=[{daps:{schedule:{steps:3}}}]", "operators=[denoising]", "images=1")
+    assert invdiff(*words, "output=out").code == 0
+    page = Path("out/report.html")
+    before = page.read_bytes()
+    page.unlink()
+    done = invdiff(*words, "output=out")
+    assert done.out.splitlines()[-1].startswith("0 rows computed")
+    assert page.read_bytes() == before
+
+
+def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> None:
+    """Those of dps on ct have zeta 0.05; what is written stands, and the command of a row asks for the same again."""
+    words = (
+        *("benchmark", "prior=digits", "data=generated", "images=1", "num_samples=1"),
+        "samplers=[{dps:{schedule:{steps:3}}},{mine:{sampler:dps,zeta:0.7,schedule:{steps:3}}}]",
+        "operators=[{ct:{views:4}},denoising]",
+    )
+    zetas = {}
+    for folder, more in (("out", ()), ("plain", ("use_recommended=false",))):
+        assert invdiff(*words, *more, f"output={folder}").code == 0
+        for record in Store(Path(folder)).all_records().values():
+            zetas[folder, record["sampler"], record["operator"]] = record["settings"]["sampler"]["zeta"]
+    default = DPS().zeta
+    assert zetas["out", "dps", "ct"] == 0.05
+    assert zetas["out", "dps", "denoising"] == zetas["plain", "dps", "ct"] == default
+    assert {zeta for (_, label, _), zeta in zetas.items() if label == "mine"} == {0.7}
+
+    recommended = next(
+        run
+        for run, record in Store(Path("out")).all_records().items()
+        if record["sampler"] == "dps" and record["operator"] == "ct"
+    )
+    assert invdiff(*recipes("out")[recommended][0], "output=again").code == 0
+    assert scores("again") == {recommended: scores("out")[recommended]}
