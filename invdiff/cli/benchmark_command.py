@@ -17,6 +17,7 @@ from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds, check_node
 from invdiff.driver import Compute
+from invdiff.evaluation import image_sets
 from invdiff.evaluation.budget import Budget
 from invdiff.evaluation.fingerprint import Settings, fingerprint, of_image, of_module, with_contents
 from invdiff.evaluation.grid import Entry, Grid, Images, Task
@@ -81,7 +82,8 @@ def main(config: DictConfig, output: Path) -> None:
                     f"interrupted; all batches that were finished are in {output}, the same command goes on from there"
                 ) from stop
             if ranks.first:
-                comparisons = write_pages(output, outcome.reasons, lock)
+                sets_on = compute.resolve_device() if config.fid else None
+                comparisons = write_pages(output, outcome.reasons, lock, sets_on=sets_on)
                 _log(comparisons, logger, outcome.rows)
                 _print(comparisons if job is None else [], outcome.rows, output)
                 if job is None:
@@ -90,14 +92,20 @@ def main(config: DictConfig, output: Path) -> None:
             raise outcome.errors[0] if len(outcome.errors) == 1 else ExceptionGroup("runs failed", outcome.errors)
 
 
-def write_pages(output: Path, failures: Mapping[str, str], lock: Lock | None) -> list[Comparison]:
-    """Both pages of all that is stored under a folder; of the jobs of a sweep, the last one alone writes them."""
+def write_pages(
+    output: Path, failures: Mapping[str, str], lock: Lock | None, *, sets_on: torch.device | None = None
+) -> list[Comparison]:
+    """Both pages of all that is stored under a folder; of the jobs of a sweep, the last one alone writes them.
+
+    sets_on  device for FID and KID; None: without them
+    """
     with nullcontext() if lock is None else lock.turn():
         if lock is not None and not lock.last():
             return []
         store = Store(output)
         rows = rows_by_image(store)
-        comparisons = summarise(store, failures, rows=rows)
+        of_sets = None if sets_on is None else image_sets.of_runs(store, rows, device=sets_on)
+        comparisons = summarise(store, failures, rows=rows, of_sets=of_sets)
         write_atomically(output / "leaderboard.md", markdown(comparisons, len(failures)).encode())
         write_atomically(output / "report.html", page(store, comparisons, rows, len(failures)).encode())
     return comparisons
@@ -124,6 +132,10 @@ def _check_values(config: DictConfig) -> None:
     check_loggers(config.log)
     if not isinstance(config.clouds, bool):
         raise BadInput(f"clouds must be true or false, got {config.clouds}")
+    if not isinstance(config.fid, bool):
+        raise BadInput(f"fid must be true or false, got {config.fid}")
+    if config.fid and not config.save.reconstructions:
+        raise BadInput("fid=true is computed from what save.reconstructions=true keeps; give both")
     if not isinstance(config.use_recommended, bool):
         raise BadInput(f"use_recommended must be true or false, got {config.use_recommended}")
     if not isinstance(config.input, (str, type(None))):

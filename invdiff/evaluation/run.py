@@ -303,6 +303,8 @@ class _Worker:
             x=batch.truth.numpy(),
             names=np.array(batch.names),
             images=np.array(batch.images),
+            keys=np.array([self.grid.images.keys[i] for i in batch.images]),
+            value_range=np.array(self.grid.prior.value_range),
         )
         folder = self.store.folder / "reconstructions"
         folder.mkdir(exist_ok=True)

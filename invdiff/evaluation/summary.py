@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from invdiff.evaluation.grid import OF_THE_SAMPLER
+from invdiff.evaluation.image_sets import SetScores
 from invdiff.evaluation.scores import COVERAGES
 from invdiff.evaluation.store import Store
 from invdiff.evaluation.truth import DISTANCES, FLOORS
@@ -98,14 +99,21 @@ class Comparison:
         return {score: why for standing in self.standings for score, why in standing.notes.items()}
 
 
-def summarise(store: Store, failures: Mapping[str, str] | None = None, *, rows: Rows | None = None) -> list[Comparison]:
+def summarise(
+    store: Store,
+    failures: Mapping[str, str] | None = None,
+    *,
+    rows: Rows | None = None,
+    of_sets: Mapping[str, SetScores] | None = None,
+) -> list[Comparison]:
     """Everything in a store, a task after another; the samplers' own settings first, then budget by budget.
 
     failures  why runs ended before their end, by fingerprint
     rows      of the store, where somebody has read them already (`rows_by_image`)
+    of_sets   FID and KID by fingerprint, where they are wanted (`invdiff.evaluation.image_sets.of_runs`)
     """
     records, rows = store.all_records(), rows_by_image(store) if rows is None else rows
-    failures = failures or {}
+    failures, of_sets = failures or {}, of_sets or {}
     tasks: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
         tasks.setdefault(record["task"], []).append(record)
@@ -113,6 +121,9 @@ def summarise(store: Store, failures: Mapping[str, str] | None = None, *, rows: 
     def standing(record: Mapping[str, Any], **more: Any) -> Standing:
         run = record["run"]
         found = _standing(record, rows.get(run, {}), **more)
+        if run in of_sets:
+            scores = {name: Estimate(value, math.nan) for name, value in of_sets[run].scores.items()}
+            found = replace(found, scores={**found.scores, **scores}, notes={**found.notes, **of_sets[run].notes})
         return replace(found, reason=failures[run]) if run in failures else found
 
     comparisons = []

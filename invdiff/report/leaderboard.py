@@ -17,6 +17,8 @@ SCORES = (
     ("diversity", "diversity", 3),
     ("in 90% intervals", "coverage_90", 2),
     ("PSNR not aligned", "psnr_raw", 2),
+    ("FID", "fid", 2),
+    ("KID", "kid", 4),
 )
 # To the exact posterior, each beside its floor.
 DISTANCES = (
@@ -42,12 +44,19 @@ mean, std and covariance off: relative to the spread, the standard deviations an
 off: total variation between the shares of the mixture's components and what they should be."""
 
 
+OF_SETS = """\
+FID and KID: distances of the set of all samples, as they are, to the set of the true images, by features of
+InceptionV3. FID of few images is too large, the more so the fewer they are: compare it at equal numbers alone."""
+
+
 def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
     """The page; `failures` is the number of runs that stopped early."""
     lines = ["# Leaderboard", "", *LEGEND.splitlines(), ""]
     standings = [s for comparison in comparisons for s in comparison.standings]
     if any(score in s.scores for s in standings for _, score, _ in DISTANCES):
         lines += [*OF_DISTANCES.splitlines(), ""]
+    if any("fid" in s.scores for s in standings):
+        lines += [*OF_SETS.splitlines(), ""]
     if failures:
         lines += [f"{failures} run(s) stopped early; the same command tries them again.", ""]
     shown, said = None, set()

@@ -23,7 +23,7 @@ from invdiff.evaluation.recipe import line
 from invdiff.evaluation.store import Store
 from invdiff.evaluation.summary import ORIGIN, Comparison, Rows, Standing
 from invdiff.metrics import mean_of
-from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, columns, described, estimate
+from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, OF_SETS, columns, described, estimate
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
 
 MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
@@ -158,6 +158,8 @@ def page(store: Store, comparisons: Sequence[Comparison], rows: Rows, failures: 
     legend = [LEGEND]
     if any(score in s.scores for s in standings for _, score, _ in DISTANCES):
         legend.append(OF_DISTANCES)
+    if any("fid" in s.scores for s in standings):
+        legend.append(OF_SETS)
     environment = Environment(
         loader=PackageLoader("invdiff.report", "templates"),
         autoescape=True,
