@@ -113,9 +113,12 @@ def effective(weights: Tensor) -> Tensor:
     return 1 / weights.square().sum(-1)
 
 
-def systematic(weights: Tensor, u: Tensor) -> Tensor:
-    """Systematic resampling: particle n comes N w_n times, rounded up or down. (R, N), u (R,) in [0, 1) -> (R, N)."""
-    count = weights.shape[1]
+def systematic(weights: Tensor, u: Tensor, count: int | None = None) -> Tensor:
+    """Systematic resampling: particle n comes K w_n times, rounded up or down. (R, N), u (R,) in [0, 1) -> (R, K).
+
+    count  K; None: as many as there are particles
+    """
+    count = count or weights.shape[1]
     points = (torch.arange(count, dtype=weights.dtype, device=weights.device) + u[:, None]) / count
     return inverse_cdf(weights, points)
 

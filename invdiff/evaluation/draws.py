@@ -19,6 +19,7 @@ def draws(
     count: int,
     *,
     clouds: bool,
+    particles: int | None = None,
     seed: int = 0,
     first_image: int = 0,
     compute: Compute | None = None,
@@ -26,9 +27,9 @@ def draws(
 ) -> Posterior:
     """`count` draws of every image: of independent runs, or with `clouds`, of a particle filter, those of one cloud.
 
-    A cloud has `count` particles, resampled to equal weights at the end (systematically: each comes as often as its
-    weight says, rounded up or down). They have ancestors in common and are no independent draws. A cloud that is lost
-    has diverged as a whole.
+    A cloud has `count` particles, or `particles`, resampled to `count` of equal weights at the end (systematically:
+    each comes as often as its weight says, rounded up or down). They have ancestors in common and are no independent
+    draws. A cloud that is lost has diverged as a whole.
     """
     if not (clouds and isinstance(sampler, ParticleSampler)):
         return sampler.sample(
@@ -40,9 +41,9 @@ def draws(
             compute=compute,
             callback=callback,
         )
-    found, cloud = replace(sampler, ensemble=count).sample_and_cloud(
+    found, cloud = replace(sampler, ensemble=particles or count).sample_and_cloud(
         problem, prior, seed=seed, first_image=first_image, compute=compute, callback=callback
     )
     middle = torch.full((len(cloud.weights),), 0.5, dtype=torch.float64)
-    samples = take(cloud.particles, systematic(cloud.weights, middle))
+    samples = take(cloud.particles, systematic(cloud.weights, middle, count))
     return Posterior(samples, found.diverged_at.expand(-1, count).contiguous(), found.cost)
