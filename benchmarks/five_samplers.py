@@ -159,8 +159,7 @@ no gradients. The `first guess` uses no prior: the pseudo-inverse, filtered back
 LPIPS is left out: the weights of its backbone were not at hand. Settings are the recommended ones, found on other
 slices, where any were.
 
-What fails: `mcg` on blurs, whose projection amplifies noise. `sampler=auto` takes other settings of `daps` on HDR and
-nonlinear blur than `sampler=daps` does, those for phase retrieval, and is worse there: 15.1 and 21.2 dB.
+What fails: `mcg` on blurs, whose projection amplifies noise.
 """
 
 
