@@ -89,6 +89,12 @@ def test_every_bundled_prior_is_in_it(clone: Path, names: set[str]) -> None:
     assert {f"invdiff/priors/weights/{name}" for name in weights} <= names
 
 
+def test_the_templates_of_the_report_are_in_it(clone: Path, names: set[str]) -> None:
+    templates = {f"invdiff/report/templates/{path.name}" for path in (clone / "invdiff/report/templates").iterdir()}
+    assert templates
+    assert templates <= names
+
+
 def test_nothing_else_is_in_it(names: set[str]) -> None:
     assert {re.sub(r"-[0-9][^/]*(?=\.dist-info)", "", name.split("/")[0]) for name in names} == {
         "invdiff",
@@ -99,7 +105,7 @@ def test_nothing_else_is_in_it(names: set[str]) -> None:
     ]
     assert strays == []
     kinds = {Path(name).suffix for name in names if ".dist-info" not in name}
-    assert kinds <= {".py", ".yaml", ".typed", ".safetensors", ".md", ".png"}
+    assert kinds <= {".py", ".yaml", ".typed", ".safetensors", ".md", ".png", ".jinja", ".css", ".js"}
     assert any(re.search(r"dist-info/(licenses/)?LICENSE$", name) for name in names)
 
 
