@@ -35,6 +35,7 @@ def blob(*shape: int, height: int, width: int, seed: int = 0) -> Tensor:
         (2.0, (7, 5), (14, 10)),
         (1.5, (5, 3), (8, 5)),
         (1, (4, 9), (4, 9)),
+        (1, (9, 4), (9, 4)),
     ],
 )
 def test_amplitudes_of_the_papers(oversampling: float, size: tuple[int, int], padded: tuple[int, int]) -> None:
