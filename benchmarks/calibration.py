@@ -39,14 +39,15 @@ SETTINGS = {  # what the page calls them, and how they are made
     "pigdm": "sampler=pigdm",
     "daps": "sampler=daps",
     "daps, exact draws": "sampler=daps sampler.draw_std=null",
-    "dps": "sampler=dps",
-    "mcg": "sampler=mcg",
+    "dps": "sampler=dps sampler.clip=false",
+    "mcg": "sampler=mcg sampler.clip=false",
     "reddiff": "sampler=reddiff",
 }
 LEVELS = (0.5, 0.9)
 ABOUT = """\
-settings as of `sampler=` with `operator=inpainting`. The prior is exact, so that what is wrong
-is the sampler's own. `exact` draws from the posterior in closed form: the check of the check.
+settings as of `sampler=` with `operator=inpainting`, but that `dps` and `mcg` do not clip clean
+estimates to [0, 1]: draws of this prior leave that range. The prior is exact, so that what is wrong is the sampler's
+own. `exact` draws from the posterior in closed form: the check of the check.
 
 Pixels inside: how often the central credible interval of a pixel, 50 % and 90 %, holds the truth, ± its standard error
 over images. Less than the level: over-confident. TARP: how often a ball around a random point that holds 50 % or 90 %

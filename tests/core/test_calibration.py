@@ -14,7 +14,7 @@ from invdiff.calibration import Calibration, calibrate
 from invdiff.cost import Cost
 from invdiff.operators import Denoising, GaussianBlur, GaussianNoise, Inpainting
 from invdiff.priors import GaussianPrior, Prior
-from invdiff.samplers import DPS
+from invdiff.samplers import DPS, REDDiff
 from invdiff.samplers.base import Needs, Sampler, Step
 from invdiff.schedules import VP
 from invdiff.streams import Streams
@@ -273,3 +273,10 @@ def test_dps_is_found_over_confident(run: Callable[..., Calibration]) -> None:
     assert float(found.coverage[17]) + 4 * float(found.coverage_error[17]) < 0.9
     assert summary["ranks"]["mean intensity"]["spread"] > 1.1
     assert summary["ranks"]["log-likelihood"]["mean"] < 0.3
+
+
+def test_red_diff_is_found_over_confident(run: Callable[..., Calibration]) -> None:
+    # It looks for a mode: samples of one image differ by where they started alone.
+    found = run(REDDiff(), images=60)
+    assert found.summary()["p_value"] < 1e-6
+    assert float(found.coverage[17]) + 4 * float(found.coverage_error[17]) < 0.9
