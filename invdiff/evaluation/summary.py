@@ -79,7 +79,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Samplers on one task at one budget, the best PSNR first.
+    """Samplers on one task at one budget, the best first: nearest to the exact posterior, or of the best PSNR.
 
     budget    None: with their own settings
     settings  what they share
@@ -200,8 +200,14 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _ranked(standings: Sequence[Standing]) -> list[Standing]:
-    """The best PSNR first, what has none last; told apart where they share a label, marked where nobody is better."""
+    """The best first, what has no score last; told apart where they share a label, marked where nobody is better.
+
+    The best is the nearest to the exact posterior where all know how far they are, else that of the best PSNR, which
+    the marks go by in any case.
+    """
     names = _labels(standings)
+    told = [s for s in standings if s.images]
+    truth = bool(told) and all("sliced_wasserstein" in s.scores for s in told)
 
     def score(s: Standing) -> float:
         return s.scores["psnr"].mean if "psnr" in s.scores else -math.inf
@@ -213,7 +219,13 @@ def _ranked(standings: Sequence[Standing]) -> list[Standing]:
         replace(s, label=names[k], best_for_cost=for_cost[k], best_for_seconds=for_seconds[k])
         for k, s in enumerate(standings)
     ]
-    return sorted(marked, key=lambda s: (-score(s), s.label))
+
+    def place(s: Standing) -> float:
+        if not truth:
+            return -score(s)
+        return s.scores["sliced_wasserstein"].mean if s.images else math.inf
+
+    return sorted(marked, key=lambda s: (place(s), s.label))
 
 
 def undominated(prices: Sequence[float | None], scores: Sequence[float]) -> list[bool]:

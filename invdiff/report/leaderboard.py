@@ -39,9 +39,9 @@ PSNR for less."""
 
 OF_DISTANCES = """\
 Distances are of all samples of an image to exact draws of its posterior, and the floor is the distance of as many exact
-draws: a sampler at its floor cannot be told from the truth. Sliced W: sliced Wasserstein distance W1, in image units;
-mean, std and covariance off: relative to the spread, the standard deviations and the covariance of the posterior; modes
-off: total variation between the shares of the mixture's components and what they should be."""
+draws: a sampler at its floor cannot be told from the truth. Sliced W: sliced Wasserstein distance W1, in image units,
+the smallest first; mean, std and covariance off: relative to the spread, the standard deviations and the covariance of
+the posterior; modes off: total variation between the shares of the mixture's components and what they should be."""
 
 
 OF_SETS = """\
