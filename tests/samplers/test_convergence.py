@@ -2,7 +2,8 @@
 the root of the number of particles, from 16 to 4096.
 
 afdps and mcgdiff are resampled at every step, as in MCGDiff's paper: where that is put off until half of the particles
-are gone they scatter more at 4096 particles (0.055 to 0.07 of the posterior's spread instead of 0.036 to 0.044).
+are gone they scatter more at 4096 particles (root mean square of 16 chains: 0.055 to 0.07 of the posterior's spread
+instead of 0.036 to 0.044).
 """
 
 import math
@@ -19,8 +20,8 @@ from invdiff.samplers import AFDPS, FKC, MCGDiff, ParticleSampler
 from invdiff.schedules import EDM
 
 SHAPE = (1, 1, 2)
-# Chains behind each error: enough of the small ones to know the slope, of the large ones as many as there is time for.
-CHAINS = {16: 192, 64: 128, 256: 64, 1024: 32, 4096: 16}
+# Chains behind each error: enough to know it to a tenth.
+CHAINS = {16: 192, 64: 128, 256: 96, 1024: 96, 4096: 96}
 LEVELS = EDM(steps=100, sigma_max=40.0, sigma_min=0.02)
 SAMPLERS: dict[str, ParticleSampler] = {
     "afdps": AFDPS(schedule=LEVELS, resample_below=1.0),
@@ -50,12 +51,12 @@ def problem(dense_operator: type) -> InverseProblem:
 
 
 def error(sampler: ParticleSampler, prior: ClosedFormPrior, problem: InverseProblem, count: int) -> float:
-    """Root mean square error of the mean over chains, in units of the posterior's spread."""
+    """How far the mean of a chain is off, on average over chains, in units of the posterior's spread."""
     exact = prior.posterior(problem)
     sampler = replace(sampler, ensemble=count, particles_at_once=10**6)
     cloud = sampler.cloud(problem, prior, chains=CHAINS[count], compute=Compute(device="cpu", progress=False))
     away = (cloud.mean - exact.mean).flatten(1).norm(dim=1) / exact.std.norm()
-    return float(away.square().mean().sqrt())
+    return float(away.mean())
 
 
 @pytest.mark.slow
@@ -65,10 +66,9 @@ def test_the_error_falls_like_one_over_the_root_of_the_number_of_particles(
     name: str, law: str, problem: InverseProblem
 ) -> None:
     errors = [error(SAMPLERS[name], PRIORS[law](), problem, count) for count in CHAINS]
-    # The last one is of 16 chains, which know it to a fifth: it has to be below the others, the slope is theirs.
-    logs = [(math.log(n), math.log(e)) for n, e in zip(CHAINS, errors, strict=True)][:-1]
+    logs = [(math.log(n), math.log(e)) for n, e in zip(CHAINS, errors, strict=True)]
     assert statistics.linear_regression(*zip(*logs, strict=True)).slope <= -0.4, errors
-    assert errors[-1] < min(0.07, *errors[:-1]), errors
+    assert errors[-1] < min(0.06, *errors[:-1]), errors
 
 
 @pytest.mark.parametrize("law", PRIORS)
