@@ -4,6 +4,7 @@ from .adm import ADMPrior
 from .base import Prior
 from .closed_form import ClosedFormPrior
 from .deepinv_prior import DeepinvPrior
+from .diagonal_gaussian import DiagonalGaussianPrior
 from .diffusers_prior import DiffusersPrior
 from .edm import EDMPrior
 from .empirical import EmpiricalPrior
@@ -25,6 +26,7 @@ __all__ = [
     "CallablePrior",
     "ClosedFormPrior",
     "DeepinvPrior",
+    "DiagonalGaussianPrior",
     "DiffusersPrior",
     "EDMPrior",
     "EmpiricalPrior",

@@ -65,6 +65,27 @@ class ClosedFormPrior(Prior):
         sigma^2 times the Jacobian is the covariance of x0 given x_sigma = x.
         """
 
+    def exactly(self, x: Tensor, sigma: float | Tensor, *more: Tensor) -> torch.autocast:
+        """The context in which a question is answered, after a look at it.
+
+        A closed form is no network: under a driver's bf16 it would lose the digits that it is there for.
+
+        Raises ValueError, in one line, where x is not (B, *shape), `more` not like it, or sigma not one level, 0 or
+        more, or one per image. Levels on an accelerator are not read: that would wait for it.
+        """
+        for images in (x, *more):
+            if images.shape[1:] != self.shape or len(images) != len(x):
+                wanted = ", ".join(str(n) for n in ("B" if images is x else len(x), *(self.shape or ())))
+                raise ValueError(f"this prior is asked about images ({wanted}), got {tuple(images.shape)}")
+        if isinstance(sigma, Tensor):
+            if sigma.numel() not in (1, len(x)):
+                raise ValueError(f"{len(x)} image(s) have one sigma, or one each, got sigmas {tuple(sigma.shape)}")
+            if sigma.device.type == "cpu" and not bool((sigma >= 0).all()):
+                raise ValueError(f"sigma must be 0 or more, got a least one of {float(sigma.min()):.3g}")
+        elif not sigma >= 0:
+            raise ValueError(f"sigma must be 0 or more, got {sigma}")
+        return torch.autocast(x.device.type, enabled=False)
+
     @abstractmethod
     def posterior_and_evidence(self, problem: Problem) -> tuple["ClosedFormPrior", Tensor]:
         """`posterior` and `log_evidence` for the price of one of them."""

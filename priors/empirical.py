@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .base import per_row
 from .closed_form import ClosedFormPrior, Problem, check_single, gaussian
+from .mixture import choose
 from .whitening import Rows, log_normaliser, noise_part
 
 # Images measured at a time.
@@ -75,12 +76,22 @@ class EmpiricalPrior(ClosedFormPrior):
         return (self.weights @ away.square()).sqrt().to(self.images.dtype).reshape(self.images.shape[1:])
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with self.exactly(x, sigma):
             r, images = self._responsibilities(x, sigma)
             return (r.to(images) @ images).reshape(x.shape).to(x.dtype)
 
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        with self.exactly(x, sigma):
+            refuse_no_noise(sigma)
+            r, images = self._responsibilities(x, sigma)
+            # In float64 and some images at a time: D - x is a small difference where sigma is small.
+            away = -x.flatten(1).double()
+            for weights, part in zip(r.split(CHUNK, 1), images.split(CHUNK), strict=True):
+                away = away + weights @ part.double()
+            return (away / per_row(sigma, away) ** 2).reshape(x.shape).to(x.dtype)
+
     def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with self.exactly(x, sigma, v):
             r, images = self._responsibilities(x, sigma)
             slopes = v.flatten(1).to(images) @ images.mT
             r = r.to(images)
@@ -91,16 +102,14 @@ class EmpiricalPrior(ClosedFormPrior):
             return (moved @ images).reshape(x.shape).to(x.dtype)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        chosen = torch.multinomial(self.weights.to(generator.device), count, replacement=True, generator=generator)
-        return self.images[chosen.to(self.images.device)]
+        return self.images[choose(self.weights, count, generator)]
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            squares, _ = self._squares(x)
+        with self.exactly(x, sigma):
+            refuse_no_noise(sigma)
+            squares, images = self._squares(x)
             variance = per_row(sigma, squares) ** 2
-            if not bool((variance > 0).all()):
-                raise ValueError("a set of images has no density at sigma = 0; give sigma > 0")
-            volume = 0.5 * x[0].numel() * (2 * math.pi * variance).log().expand(len(x), 1)[:, 0]
+            volume = 0.5 * images.shape[1] * (2 * math.pi * variance).log().expand(len(x), 1)[:, 0]
             return ((self.log_weights - 0.5 * squares / variance).logsumexp(1) - volume).to(x.dtype)
 
     def _responsibilities(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -164,3 +173,9 @@ class EmpiricalPrior(ClosedFormPrior):
         return cls(
             0.5 + 0.02 * torch.randn(24, 1, 16, 16, generator=torch.Generator().manual_seed(0)), value_range=(0, 1)
         )
+
+
+def refuse_no_noise(sigma: float | Tensor) -> None:
+    """Raises ValueError where a level is 0, and with it the density of a set of images is none."""
+    if not bool((torch.as_tensor(sigma) > 0).all()):
+        raise ValueError("a set of images has no density at sigma = 0, and no score; give sigma > 0")

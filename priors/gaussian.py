@@ -1,7 +1,8 @@
 """Gaussian prior: the yardstick. Denoiser, samples and linear-Gaussian posteriors in closed form.
 
 Contract    denoise(x, sigma) = mean + C (C + sigma^2 I)^-1 (x - mean).
-Shapes      dense: the covariance is (n, n) with n = C H W, so small images only; `GaussianFieldPrior` takes large ones.
+Shapes      dense: the covariance is (n, n) with n = C H W, so small images only; `GaussianFieldPrior` and
+            `DiagonalGaussianPrior` take large ones.
 """
 
 import math
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .base import per_row
 from .closed_form import ClosedFormPrior, Problem
+from .mixture import standard_normal
 from .whitening import condition, whiten
 
 
@@ -39,6 +41,7 @@ class GaussianPrior(ClosedFormPrior):
         self.register_buffer("centre", mean)
         self.register_buffer("basis", basis.to(mean.dtype))
         self.register_buffer("eigenvalues", eigenvalues.to(mean.dtype))
+        self.singular = not bool((self.eigenvalues > 0).all())
 
     @property
     def mean(self) -> Tensor:
@@ -53,44 +56,51 @@ class GaussianPrior(ClosedFormPrior):
         return (self.basis.square() @ self.eigenvalues).sqrt().reshape(self.mean.shape)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        # A closed form is no network: under a driver's bf16 it would lose the digits that it is there for.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.mean + self._filter(x - self.mean, self._gain(x, sigma))
+        with self.exactly(x, sigma):
+            away = x - self.mean
+            return (self.mean + self._filter(away, self._gain(away, sigma))).to(x.dtype)
 
     def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self._filter(v, self._gain(x, sigma))
+        with self.exactly(x, sigma, v):
+            wide = v.to(torch.promote_types(v.dtype, self.mean.dtype))
+            return self._filter(wide, self._gain(wide, sigma)).to(v.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         # Not from the denoiser: D - x loses its digits where sigma is small.
-        with torch.autocast(x.device.type, enabled=False):
-            return self._filter(self.mean - x, 1 / (self.eigenvalues + per_row(sigma, x.flatten(1)) ** 2))
+        with self.exactly(x, sigma):
+            away = self.mean - x
+            return self._filter(away, 1 / self._total(away, sigma)).to(x.dtype)
 
-    def _gain(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        variance = per_row(sigma, x.flatten(1)) ** 2
+    def _total(self, like: Tensor, sigma: float | Tensor) -> Tensor:
+        """Eigenvalues of the covariance of x_sigma. Raises ValueError where one is 0."""
+        total = self.eigenvalues + per_row(sigma, like.flatten(1)) ** 2
+        if self.singular and not bool((total > 0).all()):
+            raise ValueError("a Gaussian with a singular covariance has no density at sigma = 0; give sigma > 0")
+        return total
+
+    def _gain(self, like: Tensor, sigma: float | Tensor) -> Tensor:
+        variance = per_row(sigma, like.flatten(1)) ** 2
         # At sigma = 0 the image is known: the gain is one, also where the prior has no variance.
         return torch.where(
-            variance == 0, 1.0, self.eigenvalues / (self.eigenvalues + variance).clamp(min=torch.finfo(x.dtype).tiny)
+            variance == 0, 1.0, self.eigenvalues / (self.eigenvalues + variance).clamp(min=torch.finfo(like.dtype).tiny)
         )
 
     def _filter(self, x: Tensor, factors: Tensor) -> Tensor:
         """The matrix with these eigenvalues times each image."""
-        return ((x.flatten(1) @ self.basis * factors) @ self.basis.mT).reshape(x.shape)
+        basis = self.basis.to(x.dtype)
+        return ((x.flatten(1) @ basis * factors) @ basis.mT).reshape(x.shape)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Exact draws, (count, C, H, W)."""
-        z = torch.randn(count, self.eigenvalues.numel(), generator=generator, dtype=self.mean.dtype).to(
-            self.mean.device
-        )
+        z = standard_normal(count, self.eigenvalues.numel(), self.mean, generator)
         return self.mean + ((z * self.eigenvalues.sqrt()) @ self.basis.mT).reshape(count, *self.mean.shape)
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            variance = self.eigenvalues + per_row(sigma, x.flatten(1)) ** 2
-            if not bool((variance > 0).all()):
-                raise ValueError("a Gaussian with a singular covariance has no density at sigma = 0; give sigma > 0")
-            z = (x - self.mean).flatten(1) @ self.basis
-            return -0.5 * (z**2 / variance + (2 * math.pi * variance).log()).sum(1)
+        with self.exactly(x, sigma):
+            away = (x - self.mean).flatten(1)
+            total = self._total(away, sigma)
+            z = away @ self.basis.to(away.dtype)
+            return -0.5 * (z**2 / total + (2 * math.pi * total).log()).sum(1).to(x.dtype)
 
     def posterior_and_evidence(self, problem: Problem) -> tuple["GaussianPrior", Tensor]:
         self.check(problem)

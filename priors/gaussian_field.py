@@ -12,16 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from .base import per_row
-from .closed_form import ClosedFormPrior, Problem
-from .gaussian import GaussianPrior
-from .whitening import Rows, condition, log_normaliser, noise_part, whiten
-
-# Pixels above which a dense posterior takes minutes and gigabytes.
-DENSE_LIMIT = 4096
+from .spectral_gaussian import SpectralGaussian
+from .whitening import Rows
 
 
-class GaussianFieldPrior(ClosedFormPrior):
+class GaussianFieldPrior(SpectralGaussian):
     """A stationary Gaussian field on a torus, channels independent.
 
     mean      (C, H, W)
@@ -31,8 +26,7 @@ class GaussianFieldPrior(ClosedFormPrior):
     Raises ValueError, in one line, where these do not fit together.
     """
 
-    centre: Tensor
-    spectrum: Tensor
+    kind = "stationary"
 
     def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
         super().__init__()
@@ -48,13 +42,7 @@ class GaussianFieldPrior(ClosedFormPrior):
         if not torch.allclose(spectrum, _negated(spectrum), rtol=1e-4, atol=1e-7 * float(spectrum.max())):
             raise ValueError("the spectrum of a real field is the same at k and -k, in the order of torch.fft.fft2")
         spectrum = (spectrum + _negated(spectrum)) / 2
-        self.shape, self.channels = tuple(mean.shape), mean.shape[0]
-        self.register_buffer("centre", mean)
-        self.register_buffer("spectrum", spectrum.expand(mean.shape).to(mean.dtype).clone())
-        spread = 10 * max(float(self.std.max()), 1e-12)
-        self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
-        # Exact at every level; these are the ones at which there is something to see.
-        self.sigma_range = (1e-4 * spread, 10 * max(float(spectrum.max()), 1e-12) ** 0.5)
+        self._set(mean, spectrum)
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "GaussianFieldPrior":
@@ -110,110 +98,31 @@ class GaussianFieldPrior(ClosedFormPrior):
         return cls(torch.full(shape, float(mean)), std**2 * spectrum / spectrum.mean())
 
     @property
-    def mean(self) -> Tensor:
-        return self.centre
-
-    @property
     def std(self) -> Tensor:
         return self.spectrum.mean((1, 2), keepdim=True).sqrt().expand(self.centre.shape)
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.centre + _filter(x - self.centre, self._gain(x, sigma))
+    def _filter(self, x: Tensor, factors: Tensor) -> Tensor:
+        # Factors are the same at k and -k. MKL refuses an empty batch.
+        return torch.fft.ifft2(factors * torch.fft.fft2(x)).real if x.numel() else factors * x
 
-    def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return _filter(v, self._gain(x, sigma))
+    def _squares(self, x: Tensor) -> Tensor:
+        z = torch.fft.fft2(x, norm="ortho") if x.numel() else x.to(torch.complex64)
+        return z.real.square() + z.imag.square()
 
-    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        # Not from the denoiser: D - x loses its digits where sigma is small.
-        with torch.autocast(x.device.type, enabled=False):
-            return _filter(self.centre - x, 1 / (self.spectrum + per_row(sigma, x) ** 2))
+    def _response(self, rows: Rows) -> Tensor:
+        channels = self.centre.shape[0]
+        identity = torch.zeros(channels, *self.centre.shape, dtype=torch.float64, device=rows.device)
+        each = torch.arange(channels)
+        identity[each, each, 0, 0] = 1
+        answers = rows.adjoint(rows.forward(identity.flatten(1))).reshape(identity.shape)
+        return torch.fft.fft2(answers[each, each]).real
 
-    def _gain(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        variance = per_row(sigma, x) ** 2
-        # At sigma = 0 the image is known: the gain is one, also where the field has no variance.
-        return torch.where(
-            variance == 0, 1.0, self.spectrum / (self.spectrum + variance).clamp(min=torch.finfo(x.dtype).tiny)
-        )
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        white = torch.randn(
-            count, *self.centre.shape, generator=generator, dtype=self.centre.dtype, device=generator.device
-        )
-        return self.centre + _filter(white.to(self.centre.device), self.spectrum.sqrt())
-
-    def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            variance = self.spectrum + per_row(sigma, x) ** 2
-            if not bool((variance > 0).all()):
-                raise ValueError("a field with a spectrum of zeros has no density at sigma = 0; give sigma > 0")
-            z = torch.fft.fft2(x - self.centre, norm="ortho")
-            squares = z.real.square() + z.imag.square()
-            return -0.5 * (squares / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
-
-    @torch.no_grad()
-    def posterior_and_evidence(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
-        self.check(problem)
-        device, mean = self.centre.device, self.centre.double()
-        with torch.autocast(device.type, enabled=False):
-            rows, part = Rows(problem, device), noise_part(problem, device)
-            seen = _stationary(rows, mean.shape)
-            if seen is None:
-                return self._dense(problem)
-            precision = seen / part**2
-            residual = (rows.of(problem.y) - rows.forward(mean.flatten()[None])) / part
-            spectrum = self.spectrum.double()
-            data = (rows.adjoint(residual) / part).reshape(1, *mean.shape)
-            shift = _filter(data, spectrum / (1 + spectrum * precision))
-            # |w - B shift|^2 + shift^T C^-1 shift: nothing is subtracted.
-            z = torch.fft.fft2(_filter(data, spectrum.sqrt() / (1 + spectrum * precision)), norm="ortho")
-            rest = residual - rows.forward(shift.flatten(1)) / part
-            quadratic = rest.square().sum() + z.real.square().sum() + z.imag.square().sum()
-            evidence = log_normaliser(rows.count, part) - 0.5 * (quadratic + (spectrum * precision).log1p().sum())
-            narrowed = GaussianFieldPrior(
-                (mean + shift[0]).to(self.centre.dtype), (spectrum / (1 + spectrum * precision)).to(self.centre.dtype)
-            )
-            return narrowed, evidence
-
-    def _dense(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
-        n = self.centre.numel()
-        if n > DENSE_LIMIT:
-            name = type(problem.operator).__name__
-            raise ValueError(
-                f"the posterior after {name} is not stationary and takes a {n} x {n} matrix; more than {DENSE_LIMIT} "
-                "pixels are too many, use smaller images or a LowRankMixturePrior"
-            )
-        matrix, w, constant = whiten(problem, self.centre.device)
-        identity = torch.eye(n, dtype=torch.float64, device=self.centre.device).reshape(n, *self.centre.shape)
-        root = _filter(identity, self.spectrum.double().sqrt()).flatten(1)
-        residual = w - matrix @ self.centre.double().flatten()
-        (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
-        mean = self.centre + shift.to(self.centre.dtype).reshape(self.centre.shape)
-        return GaussianPrior.from_root(mean, narrowed), evidence + constant
+    def _again(self, mean: Tensor, spectrum: Tensor) -> "GaussianFieldPrior":
+        return GaussianFieldPrior(mean, spectrum)
 
     @classmethod
     def example(cls) -> "GaussianFieldPrior":
         return cls.matern((1, 16, 16), length=4.0)
-
-
-def _stationary(rows: Rows, shape: torch.Size) -> Tensor | None:
-    """Eigenvalues of A^T A in Fourier space, (C, H, W), None where it is not diagonal there."""
-    channels, height, width = shape
-    identity = torch.zeros(channels, channels, height, width, dtype=torch.float64, device=rows.device)
-    identity[torch.arange(channels), torch.arange(channels), 0, 0] = 1
-    answers = rows.adjoint(rows.forward(identity.flatten(1))).reshape(identity.shape)
-    values = torch.fft.fft2(answers[torch.arange(channels), torch.arange(channels)])
-    # A generic image finds out: it is the same measure as a proof, but for a null set of images.
-    probe = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(rows.device)
-    wanted = rows.adjoint(rows.forward(probe.flatten(1))).reshape(probe.shape)
-    error = (_filter(probe, values.real) - wanted).norm()
-    return values.real.clamp(min=0) if bool(error <= 1e-10 * wanted.norm()) else None
-
-
-def _filter(x: Tensor, factors: Tensor) -> Tensor:
-    """Images (B, C, H, W) with each Fourier coefficient multiplied by a real factor that is the same at k and -k."""
-    return torch.fft.ifft2(factors * torch.fft.fft2(x)).real
 
 
 def _negated(spectrum: Tensor) -> Tensor:

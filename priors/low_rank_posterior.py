@@ -13,11 +13,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .base import per_row
 from .closed_form import ClosedFormPrior, Problem
-from .mixture import MixturePrior, standard_normal
+from .mixture import MixturePrior, choose, standard_normal
 from .whitening import Decomposed, DenseTransform
 
 # Numbers held at a time.
@@ -97,14 +96,14 @@ class LowRankMixturePosterior(ClosedFormPrior):
         squares = torch.zeros_like(prior.offsets)  # sum_p T_pi^2 / (1 + psi_k values_p), some rows of T at a time
         step = max(1, CHUNK // n)
         for index in torch.arange(len(values), device=values.device).split(step) if len(values) else ():
-            rows = measurement.backward(functional.one_hot(index, len(values)).to(values))
-            squares += solver.inverse[:, index] @ rows.square()
+            squares += solver.inverse[:, index] @ measurement.rows(index).square()
         found = torch.zeros_like(prior.offsets)
+        shrunk = self.seen_directions * solver.inverse[:, None]
+        crosses = measurement.backward(shrunk.flatten(0, 1)).unflatten(0, shrunk.shape[:2])
         for k in self.log_weights.isfinite().nonzero()[:, 0].tolist():
             psi, excess = prior.rest[k], self._excess()[k, :, None]
             spread = excess * prior.directions[k]
-            seen = self.seen_directions[k] * solver.inverse[k]
-            gram, cross = seen @ self.seen_directions[k].mT, measurement.backward(seen)
+            gram, cross = shrunk[k] @ self.seen_directions[k].mT, crosses[k]
             # S_k^-1 is its diagonal part less one of rank r; both act on T C_k.
             diagonal = psi**2 * squares[k] + (spread * (2 * psi * cross + gram @ spread)).sum(0)
             inner = excess.sqrt() * (psi * cross + gram @ spread)
@@ -115,8 +114,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         prior, measurement, solver = self.prior, self.measurement, self._solver()
-        weights = self.weights.to(generator.device)
-        chosen = torch.multinomial(weights, count, replacement=True, generator=generator).to(prior.offsets.device)
+        chosen = choose(self.weights, count, generator)
         x = prior._draw(chosen, generator)
         noise = standard_normal(count, len(measurement.values), x, generator)
         missing = measurement.data - self.seen_centre - measurement(x) - noise
@@ -134,6 +132,10 @@ class LowRankMixturePosterior(ClosedFormPrior):
         """E[x0 | x_sigma = x, y]."""
         return self._rows(self._denoise, x, sigma)
 
+    def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        # Not from the denoiser: D - x loses its digits where sigma is small.
+        return self._rows(self._score, x, sigma)
+
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Log-density of x_sigma given y, (B,)."""
         return self._rows(self._log_prob, x, sigma)
@@ -146,13 +148,13 @@ class LowRankMixturePosterior(ClosedFormPrior):
 
     def _rows(self, function: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, *more: Tensor) -> Tensor:
         """A function of rows with one noise variance, (B, n) relative to the centre: level by level."""
-        with torch.autocast(x.device.type, enabled=False):
+        with self.exactly(x, sigma, *more):
             work = torch.promote_types(x.dtype, self.prior.offsets.dtype)
             flat = [x.flatten(1).to(work) - self.prior.centre, *(m.flatten(1).to(work) for m in more)]
             variance = (per_row(sigma, flat[0]) ** 2).expand(len(x), 1)[:, 0]
             rows = max(1, CHUNK // (self.prior.components * max(1, len(self.measurement.values))))
             parts, places = [], []
-            for level in variance.unique():
+            for level in variance.unique() if len(x) else variance.new_ones(1):
                 solver = Narrowed(self, level)
                 for place in (variance == level).nonzero()[:, 0].split(rows):
                     parts.append(function(solver, *(f[place] for f in flat)))
@@ -163,7 +165,13 @@ class LowRankMixturePosterior(ClosedFormPrior):
     def _denoise(self, level: "Narrowed", x: Tensor) -> Tensor:
         joint, along, solved = level.condition(x)
         r = joint.softmax(1)
-        return self.prior.centre + self.prior._gain(r, x, along, level.variance) + level.spread(r, solved)
+        moved = level.variance * level.spread(r, solved)
+        return self.prior.centre + self.prior._gain(r, x, along, level.variance) + moved
+
+    def _score(self, level: "Narrowed", x: Tensor) -> Tensor:
+        joint, along, solved = level.condition(x)
+        r = joint.softmax(1)
+        return self.prior._pull(r, x, along, level.variance) + level.spread(r, solved)
 
     def _log_prob(self, level: "Narrowed", x: Tensor) -> Tensor:
         # p(x | y) = p(x) p(y | x) / p(y); what does not depend on x is in both of the last two.
@@ -183,10 +191,10 @@ class LowRankMixturePosterior(ClosedFormPrior):
             "bkr,krp->bkp", level.excess * v_along, self.seen_directions
         )
         own = prior._spread(r, v, v_along, level.rest, level.rest[:, None] + level.excess)
-        own = own - level.spread(r, level.solver.solve(variance * seen)) / variance
+        own = own - level.spread(r, level.solver.solve(variance * seen))
         slopes = prior._slopes(x, along, variance, v, v_along) + (seen * solved).sum(2)
         tilted = r * (slopes - (r * slopes).sum(1, keepdim=True))
-        return own + variance * prior._pull(tilted, x, along, variance) + level.spread(tilted, solved)
+        return own + variance * (prior._pull(tilted, x, along, variance) + level.spread(tilted, solved))
 
     @classmethod
     def example(cls) -> "LowRankMixturePosterior":
@@ -257,9 +265,9 @@ class Narrowed:
         return joint - 0.5 * ((residual * solved).sum(2) + self.solver.volume), along, solved
 
     def spread(self, r: Tensor, solved: Tensor) -> Tensor:
-        """sum_k r_k C'_k T^T u_k, for (B, K) and (B, K, p)."""
+        """sum_k r_k C'_k T^T u_k / sigma^2, for (B, K) and (B, K, p)."""
         posterior = self.posterior
         isotropic = torch.einsum("bk,bkp->bp", r * self.rest, solved)
         seen = torch.einsum("krp,bkp->bkr", posterior.seen_directions, solved)
         along = posterior.prior._back(r[..., None] * self.excess * seen)
-        return self.variance * (posterior.measurement.backward(isotropic) + along)
+        return posterior.measurement.backward(isotropic) + along

@@ -51,6 +51,7 @@ class MixturePrior(ClosedFormPrior):
         self.register_buffer("directions", directions.double())
         self.register_buffer("variances", variances.double())
         self.register_buffer("rest", rest.double())
+        self.singular = self.full and not bool((self.variances > 0).all())
 
     @property
     def components(self) -> int:
@@ -100,20 +101,20 @@ class MixturePrior(ClosedFormPrior):
         With sigma = 0 they are those of every posterior too: a measurement of a known image says nothing more. Raises
         ValueError where a covariance is singular and sigma = 0.
         """
-        flat = x.flatten(1).to(self.offsets) - self.centre
-        variance = (per_row(sigma, flat) ** 2).expand(len(x), 1)
-        self._refuse_singular(variance)
-        rows = max(1, CHUNK // self._numbers_per_row())
-        parts = zip(flat.split(rows), variance.split(rows), strict=True)
-        return torch.cat([self._joint(*part)[0].softmax(1) for part in parts])
+        with self.exactly(x, sigma):
+            flat = x.flatten(1).to(self.offsets) - self.centre
+            variance = (per_row(sigma, flat) ** 2).expand(len(x), 1)
+            self._refuse_singular(variance)
+            rows = max(1, CHUNK // self._numbers_per_row())
+            parts = zip(flat.split(rows), variance.split(rows), strict=True)
+            return torch.cat([self._joint(*part)[0].softmax(1) for part in parts])
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         return self._image(self.centre + self._draw(self._choose(count, generator), generator))
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:
         """Components of `count` draws, (count,)."""
-        weights = self.weights.to(generator.device)
-        return torch.multinomial(weights, count, replacement=True, generator=generator).to(self.weights.device)
+        return choose(self.weights, count, generator)
 
     def _draw(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of each of these components, relative to the centre, (count, n)."""
@@ -130,7 +131,7 @@ class MixturePrior(ClosedFormPrior):
 
     def _rows(self, function: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, *more: Tensor) -> Tensor:
         """A function of rows, in float64 and without autocast, on as many rows at a time as fit."""
-        with torch.autocast(x.device.type, enabled=False):
+        with self.exactly(x, sigma, *more):
             work = torch.promote_types(x.dtype, self.offsets.dtype)
             flat = x.flatten(1).to(work) - self.centre
             variance = (per_row(sigma, flat) ** 2).expand(len(x), 1) if len(x) else flat.new_zeros(0, 1)
@@ -158,6 +159,7 @@ class MixturePrior(ClosedFormPrior):
         return r @ self.offsets + self._combine(r, x, along, rest, gains)
 
     def _score(self, x: Tensor, variance: Tensor) -> Tensor:
+        self._refuse_singular(variance)
         joint, along = self._joint(x, variance)
         return self._pull(joint.softmax(1), x, along, variance)
 
@@ -170,8 +172,7 @@ class MixturePrior(ClosedFormPrior):
         return self._joint(x, variance)[0].logsumexp(1)
 
     def _refuse_singular(self, variance: Tensor) -> None:
-        least = float(self.variances.min()) if self.full else 1.0
-        if least <= 0 and not bool((variance > 0).all()):
+        if self.singular and not bool((variance > 0).all()):
             raise ValueError("a mixture with a singular covariance has no density at sigma = 0; give sigma > 0")
 
     def _jvp(self, x: Tensor, variance: Tensor, v: Tensor) -> Tensor:
@@ -240,6 +241,14 @@ class MixturePrior(ClosedFormPrior):
 def distances(x: Tensor, points: Tensor) -> Tensor:
     """Squared distances in float64, (B, n) and (K, n) -> (B, K)."""
     return x.square().sum(1, keepdim=True) - 2 * x @ points.mT + points.square().sum(1)
+
+
+def choose(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices of weights (K,), drawn where the generator is, in the place of the weights."""
+    if count == 0:
+        return torch.zeros(0, dtype=torch.long, device=weights.device)
+    weighed = weights.to(generator.device)
+    return torch.multinomial(weighed, count, replacement=True, generator=generator).to(weights.device)
 
 
 def standard_normal(count: int, n: int, like: Tensor, generator: torch.Generator) -> Tensor:

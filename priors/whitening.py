@@ -3,6 +3,8 @@
 Whitened    w = B x + n, n ~ N(0, I): real numbers, measured ones alone, in units of the noise. Of a complex entry both
             parts count, each with half of the variance.
 Decomposed  B = U S V^T: U^T w = T x + n, T = U^T B with T T^T = S^2 diagonal. What U does not reach is noise alone.
+Mirrored    a scanner that turns around the image sees it and its mirror image alike: B^T B has no entries between even
+            and odd images, and two decompositions of half the size take a quarter of the time.
 
 Everything is in float64: an exact posterior is there to be compared with.
 """
@@ -14,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .closed_form import Problem
 
@@ -127,6 +130,10 @@ class Decomposed(nn.Module):
         """T^T w, (B, p) -> (B, n)."""
         return self.scale * self.transform.backward(w)
 
+    def rows(self, index: Tensor) -> Tensor:
+        """These rows of T, (r, n)."""
+        return self.scale * self.transform.rows(index)
+
 
 class DenseTransform(nn.Module):
     """U^T A as a matrix.
@@ -148,6 +155,9 @@ class DenseTransform(nn.Module):
 
     def backward(self, w: Tensor) -> Tensor:
         return w @ self.matrix
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.matrix[index]
 
 
 class SpectralTransform(nn.Module):
@@ -180,9 +190,12 @@ class SpectralTransform(nn.Module):
         z = w.new_zeros(len(w), math.prod(self.image_shape)).index_copy(1, self.index, self.singular * w)
         return self.operator.v(z.reshape(-1, *self.image_shape)).flatten(1)
 
+    def rows(self, index: Tensor) -> Tensor:
+        return self.backward(functional.one_hot(index, len(self.index)).to(self.singular))
+
 
 # An operator is a pure function and its decomposition costs seconds: images measured by the same one share it.
-_decompositions: "WeakKeyDictionary[Any, dict[tuple, tuple[Tensor, Tensor, Tensor]]]" = WeakKeyDictionary()
+_decompositions: "WeakKeyDictionary[Any, dict[tuple, tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -202,14 +215,15 @@ def decompose(problem: Problem, device: torch.device) -> Decomposed:
             transform = SpectralTransform(problem.operator, rows.image_shape, device)
             data = problem.operator.ut(rows.back(w[None])).flatten()[transform.index]
         else:
-            left, matrix, squares = _dense(rows)
-            transform, data = DenseTransform(matrix, squares), w @ left
+            transform = DenseTransform(*_dense(rows))
+            # S^-1 V^T A^T w: U itself would be as large as the matrix, and as slow to make as V.
+            data = transform(rows.adjoint(w[None]))[0] / transform.squares
         outside = (w.square().sum() - data.square().sum()).clamp(min=0)
         return Decomposed(transform, 1 / part, data / part, outside / part**2, log_normaliser(rows.count, part))
 
 
-def _dense(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """U (count, p), U^T A (p, n), and the squared norms of its rows."""
+def _dense(rows: Rows) -> tuple[Tensor, Tensor]:
+    """U^T A, (p, n), and the squared norms of its rows."""
     kept = _decompositions.setdefault(rows.operator, {})
     key = (rows.image_shape, rows.y_shape, rows.device)
     if key not in kept:
@@ -218,7 +232,7 @@ def _dense(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     return kept[key]
 
 
-def _decompose_dense(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _decompose_dense(rows: Rows) -> tuple[Tensor, Tensor]:
     n = math.prod(rows.image_shape)
     if min(n, rows.count) > DENSE_LIMIT:
         raise ValueError(
@@ -226,18 +240,65 @@ def _decompose_dense(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
             f"than {DENSE_LIMIT} rows and columns are too many; use smaller images or an operator with a decomposition"
         )
     matrix = rows.matrix()
+    matrix = matrix[matrix.any(1)]  # a tenth of the rays of a scanner misses the image
     rounding = torch.finfo(torch.float64).eps * max(n, rows.count)
-    if rows.count > n:
-        values, right = torch.linalg.eigh(matrix.mT @ matrix)
-        keep = values > rounding * values[-1:]
-        values, right = values[keep], right[:, keep]
-        return matrix @ right / values.sqrt(), values.sqrt()[:, None] * right.mT, values
-    seen = matrix.any(1)  # a tenth of the rays of a scanner misses the image
-    values, basis = torch.linalg.eigh(matrix[seen] @ matrix[seen].mT)
-    keep = values > rounding * values[-1:]
-    left = matrix.new_zeros(rows.count, int(keep.sum()))
-    left[seen] = basis[:, keep]
-    return left, left.mT @ matrix, values[keep]
+    turned, values = _decompose_mirrored(*_mirrors(matrix.reshape(-1, *rows.image_shape), rounding))
+    keep = values > rounding * values.max() if len(values) else values > 0
+    return turned.flatten(1)[keep], values[keep]
+
+
+def _mirrors(matrix: Tensor, rounding: float) -> tuple[Tensor, list[int]]:
+    """A (m, C, H, W), or (m, C, H W) for half a turn, and the axes along which a mirror image commutes with A^T A."""
+    shape = matrix.shape[1:]
+    z = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0), dtype=matrix.dtype).to(matrix.device)
+    turns = [[], [-1], [-2], [-2, -1]]
+    probes = torch.cat([z.flip(axes) for axes in turns]).flatten(1)
+    answers = ((probes @ matrix.flatten(1).mT) @ matrix.flatten(1)).unflatten(1, shape)
+    # A generic image finds out. What is called zero here is less than what is dropped as rounding below.
+    most = rounding * answers[0].norm()
+    across, down, around = (
+        bool((answer.flip(axes) - answers[0]).norm() <= most)
+        for answer, axes in zip(answers[1:], turns[1:], strict=True)
+    )
+    if across or down:
+        return matrix, [axis for axis, found in ((-1, across), (-2, down)) if found and shape[axis] > 1]
+    return (matrix.flatten(2), [-1]) if around else (matrix, [])
+
+
+def _decompose_mirrored(matrix: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """U^T A, (p, ...), and the squared norms of its rows, for A (m, ...) whose A^T A commutes with these mirrors."""
+    m, n = len(matrix), math.prod(matrix.shape[1:])
+    if axes and 2 * m > n:
+        axis, rest = axes[0], axes[1:]
+        even, odd = _halves(matrix, axis)
+        (even, even_values), (odd, odd_values) = (_decompose_mirrored(half, rest) for half in (even, odd))
+        nothing = [half.new_zeros(len(other), *half.shape[1:]) for half, other in ((odd, even), (even, odd))]
+        turned = torch.cat([_whole(even, nothing[0], axis), _whole(nothing[1], odd, axis)])
+        return turned, torch.cat([even_values, odd_values])
+    flat = matrix.flatten(1)
+    if m > n:
+        values, right = torch.linalg.eigh(flat.mT @ flat)
+        turned = values.clamp(min=0).sqrt()[:, None] * right.mT
+    else:
+        values, left = torch.linalg.eigh(flat @ flat.mT)
+        turned = left.mT @ flat
+    return turned.unflatten(1, matrix.shape[1:]), values
+
+
+def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Even and odd part along an axis: sums and differences of each entry and its mirror image, orthonormal."""
+    half = x.shape[axis] // 2
+    first, middle, second = x.split([half, x.shape[axis] % 2, half], axis)
+    second = second.flip(axis)
+    return torch.cat([(first + second) / math.sqrt(2), middle], axis), (first - second) / math.sqrt(2)
+
+
+def _whole(even: Tensor, odd: Tensor, axis: int) -> Tensor:
+    """What has these halves."""
+    half = odd.shape[axis]
+    sums, middle = even.split([half, even.shape[axis] - half], axis)
+    first, second = (sums + odd) / math.sqrt(2), (sums - odd) / math.sqrt(2)
+    return torch.cat([first, middle, second.flip(axis)], axis)
 
 
 def condition(covariance_root: Tensor, matrix: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """What every prior in closed form promises, by autograd in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from invdiff.operators import Denoising, GaussianNoise, Inpainting, LaplaceNoise, PhaseRetrieval
 from invdiff.priors import (
     ClosedFormPrior,
+    DiagonalGaussianPrior,
     EmpiricalPrior,
     GaussianFieldPrior,
     GaussianMixturePrior,
@@ -27,16 +30,21 @@ def measured(sigma: float = 0.3) -> InverseProblem:
     return InverseProblem(Inpainting(keep=0.5), GaussianNoise(sigma), draw(1, *SHAPE, seed=9))
 
 
-def priors() -> dict[str, ClosedFormPrior]:
-    weights, means = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), draw(3, *SHAPE, seed=1)
+def priors(dtype: torch.dtype) -> dict[str, ClosedFormPrior]:
+    """The same laws in any precision: their parameters are numbers of float32."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.float().to(dtype)
+
+    weights, means = rounded(torch.tensor([0.5, 0.3, 0.2])), rounded(draw(3, *SHAPE, seed=1))
     roots = draw(3, N, N, seed=2) / 4
-    covariances = roots @ roots.mT + 0.05 * torch.eye(N)
-    low = LowRankMixturePrior(weights, means, draw(3, N, 2, seed=3), torch.tensor([0.2, 0.3, 0.5]).double())
+    covariances = rounded(roots @ roots.mT + 0.05 * torch.eye(N))
+    low = LowRankMixturePrior(weights, means, rounded(draw(3, N, 2, seed=3)), rounded(torch.tensor([0.2, 0.3, 0.5])))
     isotropic = GaussianMixturePrior.isotropic(weights, means, 0.4)
-    field = GaussianFieldPrior.matern(SHAPE, length=2.0).double()
     return {
         "gaussian": GaussianPrior(means[0], covariances[0]),
-        "field": field,
+        "diagonal": DiagonalGaussianPrior(means[0], 0.2 + means[1].abs()),
+        "field": GaussianFieldPrior.matern(SHAPE, length=2.0).to(dtype),
         "dense mixture": GaussianMixturePrior(weights, means, covariances),
         "isotropic mixture": isotropic,
         "posterior of the isotropic": isotropic.posterior(measured()),
@@ -46,7 +54,7 @@ def priors() -> dict[str, ClosedFormPrior]:
     }
 
 
-PRIORS = priors()
+PRIORS, SINGLE = priors(torch.float64), priors(torch.float32)
 every = pytest.mark.parametrize("name", PRIORS)
 
 
@@ -58,6 +66,22 @@ def test_score_and_denoiser_are_of_the_density(name: str, sigma: float) -> None:
     (gradient,) = torch.autograd.grad(prior.log_prob(x, sigma).sum(), x)
     assert torch.allclose(prior.score(x, sigma), gradient, rtol=1e-6, atol=1e-9 / sigma)
     assert torch.allclose(prior.denoise(x, sigma), x + sigma**2 * gradient, rtol=1e-6, atol=1e-9)
+
+
+# A set of images has no density without noise.
+@pytest.mark.parametrize(
+    ("name", "sigma"),
+    [(name, sigma) for name in PRIORS for sigma in (0.0, 1e-4) if sigma > 0 or name != "empirical"],
+)
+def test_the_score_keeps_its_digits_where_there_is_little_noise(name: str, sigma: float) -> None:
+    """D - x would be nothing but rounding."""
+    x = PRIORS[name].sample(4, torch.Generator().manual_seed(0)) + sigma * draw(4, *SHAPE, seed=4)
+    x = x.float().double().requires_grad_(True)
+    (wanted,) = torch.autograd.grad(PRIORS[name].log_prob(x, sigma).sum(), x)
+    for prior, image, error in ((PRIORS[name], x, 1e-9), (SINGLE[name], x.float(), 1e-5)):
+        found = prior.score(image, sigma)
+        assert found.dtype == image.dtype
+        assert (found - wanted).norm() < error * wanted.norm()
 
 
 @every
@@ -143,9 +167,55 @@ def test_bayes(name: str) -> None:
     ],
 )
 def test_what_has_no_closed_form(problem: InverseProblem, words: str) -> None:
-    for name in ("gaussian", "field", "dense mixture", "low rank"):
+    for name in ("gaussian", "diagonal", "field", "dense mixture", "low rank"):
         with pytest.raises(ValueError, match=words):
             PRIORS[name].posterior(problem)
+
+
+ASKED = draw(2, *SHAPE, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "words"),
+    [
+        (draw(2, 1, 5, 5, seed=4), 0.1, r"asked about images \(B, 1, 4, 4\), got \(2, 1, 5, 5\)"),
+        (ASKED[0], 0.1, r"asked about images \(B, 1, 4, 4\), got \(1, 4, 4\)"),
+        (ASKED, torch.tensor([0.1, 0.2, 0.3]), r"2 image\(s\) have one sigma, or one each, got sigmas \(3,\)"),
+        (ASKED, -0.1, "sigma must be 0 or more, got -0.1"),
+        (ASKED, math.nan, "sigma must be 0 or more, got nan"),
+        (ASKED, torch.tensor([0.1, -0.2]), "sigma must be 0 or more, got a least one of -0.2"),
+        (ASKED, torch.tensor([0.1, math.nan]), "sigma must be 0 or more, got a least one of nan"),
+    ],
+)
+@every
+def test_what_is_no_question(name: str, x: Tensor, sigma: float | Tensor, words: str) -> None:
+    prior = PRIORS[name]
+    for ask in (prior.denoise, prior.score, prior.log_prob, lambda x, sigma: prior.jvp(x, sigma, x)):
+        with pytest.raises(ValueError, match=words):
+            ask(x, sigma)
+
+
+@every
+def test_a_direction_for_each_image(name: str) -> None:
+    with pytest.raises(ValueError, match=r"asked about images \(2, 1, 4, 4\), got \(1, 1, 4, 4\)"):
+        PRIORS[name].jvp(ASKED, 0.1, ASKED[:1])
+
+
+@every
+def test_answers_have_the_precision_of_the_question(name: str) -> None:
+    for prior in (PRIORS[name], SINGLE[name]):
+        for x in (ASKED, ASKED.float()):
+            found = prior.denoise(x, 0.3), prior.score(x, 0.3), prior.log_prob(x, 0.3), prior.jvp(x, 0.3, x)
+            assert all(answer.dtype == x.dtype for answer in found)
+            assert torch.allclose(found[0].double(), PRIORS[name].denoise(ASKED, 0.3), atol=1e-5)
+
+
+@every
+def test_of_no_image_there_is_nothing_to_say(name: str) -> None:
+    prior, none = PRIORS[name], torch.zeros(0, *SHAPE, dtype=torch.float64)
+    found = prior.sample(0, torch.Generator()), prior.denoise(none, 0.3), prior.score(none, torch.zeros(0))
+    assert all(x.shape == (0, *SHAPE) for x in (*found, prior.jvp(none, 0.3, none)))
+    assert prior.log_prob(none, 0.3).shape == (0,)
 
 
 def test_levels_per_image_are_selected() -> None:

@@ -26,7 +26,7 @@ def test_it_is_the_limit_of_narrow_gaussians(sigma: float) -> None:
     x, v = prior.sample(4, torch.Generator().manual_seed(0)) + sigma * draw(4, *SHAPE, seed=1), draw(4, *SHAPE, seed=2)
     assert torch.allclose(prior.denoise(x, sigma), narrow.denoise(x, sigma), rtol=1e-6, atol=1e-8)
     assert torch.allclose(prior.log_prob(x, sigma), narrow.log_prob(x, sigma), rtol=1e-6)
-    assert torch.allclose(prior.jvp(x, sigma, v), narrow.jvp(x, sigma, v), rtol=1e-5, atol=1e-7)
+    assert torch.allclose(prior.jvp(x, sigma, v), narrow.jvp(x, sigma, v), rtol=1e-6, atol=1e-8)
     assert torch.allclose(prior.mean, narrow.mean)
     assert torch.allclose(prior.std, narrow.std, atol=1e-9)
 
@@ -38,8 +38,19 @@ def test_without_noise_the_nearest_image_is_left() -> None:
         assert torch.allclose(prior.denoise(x, sigma), IMAGES[[1, 4]], atol=1e-12)
     assert not torch.allclose(prior.denoise(IMAGES[2:3], 0.0), IMAGES[2:3])  # it has no weight
     assert torch.equal(prior.jvp(x, 0.0, x), torch.zeros_like(x))
-    with pytest.raises(ValueError, match="no density at sigma = 0"):
-        prior.log_prob(x)
+    for ask in (prior.log_prob, prior.score):
+        for sigma in (0.0, torch.tensor([0.0, 1.0])):
+            with pytest.raises(ValueError, match="no density at sigma = 0"):
+                ask(x, sigma)
+
+
+def test_the_score_of_images_as_close_to_each_other_as_the_noise() -> None:
+    """In float32 the differences that count are near the rounding of a pixel."""
+    near = (0.5 + 1e-5 * draw(3, *SHAPE, seed=0)).float()
+    x = near[:1] + 1e-5 * draw(1, *SHAPE, seed=1).float()
+    leaf = x.double().requires_grad_(True)
+    (wanted,) = torch.autograd.grad(EmpiricalPrior(near.double()).log_prob(leaf, 1e-5).sum(), leaf)
+    assert (EmpiricalPrior(near).score(x, 1e-5) - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_samples_come_with_their_weights() -> None:

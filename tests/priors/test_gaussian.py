@@ -50,6 +50,10 @@ def test_without_noise_the_image_is_known() -> None:
     x = torch.tensor([[[[2.0, -1.0]]]])
     assert torch.allclose(flat.denoise(x, 0.0), x, atol=1e-6)
     assert torch.allclose(flat.denoise(x, 1e-3), torch.tensor(0.5), atol=1e-3)
+    exact = GaussianPrior(torch.zeros(1, 1, 2), torch.diag(torch.tensor([1.0, 0.0])))
+    for ask in (exact.log_prob, exact.score):
+        with pytest.raises(ValueError, match="no density at sigma = 0"):
+            ask(x, 0.0)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.7, 5.0])

@@ -119,8 +119,9 @@ def test_without_variance_there_is_no_density() -> None:
     flat = GaussianFieldPrior(torch.zeros(1, 4, 4), torch.zeros(4, 4).index_fill(1, torch.tensor([0]), 1.0))
     x = torch.ones(1, 1, 4, 4)
     assert torch.equal(flat.denoise(x, 0.0), x)
-    with pytest.raises(ValueError, match="no density at sigma = 0"):
-        flat.log_prob(x)
+    for ask in (flat.log_prob, flat.score):
+        with pytest.raises(ValueError, match="no density at sigma = 0"):
+            ask(x, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,43 @@ def test_one_pixel_by_quadrature(sigma: float) -> None:
     assert float(posterior.std) == pytest.approx(float((joint @ (grid - mean) ** 2 / joint.sum()).sqrt()), rel=1e-6)
 
 
+def test_the_plane_by_quadrature() -> None:
+    """Denoiser, its Jacobian, and a posterior of oblique components, by sums over the plane."""
+    weights, means = torch.tensor([0.5, 0.3, 0.2], dtype=DOUBLE), draw(3, 1, 1, 2, seed=1)
+    roots = 0.5 * draw(3, 2, 2, seed=2)
+    covariances = roots @ roots.mT + 0.1 * torch.eye(2, dtype=DOUBLE)
+    prior = GaussianMixturePrior(weights, means, covariances)
+    axis = torch.linspace(-8, 8, 801, dtype=DOUBLE)
+    grid = torch.cartesian_prod(axis, axis)
+    cell = (axis[1] - axis[0]) ** 2
+    density = mixture(weights, means, covariances).log_prob(grid).exp()
+
+    def moments(likelihood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        joint = density * likelihood
+        mean = joint @ grid / joint.sum()
+        return joint.sum() * cell, mean, (grid - mean).mT @ (joint[:, None] * (grid - mean)) / joint.sum()
+
+    x, sigma = torch.tensor([0.4, -0.7], dtype=DOUBLE), 0.6
+    total, mean, covariance = moments(MultivariateNormal(x, sigma**2 * torch.eye(2, dtype=DOUBLE)).log_prob(grid).exp())
+    image = x.reshape(1, 1, 1, 2)
+    columns = [prior.jvp(image, sigma, v.reshape(1, 1, 1, 2)).flatten() for v in torch.eye(2, dtype=DOUBLE)]
+    assert torch.allclose(prior.log_prob(image, sigma), total.log(), rtol=1e-6)
+    assert torch.allclose(prior.denoise(image, sigma).flatten(), mean, rtol=1e-6)
+    assert torch.allclose(prior.score(image, sigma).flatten(), (mean - x) / sigma**2, rtol=1e-6)
+    assert torch.allclose(sigma**2 * torch.stack(columns), covariance, rtol=1e-6)
+
+    row, y, noise_std = torch.tensor([1.0, -0.5], dtype=DOUBLE), torch.tensor([[0.3]], dtype=DOUBLE), 0.25
+    operator = MatrixOperator(row[None].float(), image_shape=(1, 1, 2))
+    posterior, evidence = prior.posterior_and_evidence(InverseProblem(operator, GaussianNoise(noise_std), y))
+    total, mean, covariance = moments(torch.distributions.Normal(grid @ row, noise_std).log_prob(y[0]).exp())
+    away = (posterior.means - posterior.mean).flatten(1)
+    spread = torch.einsum("k,kij->ij", posterior.weights, posterior.covariances + away[:, :, None] * away[:, None])
+    assert torch.allclose(evidence, total.log(), rtol=1e-6)
+    assert torch.allclose(posterior.mean.flatten(), mean, rtol=1e-6)
+    assert torch.allclose(spread, covariance, rtol=1e-6)
+    assert torch.allclose(posterior.std.flatten(), covariance.diagonal().sqrt(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.01, 1.0, 100.0])
 def test_density_is_the_dense_formula(sigma: float) -> None:
     weights, means, covariances = law()
@@ -209,8 +246,9 @@ def test_a_singular_covariance() -> None:
     assert torch.equal(prior.denoise(x, 0.0), x)
     assert prior.denoise(x, 1e-3).isfinite().all()
     assert torch.allclose(*prior.denoise(x, 1e-3)[0, 0, 0], atol=1e-3)
-    with pytest.raises(ValueError, match="no density at sigma = 0"):
-        prior.log_prob(x)
+    for ask in (prior.log_prob, prior.score):
+        with pytest.raises(ValueError, match="no density at sigma = 0"):
+            ask(x, 0.0)
 
 
 def test_float32_images_of_far_components() -> None:
