@@ -31,7 +31,12 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
         (Inpainting(keep=0.5), PoissonNoise(0.1), DAPS, "the noise is PoissonNoise"),
         (HDR(), GaussianNoise(0.1), DAPS, "small steps: HDR is not linear, and differentiable"),
         (HDR(), PoissonNoise(0.1), DAPS, "Hamiltonian chains: HDR is not linear"),
-        (PhaseRetrieval(), GaussianNoise(0.1), DAPS, "Hamiltonian chains at many levels: more than one image fits what PhaseRetrieval sees"),
+        (
+            PhaseRetrieval(),
+            GaussianNoise(0.1),
+            DAPS,
+            "Hamiltonian chains at many levels: more than one image fits what PhaseRetrieval sees",
+        ),
         (BLACK_BOX, GaussianNoise(0.1), EnKG, "enkg: CallableOperator is a black box"),
     ],
 )
