@@ -1,9 +1,38 @@
 """Posterior sampling for inverse problems with diffusion priors."""
 
+from typing import TYPE_CHECKING, Any
+
 from invdiff._version import __version__
-from invdiff.driver import Compute, Interrupted, Unsupported
-from invdiff.posterior import Posterior
-from invdiff.priors import load_prior
-from invdiff.problem import InverseProblem
+
+if TYPE_CHECKING:
+    from invdiff.driver import Compute, Interrupted, Unsupported
+    from invdiff.posterior import Posterior
+    from invdiff.priors import load_prior
+    from invdiff.problem import InverseProblem
+else:
+    # Imported when they are asked for: the command must be able to take Ctrl-C before torch is there.
+    _HOMES = {
+        "Compute": "driver",
+        "Interrupted": "driver",
+        "InverseProblem": "problem",
+        "Posterior": "posterior",
+        "Unsupported": "driver",
+        "load_prior": "priors",
+    }
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+        from importlib.util import find_spec
+
+        if name in _HOMES:
+            found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+            return found
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:  # `invdiff.operators.MRI`
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = ["Compute", "Interrupted", "InverseProblem", "Posterior", "Unsupported", "__version__", "load_prior"]

@@ -16,6 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from invdiff.cli.output import FULL_DISK, NOBODY_READS, nobody_reads
+from invdiff.cli.signals import exit_code, raising
+
 Task = Callable[[DictConfig, Path], object]
 
 # Where every command starts, whatever its primary configuration is: hydra makes no folders and no logs of its own, so
@@ -177,21 +180,25 @@ def removed_if_empty(folder: Path, *, made_for_it: bool = False) -> Iterator[Non
 
 def guarded(main: Callable[[], None]) -> int:
     """Run a command and give its exit code: expected failures become one line each on stderr and 2, checks that fail
-    likewise and 1, Ctrl-C gives 130.
+    likewise and 1, Ctrl-C gives 130, SIGTERM 143. Where nobody reads the output any more there is nobody to tell: 1.
 
     With HYDRA_FULL_ERROR=1 in the environment everything comes with its traceback instead.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        main()
+        with raising():
+            main()
         return 0
     # Hydra prints and exits by itself unless this is set; with it, errors reach us and we say them in one line.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        main()
+        with raising():
+            main()
     except KeyboardInterrupt as stop:
-        return report(str(stop) or "interrupted", code=130)
+        return report(str(stop) or "interrupted", code=exit_code(stop))
     except Exception as error:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+        if any(isinstance(e, BrokenPipeError) for e in errors) and nobody_reads():
+            return NOBODY_READS
         messages = [explain(e) for e in errors]
         if None in messages:
             raise
@@ -225,7 +232,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; compute.max_rows=1 takes the least, a smaller size= less"
     if isinstance(error, OSError):
-        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        kept = "; what is stored in the output folder stays" if error.errno in FULL_DISK else ""
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "") + kept
     return None
 
 

@@ -4,6 +4,10 @@ import importlib
 import io
 import sys
 
+from invdiff._version import __version__
+from invdiff.cli.output import flushed, to_stdout
+from invdiff.cli.signals import ending_at_once
+
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
     "benchmark": "compare samplers on the same measurements, at what they cost; resumable",
@@ -38,36 +42,40 @@ examples:
 
 
 def main() -> None:
-    """Entry point of the `invdiff` script: exits with 0, 1 where a check fails, 2 after an error, 130 on Ctrl-C."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
-        return
-    if arguments[0] == "-V" or "--version" in arguments:  # after a command, it would be hydra's
-        from invdiff._version import __version__
+    """Entry point of the `invdiff` script.
 
-        print(f"invdiff {__version__}")
-        return
-    if arguments[0] not in COMMANDS:
-        print(f"invdiff: error: unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+    Exits with 0, 1 where a check fails or nobody reads the output any more, 2 after an error, 130 on Ctrl-C and 143 on
+    SIGTERM.
+    """
+    with ending_at_once():
+        sys.exit(flushed(lambda: _run(sys.argv[1:])))
+
+
+def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
-    try:
-        # Imported only now: --help must not wait for torch and hydra.
-        command = importlib.import_module(f"invdiff.cli.{arguments[0].replace('-', '_')}_command")
-        from invdiff.cli.app import guarded
-    except KeyboardInterrupt:
-        print("invdiff: interrupted", file=sys.stderr)
-        sys.exit(130)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        with to_stdout():
+            print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
+        return 0
+    if arguments[0] == "-V" or "--version" in arguments:  # after a command, it would be hydra's
+        with to_stdout():
+            print(f"invdiff {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"invdiff: error: unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    # Imported only now: --help must not wait for torch and hydra.
+    command = importlib.import_module(f"invdiff.cli.{arguments[0].replace('-', '_')}_command")
+    from invdiff.cli.app import guarded
 
     # A script does not see the modules of the folder it is run in; a `_target_` may be one of them. Behind all others.
     if "" not in sys.path:
         sys.path.append("")
     sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]
-    sys.exit(guarded(command.main))
+    return guarded(command.main)
 
 
 if __name__ == "__main__":

@@ -111,3 +111,16 @@ def test_start_up_is_light_and_needs_no_unicode(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"usage: ") == 3
+
+
+def test_what_the_package_exports_is_there_when_it_is_asked_for() -> None:
+    """Though importing it imports nothing slow."""
+    code = (
+        "import sys, invdiff; assert 'torch' not in sys.modules; assert {*invdiff.__all__} <= {*dir(invdiff)}\n"
+        "for name in invdiff.__all__: getattr(invdiff, name)\n"
+        "invdiff.operators.Inpainting, invdiff.samplers.DPS\n"
+        "try: invdiff.nothing\n"
+        "except AttributeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.stdout, done.stderr) == ("module 'invdiff' has no attribute 'nothing'\n", "")
