@@ -56,15 +56,27 @@ def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
 
 
 def lpips_unavailable(image_shape: tuple[int, ...] = (LPIPS_SIDE, LPIPS_SIDE)) -> str | None:
-    """None where LPIPS of images (C, H, W) can be computed, otherwise why not. Never tries to download."""
+    """None where LPIPS of images (C, H, W) can be computed, otherwise why not. Never tries to download.
+
+    Loads the weights where they are there: half of a download has the right name too.
+    """
     if min(image_shape[-2:]) < LPIPS_SIDE:
         return f"LPIPS needs images of {LPIPS_SIDE}x{LPIPS_SIDE} or more"
     path = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
-    return (
-        None
-        if path.is_file()
-        else f"LPIPS needs torchvision's AlexNet weights, {LPIPS_BACKBONE}, in {path.parent.name}/ of torch.hub"
-    )
+    if not path.is_file():
+        return f"LPIPS needs torchvision's AlexNet weights, {LPIPS_BACKBONE}, in {path.parent.name}/ of torch.hub"
+    return _lpips_fault(path)
+
+
+@cache
+def _lpips_fault(path: Path) -> str | None:
+    """Why the model does not load from this file, found out once."""
+    try:
+        _lpips_model()
+    except Exception as error:  # reading a damaged file raises almost anything
+        words = " ".join(str(error).split()).partition(". ")[0]
+        return f"LPIPS weights are damaged, or cannot be read: {path} ({type(error).__name__}: {words[:150]})"
+    return None
 
 
 @cache

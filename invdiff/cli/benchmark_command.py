@@ -15,6 +15,7 @@ from rich.text import Text
 from invdiff.cli.app import command, job_number, report, typed
 from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
 from invdiff.cli.inputs import check_device, make_prior, true_images
+from invdiff.cli.output import to_stdout
 from invdiff.cli.values import check_kinds, check_node
 from invdiff.driver import Compute
 from invdiff.evaluation import image_sets
@@ -52,6 +53,8 @@ def main(config: DictConfig, output: Path) -> None:
         _check_values(config)
         compute: Compute = instantiate(config.compute)
         check_device(compute)
+        if config.fid and ranks.first:
+            _say_without_fid()
         grid = make_grid(config)
         output.mkdir(parents=True, exist_ok=True)
         job = job_number()
@@ -62,7 +65,7 @@ def main(config: DictConfig, output: Path) -> None:
         ):
             if ranks.first:
                 name = "config.yaml" if job is None else f"config_{job}.yaml"
-                OmegaConf.save(config, output / name, resolve=True)
+                write_atomically(output / name, OmegaConf.to_yaml(config, resolve=True).encode())
             try:
                 outcome = run_benchmark(
                     grid,
@@ -85,7 +88,8 @@ def main(config: DictConfig, output: Path) -> None:
                 sets_on = compute.resolve_device() if config.fid else None
                 comparisons = write_pages(output, outcome.reasons, lock, sets_on=sets_on)
                 _log(comparisons, logger, outcome.rows)
-                _print(comparisons if job is None else [], outcome.rows, output)
+                with to_stdout():
+                    _print(comparisons if job is None else [], outcome.rows, output)
                 if job is None:
                     _nothing_at_all(comparisons, outcome.errors)
         if outcome.errors:
@@ -146,6 +150,13 @@ def _check_values(config: DictConfig) -> None:
         raise BadInput(f"budget.vjp_weight must be a number above 0, or null, got {config.budget.vjp_weight}")
     if config.save.thumbnails < 0:
         raise BadInput(f"save.thumbnails must be a whole number from 0 on, got {config.save.thumbnails}")
+
+
+def _say_without_fid() -> None:
+    """Before the run and not after it, when what is missing could still be installed."""
+    reason = image_sets.unavailable()
+    if reason is not None:
+        report(f"fid=true: {reason}; going on without them")
 
 
 def _positive(value: Any) -> bool:
@@ -331,6 +342,8 @@ def _print(comparisons: Sequence[Comparison], rows: int, output: Path) -> None:
         for standing in comparison.standings:
             if standing.reason:
                 console.print(f"{standing.label}: {standing.reason}", soft_wrap=True)
+    if comparisons:
+        console.print("cost in network calls, VJPs included, and seconds: of one sample", soft_wrap=True)
     told = f"{rows} rows computed; report.html, leaderboard.md and results.parquet are in {output}"
     console.print(told, soft_wrap=True)
 

@@ -115,6 +115,14 @@ class Grid:
         }
 
 
+def in_effect(operator: Operator, settings: Any) -> Settings:
+    """What an operator has taken for settings that were left open: plain values that it keeps under the same name."""
+    if not isinstance(settings, Mapping):  # a task of one's own may describe it in another way
+        return {}
+    found = {key: getattr(operator, key, None) for key, given in settings.items() if given is None}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+
+
 # What differs between the runs of one comparison; in everything else they agree.
 OF_THE_SAMPLER = ("sampler", "precision", "invdiff")
 

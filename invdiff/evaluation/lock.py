@@ -83,7 +83,7 @@ def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[Lock]:
         earlier = file.read()
         if earlier:
             say(f"the run before this one did not end by itself ({_holder(earlier)}); going on from what it stored")
-        _sign(file)
+        _sign(file, folder / NAME)
         yield Lock(folder, file, alone=True)
     finally:
         (folder / NAME).unlink(missing_ok=True)  # while it is held: nobody else can have put a file of his own there
@@ -105,7 +105,7 @@ def job_of_sweep(folder: Path, say: Callable[[str], object]) -> Iterator[Lock]:
     lock = Lock(folder, file, alone=False)
     try:
         with lock.turn():
-            _sign(file)
+            _sign(file, folder / NAME)
         yield lock
     finally:
         began = time.monotonic()
@@ -151,13 +151,17 @@ def _lock(
     return True
 
 
-def _sign(file: IO[str]) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(
-        json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-    )
-    file.flush()
+def _sign(file: IO[str], path: Path) -> None:
+    """Raises OSError, naming the file, where it cannot be written."""
+    words = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(words))
+        file.flush()
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _holder(words: str) -> str:

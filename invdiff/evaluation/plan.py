@@ -21,7 +21,7 @@ from invdiff.evaluation.budget import (
 )
 from invdiff.evaluation.capacity import FULL, likely_rows
 from invdiff.evaluation.fingerprint import Settings, fingerprint
-from invdiff.evaluation.grid import Entry, Grid, Measurements, Task, task_of
+from invdiff.evaluation.grid import Entry, Grid, Measurements, Task, in_effect, task_of
 from invdiff.evaluation.space import as_config
 from invdiff.evaluation.store import Store
 from invdiff.io import BadInput
@@ -118,6 +118,7 @@ class Planner:
             "device": known.get("device"),
             "fits": known.get("fits", {}),
             "settings": settings,
+            "in_effect": in_effect(task.operator, settings.get("operator")),
             "again": self._again(entry, task, None if base is None else sampler),
         }
         return self._keep(record)

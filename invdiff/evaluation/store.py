@@ -22,6 +22,7 @@ from invdiff.io.atomic import PARTIAL, write_atomically
 
 DATASET, RECORDS, DAMAGED = "results.parquet", "runs", "damaged"
 VERSION = 1  # of the columns; files of another one are not read
+OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # what readers rely on
 _MARK = b"invdiff.results"  # the key in a file's metadata by which we know our own
 
 _word = pa.dictionary(pa.int32(), pa.string())  # repeats from row to row: stored once a file
@@ -102,10 +103,8 @@ class Store:
         for path in sorted(self.dataset.iterdir()):
             self._look_at(path)
         for path in sorted(self.records.glob("*.json")):
-            try:
-                json.loads(path.read_text())["run"]
-            except (ValueError, KeyError, TypeError):
-                self._set_aside(path, "it is made again")
+            if _record(path) is None:
+                self._set_aside(path, "the record of a run is made again")
 
     def _look_at(self, path: Path) -> None:
         name = f"{DATASET}/{path.name}"
@@ -175,7 +174,7 @@ class Store:
     def record(self, run: str) -> dict[str, Any] | None:
         """What is known of a run: its labels and settings, why it cannot be, what was found out about it."""
         path = self.records / f"{run}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return _record(path) if path.exists() else None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Add a run, or what was found out about it."""
@@ -184,9 +183,19 @@ class Store:
             write_atomically(self.records / f"{record['run']}.json", (json.dumps(record, indent=1) + "\n").encode())
 
     def all_records(self) -> dict[str, dict[str, Any]]:
-        """Every run of the folder by its fingerprint."""
-        found = [json.loads(path.read_text()) for path in sorted(self.records.glob("*.json"))]
-        return {record["run"]: record for record in found}
+        """Every run of the folder by its fingerprint; what was put there since `open`, and is none, is passed over."""
+        found = {path.stem: _record(path) for path in sorted(self.records.glob("*.json"))}
+        return {run: record for run, record in found.items() if record is not None}
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """The record of a run; None for a file that is none."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and record.keys() >= OF_RECORD and record["run"] == path.stem
+    return record if whole else None
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:

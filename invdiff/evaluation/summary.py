@@ -52,7 +52,7 @@ class Standing:
     images, samples   how many were computed
     diverged          how many of the samples
     scores            by name; what could not be computed is missing
-    forwards ... seconds  of one image with all its samples
+    forwards ... seconds  of one sample
     cost              forwards and weighted VJPs; None where the weight is not known
     best_for_cost     no other sampler has a better PSNR for fewer network calls
     best_for_seconds  the same, in seconds
@@ -82,7 +82,7 @@ class Comparison:
     """Samplers on one task at one budget, the best first: nearest to the exact posterior, or of the best PSNR.
 
     budget    None: with their own settings
-    settings  what they share
+    settings  what they share; what the operator has taken for those that were left open in their place
     baseline  PSNR of the first guess
     """
 
@@ -139,6 +139,8 @@ def summarise(
                     at_budget = records[fit["run"]] | {"sampler": record["sampler"]}
                     place.append(standing(at_budget, steps=fit["steps"]))
         shared = {key: value for key, value in members[0]["settings"].items() if key not in OF_THE_SAMPLER}
+        if members[0].get("in_effect"):
+            shared["operator"] = shared["operator"] | members[0]["in_effect"]
         for budget, standings in [(None, own), *((key[2], by_budget[key]) for key in sorted(by_budget))]:
             told = [s for s in standings if s.images or s.reason]
             if any(s.images for s in told) or (budget is None and told):
@@ -171,7 +173,7 @@ def _standing(
     }
     per_image |= {score: [rows[0][score] for rows in images.values()] for score in OF_IMAGES}
     scores = {score: Estimate.of(values) for score, values in per_image.items()}
-    costs = {cost: sum(row[cost] for row in every) / len(images) for cost in COSTS}
+    costs = {cost: sum(row[cost] for row in every) / len(every) for cost in COSTS}
     diverged = sum(row["diverged_at"] is not None for row in every)
     weight = every[-1]["vjp_weight"]
     return Standing(
@@ -202,12 +204,10 @@ def _mean(values: Sequence[float | None]) -> float:
 def _ranked(standings: Sequence[Standing]) -> list[Standing]:
     """The best first, what has no score last; told apart where they share a label, marked where nobody is better.
 
-    The best is the nearest to the exact posterior where all know how far they are, else that of the best PSNR, which
-    the marks go by in any case.
+    The best is the nearest to the exact posterior, before all that do not know how far they are, else that of the best
+    PSNR, which the marks go by in any case.
     """
     names = _labels(standings)
-    told = [s for s in standings if s.images]
-    truth = bool(told) and all("sliced_wasserstein" in s.scores for s in told)
 
     def score(s: Standing) -> float:
         return s.scores["psnr"].mean if "psnr" in s.scores else -math.inf
@@ -220,12 +220,11 @@ def _ranked(standings: Sequence[Standing]) -> list[Standing]:
         for k, s in enumerate(standings)
     ]
 
-    def place(s: Standing) -> float:
-        if not truth:
-            return -score(s)
-        return s.scores["sliced_wasserstein"].mean if s.images else math.inf
+    def place(s: Standing) -> tuple[float, float, str]:
+        distance = s.scores["sliced_wasserstein"].mean if "sliced_wasserstein" in s.scores else math.inf
+        return distance, -score(s), s.label
 
-    return sorted(marked, key=lambda s: (place(s), s.label))
+    return sorted(marked, key=place)
 
 
 def undominated(prices: Sequence[float | None], scores: Sequence[float]) -> list[bool]:

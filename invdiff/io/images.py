@@ -174,6 +174,13 @@ def image_files(source: str | Path) -> list[Path]:
 
 
 def write_image(path: str | Path, image: Tensor) -> None:
-    """(C, H, W) in [0, 1], values outside clamped, as an 8-bit PNG; grey or RGB."""
+    """(C, H, W) in [0, 1], values outside clamped, as an 8-bit PNG; grey or RGB.
+
+    Raises OSError, naming the file, where it cannot be written.
+    """
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+    try:
+        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # Pillow names it only where it cannot be opened
+        raise

@@ -33,9 +33,8 @@ LEGEND = """\
 Means over images, ± their standard error; samples of one image are averaged first. PSNR in dB, of a sample and of the
 posterior mean; misfit: 1 fits to the noise; diversity: root mean square of the samples' standard deviation, in image
 units; in 90% intervals: share of the pixels whose central 90% credible interval holds the truth, which should be 0.90.
-Costs are of one image with all its samples: calls and VJPs of the network, cost in network calls with a VJP
-counting as many of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better
-PSNR for less."""
+Costs are of one sample of one image: calls and VJPs of the network, cost in network calls with a VJP counting as many
+of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better PSNR for less."""
 
 OF_DISTANCES = """\
 Distances are of all samples of an image to exact draws of its posterior, and the floor is the distance of as many exact

@@ -27,7 +27,7 @@ from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, OF_SETS,
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
 
 MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
-CALLS = "network calls of an image, VJPs included"
+CALLS = "network calls of a sample, VJPs included"
 OF_METHOD = ("sample", "mean", *MAPS)
 HEADINGS = {
     "truth": "truth",
@@ -222,7 +222,7 @@ def _section(
     }
     plots = [
         quality_against(members, "cost", "Quality against network calls", CALLS, looks_here),
-        quality_against(members, "seconds", "Quality against time", "seconds of an image", looks_here),
+        quality_against(members, "seconds", "Quality against time", "seconds of a sample", looks_here),
         *(calibration(c, f"Calibration, {c.budget or 'own settings'}", looks_here) for c in members),
     ]
     labels = dict.fromkeys(s.label for c in members for s in c.standings if s.images)

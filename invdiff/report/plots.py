@@ -122,7 +122,7 @@ def quality_against(
     if baseline is not None:
         y = y_of(baseline.mean)
         lines.append(Line(f"{LEFT},{y:.1f} {WIDTH - RIGHT},{y:.1f}", "baseline"))
-        notes.append(Label("first guess, no prior", WIDTH - RIGHT - 4, y - 4 if y > TOP + 20 else y + 13, "end"))
+        notes.append(_beside_line("first guess, no prior", y, marks, _boxes(lines[0].points)))
     names = [s.label for s, _ in found.values()]
     taken = [*(_box(note) for note in notes), *(box for line in lines for box in _boxes(line.points))]
     return Plot(title, x_label, "PSNR (dB)", x_ticks, y_ticks, _labelled(marks, names, taken), lines, notes)
@@ -267,6 +267,23 @@ def _labelled(marks: Sequence[Mark], names: Sequence[str], taken: Sequence[_Box]
                 found[k] = replace(m, label=label)
                 break
     return found
+
+
+def _beside_line(words: str, y: float, marks: Sequence[Mark], taken: Sequence[_Box]) -> Label:
+    """The name of a level line, where it is over the least of the marks, their error bars and what else is taken."""
+    bars = [(m.x - 2, m.high, m.x + 2, m.low) for m in marks if m.low is not None and m.high is not None]
+    occupied = [*taken, *bars, *((m.x - 6, m.y - 6, m.x + 6, m.y + 6) for m in marks)]
+    heights = [h for h in (y - 4, y + 13) if h - _LINE >= TOP and h + 3 <= HEIGHT - BOTTOM]
+    places = [
+        Label(words, x, height, anchor)
+        for x, anchor in (
+            (WIDTH - RIGHT - 4, "end"),
+            (LEFT + 6, "start"),
+            ((LEFT + WIDTH - RIGHT) / 2, "middle"),
+        )
+        for height in heights
+    ]
+    return min(places, key=lambda place: sum(_overlap(_box(place), other) for other in occupied))
 
 
 def _box(label: Label) -> _Box:

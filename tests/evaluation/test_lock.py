@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from invdiff.evaluation.lock import NAME, Lock, job_of_sweep, only_run
+from invdiff.evaluation.lock import NAME, Lock, _sign, job_of_sweep, only_run
 from invdiff.io import BadInput
 
 
@@ -45,6 +46,16 @@ def test_a_second_run_is_refused(tmp_path: Path) -> None:
             with only_run(tmp_path, pytest.fail):
                 pass
         assert (tmp_path / NAME).exists(), "the refused run has taken the lock away"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        _sign(Full(), tmp_path / NAME)
+    assert caught.value.filename == str(tmp_path / NAME)
 
 
 def test_the_lock_of_a_killed_process(tmp_path: Path) -> None:

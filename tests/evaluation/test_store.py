@@ -1,6 +1,7 @@
 """The store: rows are there whole or not at all, and whatever else lies in the folder harms none of them."""
 
 import errno
+import json
 import os
 import shutil
 from datetime import UTC, datetime
@@ -138,12 +139,28 @@ def test_what_a_kill_left_half_written_goes(store: Store) -> None:
     assert not list(store.dataset.glob(".*"))
 
 
+def record(run: str, reason: str | None = None) -> dict[str, Any]:
+    of_run = {"run": run, "sampler": "dps", "operator": "blur", "task": "t", "settings": {}}
+    return of_run | {"reason": reason, "fitted": False, "fits": {}}
+
+
 def test_records_of_runs(store: Store) -> None:
     assert store.record("a") is None
-    store.write_record({"run": "a", "reason": None})
-    store.write_record({"run": "b", "reason": "no"})
-    assert reopened(store).all_records() == {"a": {"run": "a", "reason": None}, "b": {"run": "b", "reason": "no"}}
-    (store.records / "a.json").write_text("{")
+    store.write_record(record("a"))
+    store.write_record(record("b", "no"))
+    assert reopened(store).all_records() == {"a": record("a"), "b": record("b", "no")}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    ["{", '{"run": "x"}', "[1]", json.dumps(record("y"))],
+    ids=["cut off", "foreign", "a list", "copied under another name"],
+)
+def test_what_is_no_record_of_a_run_is_set_aside(store: Store, contents: str) -> None:
+    store.write_record(record("b"))
+    (store.records / "x.json").write_text(contents)
+    assert store.all_records() == {"b": record("b")}, "what appears while a run is at work is passed over"
     again = reopened(store)
     assert set(again.all_records()) == {"b"}
-    assert again.messages == ["runs/a.json is damaged: moved to damaged/, it is made again"]
+    assert again.messages == ["runs/x.json is damaged: moved to damaged/, the record of a run is made again"]
+    assert (store.folder / "damaged" / "x.json").read_text() == contents

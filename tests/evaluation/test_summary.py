@@ -63,7 +63,7 @@ def test_samples_of_an_image_are_no_independent_tries(store: Store, add: Run) ->
     assert standing.scores["psnr"].mean == 25
     assert standing.scores["psnr"].error == pytest.approx(np.std([21, 24, 30], ddof=1) / math.sqrt(3))
     assert (standing.images, standing.samples, standing.diverged) == (3, 6, 0)
-    assert (standing.forwards, standing.vjps, standing.seconds, standing.cost) == (20, 10, 1.0, 40)
+    assert (standing.forwards, standing.vjps, standing.seconds, standing.cost) == (10, 5, 0.5, 20), "of one sample"
     assert comparison.baseline is not None
     assert comparison.baseline.mean == 5
 
@@ -149,11 +149,14 @@ def test_budgets_have_tables_of_their_own(grid: Grid, run: Run, tmp_path: Path) 
     run(small, tmp_path)
     own, fitted = summarise(Store(tmp_path))
     assert (own.budget, fitted.budget) == (None, "12 network calls")
-    assert {s.label: s.cost for s in own.standings} == {"dps": 16, "daps": 6, "dear": 30}
+    assert {s.label: s.cost for s in own.standings} == {"dps": 8, "daps": 3, "dear": 15}
     assert {s.label: (s.steps, s.cost) for s in fitted.standings} == {
-        "dps": (6, 24),
-        "daps": (12, 24),
+        "dps": (6, 12),
+        "daps": (12, 12),
         "dear": (None, None),
     }
-    assert "### At 12 network calls a sample" in markdown([own, fitted])
+    page = markdown([own, fitted])
+    assert "Costs are of one sample" in page
+    at_budget = page.partition("### At 12 network calls a sample")[2]
+    assert "| **12** |" in at_budget, "the budget is what its table says it costs"
     assert "- dear: 4 steps take 20 network calls" in markdown([own, fitted])

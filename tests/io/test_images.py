@@ -1,5 +1,7 @@
 """Image files: values exact where the format keeps them, refused in one line where they could only be guessed."""
 
+import errno
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -356,3 +358,13 @@ def test_what_is_written_is_read_again(tmp_path: Path, channels: int) -> None:
 def test_written_values_are_clamped_and_rounded(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", torch.tensor([[[-1.0, 2.0, 0.5, 0.4999 / 255, 0.51 / 255]]]))
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[0, 255, 128, 0, 1]]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_image(tmp_path / "a.png", torch.zeros(1, 2, 2))
+    assert caught.value.filename == str(tmp_path / "a.png")

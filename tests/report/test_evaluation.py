@@ -153,8 +153,23 @@ def test_lpips_tells_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert metrics.LPIPS_BACKBONE in str(metrics.lpips_unavailable())
     assert "32x32" in str(metrics.lpips_unavailable((3, 31, 400)))
     (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(metrics, "_lpips_model", lambda: None)
     (tmp_path / "checkpoints" / metrics.LPIPS_BACKBONE).write_bytes(b"")
     assert metrics.lpips_unavailable((3, 32, 32)) is None
+
+
+def test_half_a_download_of_the_lpips_weights_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And not an error after the samples were computed: the other scores are there."""
+    weights = tmp_path / "checkpoints" / metrics.LPIPS_BACKBONE
+    weights.parent.mkdir()
+    weights.write_bytes(b"half of a download")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    metrics._lpips_model.cache_clear()
+    x = draw(1, 1, 32, 32)
+    found = score(x, (x * 0.5)[:, None])
+    assert found["images"][0]["lpips"] is None
+    assert found["images"][0]["ssim"] is not None
+    assert f"LPIPS weights are damaged, or cannot be read: {weights}" in found["notes"]["lpips"]
 
 
 @pytest.mark.slow
@@ -168,6 +183,7 @@ def test_the_lpips_package_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a download"))
     metrics._lpips_model.cache_clear()
+    assert metrics.lpips_unavailable((3, 32, 32)) is None
     try:
         x, z = draw(1, 32, 32), draw(1, 32, 32, seed=1)
         assert metrics.lpips_distance(x, x) == pytest.approx(0, abs=1e-6)
