@@ -66,6 +66,11 @@ class Operator(nn.Module, ABC):
         """Whether there are images that A cannot tell apart by construction: `align` knows them."""
         return type(self).align is not Operator.align
 
+    @property
+    def stepped(self) -> bool:
+        """Whether A has steps, such as rounding: gradients are then those of the `surrogate`."""
+        return type(self).surrogate is not Operator.surrogate
+
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
         """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
 

@@ -36,6 +36,10 @@ class OperatorOfParts(Operator):
     def images(self) -> int:
         return max(part.images for part in self.operators)
 
+    @property
+    def stepped(self) -> bool:
+        return any(part.stepped for part in self.operators)
+
     def select(self, index: Tensor) -> Self:
         if self.images == 1:
             return self

@@ -7,6 +7,7 @@ from invdiff import InverseProblem
 from invdiff.conformance import WhitePrior
 from invdiff.operators import (
     HDR,
+    JPEG,
     CallableOperator,
     GaussianNoise,
     Inpainting,
@@ -15,8 +16,10 @@ from invdiff.operators import (
     Operator,
     PhaseRetrieval,
     PoissonNoise,
+    Quantisation,
+    compose,
 )
-from invdiff.samplers import DAPS, Auto, EnKG, Sampler
+from invdiff.samplers import DAPS, DPS, Auto, EnKG, Sampler
 
 SHAPE = (1, 8, 8)
 HALF = LinearCallableOperator(lambda x: x / 2, image_shape=SHAPE)
@@ -29,6 +32,8 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
         (Inpainting(keep=0.5), GaussianNoise(0.1), DAPS, "daps: Inpainting is linear and the noise Gaussian"),
         (HALF, GaussianNoise(0.1), DAPS, "by conjugate gradients"),
         (Inpainting(keep=0.5), PoissonNoise(0.1), DAPS, "the noise is PoissonNoise"),
+        (JPEG(), GaussianNoise(0.1), DPS, "dps: JPEG has steps"),
+        (compose([HDR(), Quantisation()]), GaussianNoise(0.1), DPS, "has steps"),
         (HDR(), GaussianNoise(0.1), DAPS, "small steps: HDR is not linear, and differentiable"),
         (HDR(), PoissonNoise(0.1), DAPS, "Hamiltonian chains: HDR is not linear"),
         (
