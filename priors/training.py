@@ -101,7 +101,7 @@ def edm_loss(prior: EDMPrior, clean: Tensor, noise: Tensor, sigma: Tensor) -> Te
 class Trainer:
     """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`.
 
-    init  a trained prior with the recipe's network, to start from its weights instead of random ones
+    init  a trained prior to start from instead of random weights: its network is the recipe's, or has fewer blocks
     """
 
     def __init__(
@@ -123,9 +123,7 @@ class Trainer:
             sigma_range=recipe.sigma_range,
         ).to(self.device)
         if init is not None:
-            if init.network.spec != recipe.unet:
-                raise ValueError(f"the weights to start from belong to another network: {init.network.spec}")
-            self.prior.load_state_dict(init.state_dict())
+            self.prior.network.start_from(init.network)
         self.optimiser = Optimiser(self.prior, recipe.learning_rate)
         self.average = copy.deepcopy(self.prior).requires_grad_(False).eval()
         self.validation = validation_set(validation, recipe.crop)

@@ -130,6 +130,17 @@ class UNet(nn.Module):
     def _level(width: int, count: int, embedding: int) -> "Level":
         return Level(ResidualBlock(width, embedding) for _ in range(count))
 
+    def start_from(self, trained: "UNet") -> None:
+        """Take over a trained network with as many blocks or fewer: added to a new network, the rest is the identity.
+
+        Raises ValueError where the two differ in more than how many blocks a level has.
+        """
+        old, new = trained.spec, self.spec
+        alike = (old.channels, old.patch, old.widths) == (new.channels, new.patch, new.widths)
+        if not alike or any(before > now for before, now in zip(old.blocks, new.blocks, strict=True)):
+            raise ValueError(f"weights to start from must be of this network or of one with fewer blocks, not of {old}")
+        self.load_state_dict(trained.state_dict(), strict=False)
+
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         multiple = self.spec.multiple

@@ -41,8 +41,9 @@ def images() -> list[np.ndarray]:
 
 @pytest.fixture
 def train(images: list[np.ndarray], tmp_path: Path) -> Callable[..., Trainer]:
-    def make(folder: str = "run", **changes: object) -> Trainer:
-        return Trainer(replace(RECIPE, **changes), images[4:], images[:4], tmp_path / folder)  # type: ignore[arg-type]
+    def make(folder: str = "run", init: EDMPrior | None = None, **changes: object) -> Trainer:
+        recipe = replace(RECIPE, **changes)  # type: ignore[arg-type]
+        return Trainer(recipe, images[4:], images[:4], tmp_path / folder, init=init)
 
     return make
 
@@ -182,6 +183,29 @@ def test_resuming_another_network_is_refused(train: Callable[..., Trainer]) -> N
     other = train(unet=UNetSpec(channels=1, patch=2, widths=(8, 24), blocks=(1, 1)))
     with pytest.raises(ValueError, match=r"checkpoint.pt holds another network: \{'channels': 1"):
         other.run()
+
+
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 1), (3, 2)])
+def test_starts_from_given_weights(train: Callable[..., Trainer], blocks: tuple[int, int]) -> None:
+    """A deeper network starts as the same function, and every one of its blocks learns."""
+    trained = train().run()
+    started = train("deeper", init=trained, unet=replace(RECIPE.unet, blocks=blocks))
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(started.average.denoise(x, 0.3), trained.denoise(x, 0.3))
+    before = {name: tensor.clone() for name, tensor in started.prior.network.state_dict().items()}
+    for _ in range(3):
+        started.train_step()
+    after = started.prior.network.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in before if "conv2.weight" in name)
+
+
+@pytest.mark.parametrize(("widths", "blocks"), [((8, 16), (1, 2)), ((8, 24), (2, 2)), ((8, 16, 16), (2, 2, 2))])
+def test_refuses_weights_of_another_network(
+    train: Callable[..., Trainer], widths: tuple[int, ...], blocks: tuple[int, ...]
+) -> None:
+    other = UNet(replace(RECIPE.unet, widths=widths, blocks=blocks))
+    with pytest.raises(ValueError, match="of this network or of one with fewer blocks, not of"):
+        train().prior.network.start_from(other)
 
 
 def test_seeds_decide(train: Callable[..., Trainer]) -> None:
