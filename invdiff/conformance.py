@@ -892,8 +892,7 @@ def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
     _require(diverged == 0, f"{type(sampler).__name__}: {diverged} of {samples} samples of a Gaussian problem diverge")
 
     matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *shape)).flatten(1).T
-    precisions, basis = torch.linalg.eigh(torch.eye(16) / prior.std**2 + matrix.T @ matrix / sigma**2)
-    precisions, basis = precisions.flip(0), basis.flip(1)
+    precisions, basis = _eigenbasis(torch.eye(16) / prior.std**2 + matrix.T @ matrix / sigma**2)
     data = prior.mean / prior.std**2 + matrix.T @ y.double().flatten() / sigma**2
     centre = basis @ (basis.T @ data / precisions)
     z = (posterior.samples[0].flatten(1).double() - centre) @ basis * precisions.sqrt()
@@ -901,6 +900,20 @@ def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
     fourth = (z - z.mean(0)).pow(4).mean(0)
     errors = (variance / samples).sqrt(), ((fourth - variance**2).clamp(min=0) / samples).sqrt()
     return Law(*(tuple(round(v, 5) for v in t.tolist()) for t in (z.mean(0), variance, *errors)))
+
+
+def _eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, the largest first, and eigenvectors that are the same ones on every machine.
+
+    Blurs and masks have equal eigenvalues, whose vectors may turn among themselves, and any vector may change its sign:
+    which one LAPACK returns depends on the processor. A millionth of a generic diagonal tells equal ones apart, a
+    generic vector lies on the positive side of all.
+    """
+    size = len(matrix)
+    diagonal = 1e-6 * matrix.diagonal().mean() * _normal(3, size).double()
+    values, vectors = torch.linalg.eigh(matrix + torch.diag(diagonal))
+    values, vectors = values.flip(0), vectors.flip(1)
+    return values, vectors * torch.sign(_normal(4, size).double() @ vectors)
 
 
 def check_posterior(sampler: Sampler, known: Law | None = None, *, samples: int = 3000) -> None:
