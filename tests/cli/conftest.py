@@ -21,12 +21,6 @@ from invdiff.priors.ode import generate
 from invdiff.priors.unet import UNet, UNetSpec
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @dataclass(frozen=True)
 class Ran:
     """What a command left on the terminal and its exit code."""

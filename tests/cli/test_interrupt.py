@@ -27,8 +27,6 @@ WORDS = [
 # The process sends the signal to itself, at a network call: where it arrives does not depend on how fast things are.
 SCRIPT = """
 import os, signal, sys
-import torch
-torch.set_num_threads(1)
 from invdiff.cli.main import main
 from invdiff.priors.edm import EDMPrior
 

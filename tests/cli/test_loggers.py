@@ -108,7 +108,7 @@ def test_what_cannot_be_logged_to(
 @pytest.mark.slow
 def test_a_benchmark_in_wandb_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, "-m", "invdiff", *BENCHMARK, "log=[wandb]"],
         cwd=tmp_path,

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 import invdiff.operators
 import invdiff.priors
@@ -40,12 +39,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture, classes in (("operator_class", OPERATORS), ("prior_class", PRIORS), ("sampler_class", SAMPLERS)):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, classes.values(), ids=list(classes))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,6 @@ from invdiff.operators import GaussianBlur, GaussianNoise
 from invdiff.priors import EDMPrior
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def digits() -> EDMPrior:
     return load_prior("digits")

@@ -21,12 +21,6 @@ from invdiff.samplers import DAPS, DPS
 from invdiff.schedules import EDM, VP
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def grid() -> Grid:
     """Two samplers, two operators, five images of 16x16 from a Gaussian prior, two samples each."""

@@ -254,13 +254,11 @@ def test_out_of_memory_halves_batches_and_is_remembered(
 def test_torchrun(tmp_path: Path, rows: Run) -> None:
     words = ["benchmark", "prior=digits", "samplers=[{dps:{schedule:{steps:5}}},{daps:{schedule:{steps:4}}}]"]
     words += ["operators=[inpainting,denoising]", "images=4", "compute.progress=false", "compute.precision=float32"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "invdiff"]
     for start, output in (([sys.executable, "-m", "invdiff"], "one"), (launch, "two")):
         done = subprocess.run(
             [*start, *words, f"output={output}"],
             cwd=tmp_path,
-            env=environment,
             capture_output=True,
             text=True,
             timeout=280,

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
@@ -21,7 +20,6 @@ PNPDM_SHORT = PnPDM(iterations=30, decay=0.88)
 
 @pytest.fixture(scope="module")
 def prior() -> Prior:
-    torch.set_num_threads(1)
     return load_prior("digits")
 
 

@@ -9,12 +9,6 @@ from torch import Tensor
 from invdiff.operators import Operator
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def normal() -> Callable[..., Tensor]:
     """Signed noise: an adjoint that is wrong on it may look right on positive images."""

@@ -14,12 +14,6 @@ from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The images are tiny: threads would only wait for each other."""
-    torch.set_num_threads(1)
-
-
 class Scripted:
     """Streams that hand out the given tensors, in float64: an update rule can be compared digit by digit."""
 
