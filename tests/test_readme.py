@@ -41,7 +41,7 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
 def test_ci_finds_the_test_command() -> None:
     after = README.partition("<!-- test command -->")[2]
     assert after.lstrip().startswith("```bash\npython3 -m venv .venv && ")
-    assert after.partition("```bash")[2].partition("```")[0].strip().endswith("pytest")
+    assert after.partition("```bash")[2].partition("```")[0].strip().endswith(".venv/bin/pytest -n 2")
 
 
 def test_table_of_samplers_is_the_generated_one() -> None:
