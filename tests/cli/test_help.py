@@ -1,5 +1,6 @@
 """What the command says about itself, and how long it takes to say it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,20 @@ def test_start_up_is_light_and_needs_no_unicode(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.count(b"usage: ") == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "waits"), [({}, "3000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_give_up_their_core_soon_unless_told_otherwise(
+    invdiff: Run, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], waits: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is as before when the test is over
+        os.environ.pop(name)
+    os.environ |= said
+    assert invdiff("list", "samplers").code == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == waits
 
 
 def test_what_the_package_exports_is_there_when_it_is_asked_for() -> None:
