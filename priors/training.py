@@ -101,7 +101,7 @@ def edm_loss(prior: EDMPrior, clean: Tensor, noise: Tensor, sigma: Tensor) -> Te
 class Trainer:
     """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`.
 
-    init  a trained prior to start from instead of random weights: its network is the recipe's, or has fewer blocks
+    init  a trained prior to start from instead of random weights: see `UNet.start_from`
     """
 
     def __init__(

@@ -133,13 +133,25 @@ class UNet(nn.Module):
     def start_from(self, trained: "UNet") -> None:
         """Take over a trained network with as many blocks or fewer: added to a new network, the rest is the identity.
 
-        Raises ValueError where the two differ in more than how many blocks a level has.
+        A grey network may take over one for colours: of a grey image it gives what that one gives of three equal
+        colours, averaged over them.
+
+        Raises ValueError where the two differ in anything else.
         """
         old, new = trained.spec, self.spec
-        alike = (old.channels, old.patch, old.widths) == (new.channels, new.patch, new.widths)
+        alike = (old.patch, old.widths) == (new.patch, new.widths) and new.channels in (old.channels, 1)
         if not alike or any(before > now for before, now in zip(old.blocks, new.blocks, strict=True)):
-            raise ValueError(f"weights to start from must be of this network or of one with fewer blocks, not of {old}")
-        self.load_state_dict(trained.state_dict(), strict=False)
+            raise ValueError(
+                "weights to start from must be of this network, of one with fewer blocks, or of its like for colours, "
+                f"not of {old}"
+            )
+        weights = trained.state_dict()
+        if new.channels != old.channels:
+            colours = (old.channels, old.patch**2)
+            weights["head.weight"] = weights["head.weight"].unflatten(1, colours).sum(1)
+            for name in ("tail.weight", "tail.bias"):
+                weights[name] = weights[name].unflatten(0, colours).mean(0)
+        self.load_state_dict(weights, strict=False)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from invdiff.conformance import WhitePrior
 from invdiff.priors import EDMPrior
@@ -204,8 +204,20 @@ def test_refuses_weights_of_another_network(
     train: Callable[..., Trainer], widths: tuple[int, ...], blocks: tuple[int, ...]
 ) -> None:
     other = UNet(replace(RECIPE.unet, widths=widths, blocks=blocks))
-    with pytest.raises(ValueError, match="of this network or of one with fewer blocks, not of"):
+    with pytest.raises(ValueError, match="of this network, of one with fewer blocks, or of its like for colours, not"):
         train().prior.network.start_from(other)
+
+
+def test_a_grey_network_starts_from_one_for_colours_not_the_other_way_round() -> None:
+    torch.manual_seed(0)
+    grey, colour = UNet(RECIPE.unet), UNet(replace(RECIPE.unet, channels=3))
+    for parameter in colour.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    grey.start_from(colour)
+    x, noise = torch.rand(3, 1, 8, 8), torch.rand(3)
+    torch.testing.assert_close(grey(x, noise), colour(x.expand(-1, 3, -1, -1), noise).mean(1, keepdim=True))
+    with pytest.raises(ValueError, match="not of"):
+        colour.start_from(grey)
 
 
 def test_seeds_decide(train: Callable[..., Trainer]) -> None:
