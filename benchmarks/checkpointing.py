@@ -1,6 +1,6 @@
 """What gradient checkpointing costs and saves: a VJP through a prior with it and without it.
 
-    python benchmarks/checkpointing.py [--prior brain] [--size 128] [--batch 4] [--rounds 5]
+    python benchmarks/checkpointing.py [--prior brain_small] [--size 128] [--batch 4] [--rounds 5]
 
 Time is the median ratio of calls that alternate within one process; memory is what autograd keeps between the forward
 and the backward pass, counted tensor by tensor, and with checkpointing also what the largest block keeps while it runs
@@ -59,7 +59,7 @@ def kept_megabytes(prior: Prior, x: torch.Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="brain")
+    parser.add_argument("--prior", default="brain_small")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,6 +1,6 @@
 """DAPS against DPS on phase retrieval: the best of four samples, at the same number of network calls.
 
-    python benchmarks/phase_retrieval.py --data held_out.npz [--images 10] [--prior brain]
+    python benchmarks/phase_retrieval.py --data held_out.npz [--images 10] [--prior brain_small]
 
 Truths are evenly spaced slices of a .npz with uint8 `images`, none of which the prior was trained on. DAPS takes the
 settings of `sampler=auto`; DPS as many steps as DAPS makes calls, which are as many calls and as many VJPs on top.
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help=".npz with uint8 `images`")
     parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--prior", default="brain")
+    parser.add_argument("--prior", default="brain_small")
     parser.add_argument("--noise", type=float, default=0.025)
     options = parser.parse_args()
 

@@ -53,7 +53,7 @@ def overhead(sampler: Sampler, prior: Prior, shape: tuple[int, ...], batch: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="brain")
+    parser.add_argument("--prior", default="brain_small")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)

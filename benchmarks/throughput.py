@@ -1,6 +1,6 @@
 """What `invdiff benchmark` gains by batching, and what it costs beside the network and the operator.
 
-    python benchmarks/throughput.py [--images 32] [--steps 10] [--minutes 2] [--prior brain]
+    python benchmarks/throughput.py [--images 32] [--steps 10] [--minutes 2] [--prior brain_small]
 
 Batching: DPS on slices drawn from the prior, in the batches that the benchmark chooses, against one slice at a time;
 both compute and store the same rows. The two alternate batch by batch within one process and take turns in being first.
@@ -207,7 +207,7 @@ def main() -> None:
         child(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", default="brain", help="a bundled network")
+    parser.add_argument("--prior", default="brain_small", help="a bundled network")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="of the comparison of batches")
     parser.add_argument("--minutes", type=float, default=2.0, help="about how long the run with bookkeeping takes")
