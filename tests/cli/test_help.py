@@ -115,7 +115,7 @@ def test_start_up_is_light_and_needs_no_unicode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "waits"), [({}, "3000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+    ("said", "waits"), [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
 )
 def test_waiting_threads_give_up_their_core_soon_unless_told_otherwise(
     invdiff: Run, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], waits: str | None
