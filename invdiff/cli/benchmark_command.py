@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from invdiff.cli.app import command, job_number, report, typed
+from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.output import to_stdout
@@ -65,7 +66,7 @@ def main(config: DictConfig, output: Path) -> None:
         ):
             if ranks.first:
                 name = "config.yaml" if job is None else f"config_{job}.yaml"
-                write_atomically(output / name, OmegaConf.to_yaml(config, resolve=True).encode())
+                write_config(config, output, name=name)
             try:
                 outcome = run_benchmark(
                     grid,

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from invdiff.calibration import Calibration, calibrate
 from invdiff.cli.app import command
+from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, check
@@ -52,7 +53,7 @@ def main(config: DictConfig, output: Path) -> None:
         image_shape=shape,
         resolution=config.resolution,
     )
-    OmegaConf.save(config, output / "config.yaml", resolve=True)
+    write_config(config, output)
     (output / "calibration.json").write_text(json.dumps(found.summary(), indent=2, allow_nan=False) + "\n")
     title = f"{type(sampler).__name__} on {type(operator).__name__}, prior {type(prior).__name__}"
     _draw(found, title, output / "calibration.png")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from invdiff.cli.config_file import write_config
 from invdiff.cli.mixture_run import draw, read_recipe
 from invdiff.cli.values import check_kinds
 from invdiff.evaluation import measure
@@ -123,8 +124,7 @@ def _run_with_progress(learner: Learner, config: DictConfig, logger: Logger) -> 
         def on_progress(share: float) -> None:
             nonlocal saved
             if not saved:
-                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key != other])
-                OmegaConf.save(kept, learner.folder / "config.yaml", resolve=True)
+                write_config(config, learner.folder, without=(other,))
                 saved = True
             bar.update(int(1000 * share) - bar.n)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.cli.config_file import write_config
 from invdiff.cli.values import check_kinds
 from invdiff.io import BadInput
 from invdiff.loggers import Logger, loggers
@@ -72,9 +73,7 @@ def run_with_progress(fit: MixtureFit, config: DictConfig, logger: Logger) -> Lo
         def on_iteration(row: dict[str, float | list[int]]) -> None:
             nonlocal first
             if first:
-                left_out = ("recipe", *ONLY_MEASUREMENTS)
-                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in left_out])
-                OmegaConf.save(kept, fit.folder / "config.yaml", resolve=True)
+                write_config(config, fit.folder, without=("recipe", *ONLY_MEASUREMENTS))
                 first = False
             if row["reseeded"]:
                 bar.write(

@@ -21,6 +21,7 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff.cli.app import command
+from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds
 from invdiff.driver import Compute, Interrupted, check
@@ -203,7 +204,7 @@ def _open(output: Path) -> None:
 
 def write_arrays(output: Path, config: DictConfig, result: Result) -> None:
     """`config.yaml` and `samples.npz`."""
-    OmegaConf.save(config, output / "config.yaml", resolve=True)
+    write_config(config, output)
     posterior = result.posterior
     together = aligned(result.problem, posterior)
     arrays = {"samples": posterior.samples, "mean": together.mean, "std": together.std, "y": result.problem.y}

@@ -7,10 +7,11 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from invdiff.cli.app import command
+from invdiff.cli.config_file import write_config
 from invdiff.cli.learning_run import learn
 from invdiff.cli.mixture_run import ONLY_MEASUREMENTS, fit_mixture, read_recipe
 from invdiff.cli.values import check_kinds
@@ -98,8 +99,7 @@ def run_with_progress(trainer: Trainer, config: DictConfig, logger: Logger) -> E
         def on_step(step: int, loss: float) -> None:
             nonlocal saved
             if not saved:
-                kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in ONLY_MEASUREMENTS])
-                OmegaConf.save(kept, trainer.folder / "config.yaml", resolve=True)
+                write_config(config, trainer.folder, without=ONLY_MEASUREMENTS)
                 saved = True
             bar.update(int(1000 * min(1.0, trainer.progress())) - bar.n)
             bar.set_postfix(step=step, loss=f"{loss:.3f}", refresh=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.cli.app import command, report
+from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import load, overrule
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.search_space import read_space
@@ -83,7 +84,7 @@ def main(config: DictConfig, output: Path) -> None:
             seed=config.seed,
             compute=compute,
         )
-        OmegaConf.save(config, output / "config.yaml", resolve=True)
+        write_config(config, output)
         console = Console(highlight=False, markup=False)
         for words in (where, _price(search), *notes):
             console.print(words, soft_wrap=True)
