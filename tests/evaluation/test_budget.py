@@ -1,8 +1,12 @@
 """Equal budgets: as many steps as they buy and not one more."""
 
+from collections.abc import Iterable
+from itertools import repeat
+
 import pytest
 import torch
 
+from invdiff.evaluation import budget
 from invdiff.evaluation.budget import (
     FEWEST_STEPS,
     Budget,
@@ -15,6 +19,7 @@ from invdiff.evaluation.budget import (
     with_steps,
 )
 from invdiff.evaluation.capacity import FULL, likely_rows, out_of_memory
+from invdiff.io import BadInput
 from invdiff.priors import EDMPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Sampler, all_samplers
 from invdiff.schedules import EDM, VP
@@ -89,6 +94,20 @@ def test_speed() -> None:
             return x
 
     assert measure_speed(BlackBox(), (1, 16, 16), torch.device("cpu"), "float32", rows=2) == Speed(None, None)
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> float | None:
+    """What is measured where a forward and a VJP take these times, one after the other."""
+    times = iter(seconds)
+    monkeypatch.setattr(budget, "_seconds", lambda *_: next(times))
+    return measure_speed(EDMPrior.example(), (1, 16, 16), torch.device("cpu"), "float32", rows=1, repeats=2).vjp_weight
+
+
+def test_speed_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed(monkeypatch, [1.0, 3.5, 2.0, 3.0]) == 2.0  # the quickest of each
+    assert timed(monkeypatch, [3.0, 2.5, 3.0, 3.0, 1.0, 3.0, 3.0, 3.0]) == 1.5  # a second round
+    with pytest.raises(BadInput, match=r"in 20 trials .* too busy .*budget\.vjp_weight"):
+        timed(monkeypatch, repeat(1.0))
 
 
 def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
