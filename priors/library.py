@@ -13,7 +13,7 @@ from .low_rank_mixture import KIND, LowRankMixturePrior
 BUNDLED = {
     "photo": "RGB photographs of any size",
     "brain": "128x128 grey brain MRI slices",
-    "brain_small": "128x128 grey brain MRI slices, at two fifths of the cost",
+    "brain_small": "128x128 grey brain MRI slices, at a quarter of the cost",
     "digits": "32x32 grey handwritten digits",
     "brain_mixture": "64x64 grey brain MRI slices, a mixture of Gaussians in closed form",
     "digits_mixture": "32x32 grey handwritten digits, a mixture of Gaussians in closed form",
