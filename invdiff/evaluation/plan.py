@@ -155,7 +155,13 @@ class Planner:
             )
             if alike and record["vjp_weight"] is not None:
                 return record["vjp_weight"]
-        return self._measured_speed().vjp_weight
+        weight = self._measured_speed().vjp_weight
+        if weight is None:
+            raise BadInput(
+                "the machine is too busy to time a VJP, which seemed to cost nothing: "
+                "try again later, or give its cost in forwards, budget.vjp_weight=2"
+            )
+        return weight
 
     def _measured_speed(self) -> Speed:
         if self._speed is None:

@@ -19,7 +19,6 @@ from invdiff.evaluation.budget import (
     with_steps,
 )
 from invdiff.evaluation.capacity import FULL, likely_rows, out_of_memory
-from invdiff.io import BadInput
 from invdiff.priors import EDMPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Sampler, all_samplers
 from invdiff.schedules import EDM, VP
@@ -106,8 +105,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> float | 
 def test_speed_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed(monkeypatch, [1.0, 3.5, 2.0, 3.0]) == 2.0  # the quickest of each
     assert timed(monkeypatch, [3.0, 2.5, 3.0, 3.0, 1.0, 3.0, 3.0, 3.0]) == 1.5  # a second round
-    with pytest.raises(BadInput, match=r"in 20 trials .* too busy .*budget\.vjp_weight"):
-        timed(monkeypatch, repeat(1.0))
+    assert timed(monkeypatch, repeat(1.0)) is None  # and it ends
 
 
 def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:

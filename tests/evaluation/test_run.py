@@ -17,11 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.evaluation.budget import Budget
+from invdiff.evaluation import plan
+from invdiff.evaluation.budget import Budget, Speed
 from invdiff.evaluation.grid import Entry, Grid, Task
 from invdiff.evaluation.pictures import PICTURES, read_map
 from invdiff.evaluation.run import Save
 from invdiff.evaluation.store import MEASURED, Store
+from invdiff.io import BadInput
 from invdiff.operators import Denoising, GaussianNoise, Operator
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DAPS, DPS
@@ -387,6 +389,13 @@ def test_a_budget_is_kept_by_a_resumed_run(
     assert len(set(before["run"].to_pylist())) == 4
     monkeypatch.setattr("invdiff.evaluation.plan.fit_seconds", lambda *_: pytest.fail("measured again"))
     assert run(grid, tmp_path).rows == 0
+
+
+def test_a_vjp_that_a_busy_machine_hides(grid: Grid, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "measure_speed", lambda *_, **__: Speed(None, None))
+    with pytest.raises(BadInput, match=r"too busy .* budget\.vjp_weight"):
+        run(grid, tmp_path, vjp_weight=None)
+    assert run(grid, tmp_path, vjp_weight=2.0).rows == ROWS  # as the message advises
 
 
 def test_a_budget_that_is_what_the_sampler_does_anyway(grid: Grid, run: Run, tmp_path: Path) -> None:
