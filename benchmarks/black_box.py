@@ -16,11 +16,11 @@ from black_box_camera import camera  # beside this file
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.examples import drawn_from_prior
 from invdiff.io import to_tensor
-from invdiff.metrics import mean_of, psnr
+from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import BlackBox, GaussianNoise
 from invdiff.samplers import EnKG
+from invdiff.scores.metrics import mean_of, psnr
 from invdiff.streams import generator
 
 ITERATIONS = 16

@@ -20,13 +20,14 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.calibration import calibrate
-from invdiff.cost import Cost
+from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
+from invdiff.posterior import Cost
 from invdiff.priors import ClosedFormPrior, Prior
 from invdiff.report.calibration import calibration_figure
 from invdiff.report.comparison import save_figure
-from invdiff.samplers.base import Needs, Sampler, Step
+from invdiff.samplers.base import Needs, Sampler
+from invdiff.scores.calibration import calibrate
 from invdiff.streams import Streams
 
 FOLDER, PAGE = Path("runs/calibration"), Path("docs/results/calibration.md")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from invdiff import load_prior
-from invdiff.priors.images import read_images
-from invdiff.priors.training import denoising_psnr, validation_set
+from invdiff.priors.training.images import read_images
+from invdiff.priors.training.training import denoising_psnr, validation_set
 
 
 def bm3d_psnr(clean: torch.Tensor, sigma: float, seed: int = 0) -> float:

@@ -17,7 +17,7 @@ import torch
 
 from invdiff import InverseProblem, load_prior
 from invdiff.operators import CT, MRI, GaussianNoise, Inpainting, LinearOperator
-from invdiff.priors import whitening
+from invdiff.priors.closed_form import whitening
 from invdiff.streams import generator
 
 

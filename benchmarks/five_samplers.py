@@ -23,10 +23,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.evaluation import evaluate, measure
-from invdiff.examples import drawn_from_prior
 from invdiff.io import to_tensor
+from invdiff.io.examples import drawn_from_prior
+from invdiff.problem import measure
 from invdiff.report.comparison import thumbnails
+from invdiff.scores import evaluate
 
 SAMPLERS = ("dps", "mcg", "reddiff", "enkg", "daps")
 CAMERA = "operator=callable operator.file=benchmarks/black_box_camera.py:camera operator.numpy=true"

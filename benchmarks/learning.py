@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.distances import sliced_wasserstein
-from invdiff.learning import LearningPlan, MixtureLearner, evidence, refit
+from invdiff.learning.em import LearningPlan, MixtureLearner, evidence, refit
 from invdiff.operators import GaussianNoise, Inpainting, LinearOperator
 from invdiff.priors import LowRankMixturePrior
-from invdiff.priors.mixture_fit import MixtureRecipe
-from invdiff.priors.training import denoising_psnr
+from invdiff.priors.training.mixture_fit import MixtureRecipe
+from invdiff.priors.training.training import denoising_psnr
 from invdiff.report.comparison import thumbnails
+from invdiff.scores.distances import sliced_wasserstein
 
 SIGMAS = (0.1, 0.2, 0.3, 0.5)
 

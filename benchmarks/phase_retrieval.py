@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.evaluation import measure
-from invdiff.metrics import psnr
 from invdiff.operators import GaussianNoise, PhaseRetrieval
+from invdiff.problem import measure
 from invdiff.samplers import DPS, Sampler
 from invdiff.samplers.auto import Auto
 from invdiff.schedules import VP
+from invdiff.scores.metrics import psnr
 
 SAMPLES = 4
 

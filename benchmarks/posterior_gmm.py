@@ -35,13 +35,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.distances import wasserstein_1d
-from invdiff.evaluation.draws import draws
+from invdiff.benchmark.draws import draws
 from invdiff.operators import GaussianNoise, RandomProjection
 from invdiff.priors import GaussianMixturePrior
 from invdiff.report.comparison import save_figure
 from invdiff.samplers import all_samplers
 from invdiff.schedules import EDM
+from invdiff.scores.distances import wasserstein_1d
 from invdiff.streams import generator
 
 DRAWS, DIRECTIONS = 1000, 1000

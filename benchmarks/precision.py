@@ -13,13 +13,13 @@ import time
 import torch
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.metrics import psnr
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.priors.precision import autocast, fast_bf16
 from invdiff.samplers import DAPS
 from invdiff.schedules import EDM
+from invdiff.scores.metrics import psnr
 from invdiff.streams import Streams, generator
 
 

@@ -36,12 +36,12 @@ def batching(prior: str, images: int, steps: int) -> None:
     from hydra import compose, initialize_config_module
 
     from invdiff import Compute
+    from invdiff.benchmark.grid import Grid
+    from invdiff.benchmark.plan import Planner
+    from invdiff.benchmark.ranks import Ranks
+    from invdiff.benchmark.run import Save, run_benchmark
+    from invdiff.benchmark.store import Store
     from invdiff.cli.benchmark_command import make_grid
-    from invdiff.evaluation.grid import Grid
-    from invdiff.evaluation.plan import Planner
-    from invdiff.evaluation.ranks import Ranks
-    from invdiff.evaluation.run import Save, run_benchmark
-    from invdiff.evaluation.store import Store
 
     words = [f"prior={prior}", f"samplers=[{{dps:{{schedule:{{steps:{steps}}}}}}}]", "operators=[inpainting]"]
     words += [f"images={images}", "num_samples=1"]
@@ -138,10 +138,10 @@ def child(words: list[str]) -> None:
     """A benchmark command that is timed; the last line it prints has the times."""
     import torch
 
-    from invdiff import driver
     from invdiff.cli.benchmark_command import main as benchmark
+    from invdiff.engine import driver
     from invdiff.operators import Inpainting
-    from invdiff.priors.edm import EDMPrior
+    from invdiff.priors.networks.edm import EDMPrior
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampler = Meter(device)
@@ -159,8 +159,8 @@ def bookkeeping(prior: str, images: int, minutes: float) -> None:
     import torch
 
     from invdiff import load_prior
-    from invdiff.examples import drawn_from_prior
     from invdiff.io import to_tensor, write_image
+    from invdiff.io.examples import drawn_from_prior
 
     network = load_prior(prior)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

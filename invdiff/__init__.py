@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 from invdiff._version import __version__
 
 if TYPE_CHECKING:
-    from invdiff.driver import Compute, Interrupted, Unsupported
+    from invdiff.engine.driver import Compute, Interrupted, Unsupported
     from invdiff.posterior import Posterior
     from invdiff.priors import load_prior
     from invdiff.problem import InverseProblem
 else:
     # Imported when they are asked for: the command must be able to take Ctrl-C before torch is there.
     _HOMES = {
-        "Compute": "driver",
-        "Interrupted": "driver",
+        "Compute": "engine.driver",
+        "Interrupted": "engine.driver",
         "InverseProblem": "problem",
         "Posterior": "posterior",
-        "Unsupported": "driver",
+        "Unsupported": "engine.driver",
         "load_prior": "priors",
     }
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import Noise, as_operator
-from invdiff.operators.composition import compose
+from invdiff.operators.combine.composition import compose
 from invdiff.posterior import Posterior
-from invdiff.priors.latent import LatentPrior
+from invdiff.priors.codecs.latent import LatentPrior
 from invdiff.problem import InverseProblem
 
 

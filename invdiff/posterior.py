@@ -5,7 +5,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.cost import Cost
+
+@dataclass
+class Cost:
+    """Counts are per image: one call on a batch of 8 counts 8.
+
+    forwards        evaluations of the prior's denoiser
+    vjps            vector-Jacobian products through it
+    operator_calls  forward, adjoint, pseudo-inverse, solve, and products with the operator's Jacobian
+    seconds         wall time of the sampler, callbacks and progress left out
+    peak_memory_mb  CUDA: peak of allocated memory; CPU: peak resident size of the process so far
+    """
+
+    forwards: int = 0
+    vjps: int = 0
+    operator_calls: int = 0
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

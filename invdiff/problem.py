@@ -1,13 +1,15 @@
 """An inverse problem: what was measured (operator), how it scatters (noise), and the measurement y."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from invdiff.operators import Noise, Operator, as_operator
-from invdiff.operators.base import describe_shape
+from invdiff.shapes import describe_shape
+from invdiff.streams import generator
 
 
 class InverseProblem:
@@ -54,7 +56,7 @@ class InverseProblem:
         self._check()
 
     def _check(self) -> None:
-        reason = self.operator.refuses(self.image_shape)
+        reason = self.operator.mismatch(self.image_shape)
         if reason is not None:
             raise ValueError(reason)
         if self.operator.images not in (1, self.images):
@@ -64,7 +66,7 @@ class InverseProblem:
         if not values.isfinite().all():
             bad = int((~values.isfinite()).sum())
             raise ValueError(f"the measurement holds {bad} NaN or infinite value(s); mask them out or repair them")
-        reason = self.noise.refuses(self.y, observed)
+        reason = self.noise.mismatch(self.y, observed)
         if reason is not None:
             raise ValueError(reason)
         with torch.no_grad():
@@ -138,3 +140,29 @@ def _detached(module: _Module) -> _Module:
     twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
     twin._modules = {name: child if child is None else _detached(child) for name, child in module._modules.items()}
     return twin
+
+
+@torch.no_grad()
+def measure(operator: Operator, noise: Noise, truth: Tensor, seed: int, images: Sequence[int] | None = None) -> Tensor:
+    """Measurements y of true images (B, C, H, W), on the CPU.
+
+    images  the index of each, where the batch is a part of a larger set; operator and noise have parameters for all of
+            the set, or for one
+
+    That of image i depends on (seed, operator, noise, i) alone: it is measured by itself, so that not even the last
+    digit tells what else is in the batch. Raises ValueError where the operator does not take such images.
+    """
+    reason = operator.mismatch(tuple(truth.shape[1:]))
+    if reason is not None:
+        raise ValueError(reason)
+    images = range(len(truth)) if images is None else images
+    for whose, count in (("operator", operator.images), ("noise", noise.images)):
+        if 1 < count <= max(images):
+            raise ValueError(f"the {whose} has parameters for {count} images, there are {max(images) + 1} or more")
+    rows = []
+    for row, i in zip(truth, images, strict=True):
+        own = torch.tensor([i])
+        one, likelihood = operator.select(own), noise.select(own)
+        clean = one(row[None])
+        rows.append(likelihood.sample(clean, [generator(seed, "measure", i)], one.measured(tuple(clean.shape[1:]))))
+    return torch.cat(rows)

@@ -1,42 +1,42 @@
 """Forward models and measurement noise: what was measured."""
 
-from .base import LinearOperator, Operator, SpectralOperator
-from .black_box import BlackBox, LinearBlackBox
-from .blur import Blur, CircularBlur
-from .coded_diffraction import CodedDiffraction
-from .colorization import Colorization
-from .composition import Composition, LinearComposition, compose
-from .compressed_sensing import CompressedSensing
-from .ct import CT
-from .ct_transmission import CTTransmission
-from .demosaicing import Demosaicing
-from .denoising import Denoising
-from .foreign import CallableOperator, LinearCallableOperator, as_operator
-from .gaussian_blur import GaussianBlur
-from .hadamard import HadamardSensing
-from .hdr import HDR
-from .impulse_noise import ImpulseNoise
-from .inpainting import Inpainting
-from .jpeg import JPEG
-from .laplace_noise import LaplaceNoise
-from .matrix import MatrixOperator
-from .motion_blur import MotionBlur
-from .mri import MRI
-from .multicoil_mri import MulticoilMRI
-from .noise import GaussianNoise, Noise, NoNoise, PoissonNoise
-from .nonlinear_blur import NonlinearBlur
-from .phase_retrieval import PhaseRetrieval
-from .poisson_gaussian_noise import PoissonGaussianNoise
-from .quantisation import Quantisation
-from .quantisation_noise import QuantisationNoise
-from .radial_mri import RadialMRI
-from .random_projection import RandomProjection
-from .separable import SeparableOperator
-from .space_varying_blur import SpaceVaryingBlur
-from .speckle_noise import SpeckleNoise
-from .stacking import LinearStacking, StackedNoise, Stacking, stack
-from .super_resolution import SuperResolution
-from .user_file import from_file
+from .blur.blur import Blur, CircularBlur
+from .blur.gaussian_blur import GaussianBlur
+from .blur.motion_blur import MotionBlur
+from .blur.nonlinear_blur import NonlinearBlur
+from .blur.space_varying_blur import SpaceVaryingBlur
+from .camera.hdr import HDR
+from .camera.jpeg import JPEG
+from .camera.quantisation import Quantisation
+from .combine.composition import Composition, LinearComposition, compose
+from .combine.stacking import LinearStacking, StackedNoise, Stacking, stack
+from .core.base import LinearOperator, Operator, SpectralOperator
+from .core.separable import SeparableOperator
+from .mri.mri import MRI
+from .mri.multicoil_mri import MulticoilMRI
+from .mri.radial_mri import RadialMRI
+from .noise.base import GaussianNoise, Noise, NoNoise, PoissonNoise
+from .noise.impulse import ImpulseNoise
+from .noise.laplace import LaplaceNoise
+from .noise.poisson_gaussian import PoissonGaussianNoise
+from .noise.quantisation import QuantisationNoise
+from .noise.speckle import SpeckleNoise
+from .phase.coded_diffraction import CodedDiffraction
+from .phase.phase_retrieval import PhaseRetrieval
+from .pixels.colorization import Colorization
+from .pixels.demosaicing import Demosaicing
+from .pixels.denoising import Denoising
+from .pixels.inpainting import Inpainting
+from .pixels.super_resolution import SuperResolution
+from .projections.compressed_sensing import CompressedSensing
+from .projections.hadamard import HadamardSensing
+from .projections.random_projection import RandomProjection
+from .tomography.ct import CT
+from .tomography.ct_transmission import CTTransmission
+from .yours.as_operator import CallableOperator, LinearCallableOperator, as_operator
+from .yours.black_box import BlackBox, LinearBlackBox
+from .yours.from_file import from_file
+from .yours.matrix import MatrixOperator
 
 __all__ = [
     "CT",

@@ -1,25 +1,25 @@
 """What images look like: denoisers at every noise level."""
 
-from .adm import ADMPrior
+from .as_prior import as_prior
 from .base import Prior
-from .closed_form import ClosedFormPrior
-from .deepinv_prior import DeepinvPrior
-from .diagonal_gaussian import DiagonalGaussianPrior
-from .diffusers_prior import DiffusersPrior
-from .edm import EDMPrior
-from .empirical import EmpiricalPrior
-from .flow import FlowPrior
-from .foreign import CallablePrior, as_prior
-from .gaussian import GaussianPrior
-from .gaussian_field import GaussianFieldPrior
-from .gaussian_mixture import GaussianMixturePrior
-from .latent import LatentPrior
+from .callable import CallablePrior
+from .closed_form.base import ClosedFormPrior
+from .closed_form.diagonal_gaussian import DiagonalGaussianPrior
+from .closed_form.empirical import EmpiricalPrior
+from .closed_form.gaussian import GaussianPrior
+from .closed_form.gaussian_field import GaussianFieldPrior
+from .closed_form.gaussian_mixture import GaussianMixturePrior
+from .closed_form.low_rank import LowRankMixturePosterior, LowRankMixturePrior
+from .codecs.latent import LatentPrior
 from .library import bundled, load_prior
-from .low_rank_mixture import LowRankMixturePrior
-from .low_rank_posterior import LowRankMixturePosterior
-from .ncsnpp import NCSNppPrior
-from .nvlabs_edm import NVLabsEDMPrior
-from .parametrised import ParametrisedPrior
+from .networks.adm import ADMPrior
+from .networks.deepinv_prior import DeepinvPrior
+from .networks.diffusers_prior import DiffusersPrior
+from .networks.edm import EDMPrior
+from .networks.flow import FlowPrior
+from .networks.ncsnpp import NCSNppPrior
+from .networks.nvlabs_edm import NVLabsEDMPrior
+from .networks.parametrised import ParametrisedPrior
 
 __all__ = [
     "ADMPrior",

@@ -8,8 +8,9 @@ range or parametrisation are wrapped in their own file; a sampler never knows.
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from invdiff.shapes import sigma_per_row
 
 
 class Prior(nn.Module, ABC):
@@ -44,9 +45,9 @@ class Prior(nn.Module, ABC):
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Gradient of log p_sigma at x, by Tweedie's formula; shapes as in `denoise`."""
-        return (self.denoise(x, sigma) - x) / per_row(sigma, x) ** 2
+        return (self.denoise(x, sigma) - x) / sigma_per_row(sigma, x) ** 2
 
-    def accepts(self, shape: tuple[int, ...]) -> str | None:
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
         """None where images of this (C, H, W) fit the prior, otherwise the reason why not, in words."""
         if self.shape is not None and tuple(shape) != tuple(self.shape):
             return f"this prior knows images of shape {tuple(self.shape)}, got {tuple(shape)}"
@@ -77,9 +78,3 @@ class Prior(nn.Module, ABC):
     def example(cls) -> "Prior":
         """A small instance for the conformance tests."""
         raise NotImplementedError(f"{cls.__name__} gives no example()")
-
-
-def per_row(value: float | Tensor, like: Tensor) -> Tensor:
-    """A scalar or one value per row, (B,), shaped to multiply `like`, (B, ...)."""
-    value = torch.as_tensor(value, dtype=like.dtype if like.is_floating_point() else None, device=like.device)
-    return value.reshape(-1, *[1] * (like.dim() - 1)) if value.dim() else value

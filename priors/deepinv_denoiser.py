@@ -1,4 +1,6 @@
-"""A prior behind the interface of `deepinv`; in a file of its own, for a class of deepinv's needs deepinv at import."""
+"""A prior behind the interface of `deepinv`; in a file of its own, for a class of deepinv's needs deepinv at import.
+
+It takes any `Prior` and does not import that class, which imports this file."""
 
 from typing import Any
 
@@ -6,13 +8,11 @@ import torch
 from deepinv.models import Denoiser
 from torch import Tensor
 
-from .base import Prior
-
 
 class PriorDenoiser(Denoiser):
     """`denoiser(x, sigma)` on images in [0, 1], or in [-1, 1] with `input_in_minus_one_one`, as deepinv's networks."""
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Any) -> None:
         super().__init__()
         self.prior = prior
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .edm import EDMPrior
-from .low_rank_mixture import KIND, LowRankMixturePrior
+from .closed_form.low_rank import KIND, LowRankMixturePrior
+from .networks.edm import EDMPrior
 
 BUNDLED = {
     "photo": "RGB photographs of any size",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from invdiff.samplers.compatibility import markdown
+from invdiff.report.compatibility import markdown
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

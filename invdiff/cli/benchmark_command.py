@@ -12,27 +12,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from invdiff.benchmark import sets as image_sets
+from invdiff.benchmark.budget import Budget
+from invdiff.benchmark.fingerprint import Settings, fingerprint, of_image, of_module, with_contents
+from invdiff.benchmark.grid import Entry, Grid, Images, Task
+from invdiff.benchmark.lock import Lock, job_of_sweep, only_run
+from invdiff.benchmark.loggers import Logger, check_loggers, loggers
+from invdiff.benchmark.ranks import joined
+from invdiff.benchmark.recipe import Named, Recipe
+from invdiff.benchmark.run import run_benchmark
+from invdiff.benchmark.store import Store
+from invdiff.benchmark.summary import Comparison, rows_by_image, summarise
 from invdiff.cli.app import command, job_number, report, typed
 from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.output import to_stdout
 from invdiff.cli.values import check_kinds, check_node
-from invdiff.driver import Compute
-from invdiff.evaluation import image_sets
-from invdiff.evaluation.budget import Budget
-from invdiff.evaluation.fingerprint import Settings, fingerprint, of_image, of_module, with_contents
-from invdiff.evaluation.grid import Entry, Grid, Images, Task
-from invdiff.evaluation.lock import Lock, job_of_sweep, only_run
-from invdiff.evaluation.ranks import joined
-from invdiff.evaluation.recipe import Named, Recipe
-from invdiff.evaluation.run import run_benchmark
-from invdiff.evaluation.store import Store
-from invdiff.evaluation.summary import Comparison, rows_by_image, summarise
-from invdiff.examples import drawn_from_prior
+from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.io.atomic import write_atomically
-from invdiff.loggers import Logger, check_loggers, loggers
+from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.report.leaderboard import columns, markdown

@@ -9,17 +9,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from invdiff.calibration import Calibration, calibrate
 from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior
 from invdiff.cli.values import check_kinds
-from invdiff.driver import Compute, check
+from invdiff.engine.driver import Compute, check
 from invdiff.io import BadInput
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Auto
+from invdiff.scores.calibration import Calibration, calibrate
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of those that are computed, the ones that the terminal shows
 
@@ -74,7 +74,7 @@ def _shape(config: DictConfig, prior: Prior) -> tuple[int, ...]:
 
 def _blank(operator: Operator, noise: object, shape: tuple[int, ...]) -> InverseProblem:
     """A problem of the kind, for what looks at traits alone."""
-    reason = operator.refuses(shape)
+    reason = operator.mismatch(shape)
     if reason is not None:
         raise BadInput(reason)
     with torch.no_grad():

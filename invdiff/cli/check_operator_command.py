@@ -15,13 +15,13 @@ from rich.text import Text
 
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.values import check_kinds
-from invdiff.conformance import NotApplicable, WhitePrior, measure, operator_checks
+from invdiff.contracts.conformance import NotApplicable, WhitePrior, measure, operator_checks
+from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
 from invdiff.operators import GaussianNoise, LinearOperator, Operator
-from invdiff.operators.base import describe_shape
 from invdiff.priors import bundled, load_prior
-from invdiff.progress import progress_bar
 from invdiff.samplers import Auto, all_samplers
+from invdiff.shapes import describe_shape
 
 # Sizes to try an operator on that does not say what it is for, the first one that it takes.
 SIZES = ((1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64), (1, 128, 128), (3, 128, 128), (1, 256, 256), (3, 256, 256))
@@ -75,7 +75,7 @@ def _fitting_shape(operator: Operator, given: tuple[int, ...] | None) -> tuple[i
     """A size that the operator takes, or its reason why not."""
     reasons = []
     for shape in SIZES if given is None else (given,):
-        reason = operator.refuses(shape)
+        reason = operator.mismatch(shape)
         if reason is None:
             return shape
         reasons.append(reason)
@@ -173,6 +173,6 @@ def _uses(operator: Operator, shape: tuple[int, ...]) -> Table:
         missing = cls().needs().missing(problem, prior)
         table.add_row("  sampler", name, Text(f"no: it needs {' and '.join(missing)}" if missing else "yes"))
     for name in bundled():
-        reason = load_prior(name).accepts(shape)
+        reason = load_prior(name).mismatch(shape)
         table.add_row("  prior", name, Text("yes" if reason is None else f"no: {reason}"))
     return table

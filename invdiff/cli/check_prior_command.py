@@ -18,12 +18,8 @@ from torch import Tensor
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.inputs import make_prior
 from invdiff.cli.values import check_kinds
-from invdiff.conformance import check_prior
-from invdiff.examples import drawn_from_prior, photograph
-from invdiff.io import BadInput, image_files, match_channels, read_image, square, to_tensor
-from invdiff.metrics import for_json
-from invdiff.operators.base import describe_shape
-from invdiff.prior_check import (
+from invdiff.contracts.conformance import check_prior
+from invdiff.contracts.prior_figures import (
     CallCost,
     Level,
     Verdict,
@@ -36,10 +32,14 @@ from invdiff.prior_check import (
     width,
     with_fixed_shape,
 )
+from invdiff.engine.progress import progress_bar
+from invdiff.io import BadInput, image_files, match_channels, read_image, square, to_tensor
+from invdiff.io.examples import drawn_from_prior, photograph
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
-from invdiff.progress import progress_bar
 from invdiff.report.prior_check import picture, save_figure
+from invdiff.scores.metrics import for_json
+from invdiff.shapes import describe_shape
 from invdiff.streams import Streams, generator
 
 ANY_SIZE = 128  # side of the images for a prior that takes any
@@ -154,7 +154,7 @@ def _images(config: DictConfig, prior: Prior) -> tuple[list[str], Tensor]:
         images = [square(match_channels(i, prior.channels, n), side) for i, n in zip(images, names, strict=True)]
     clean = to_tensor(images, names)
     clean = clean if of_the_prior else low + (high - low) * clean  # those are in image units already
-    reason = prior.accepts(tuple(clean.shape[1:]))
+    reason = prior.mismatch(tuple(clean.shape[1:]))
     if reason is not None:
         raise BadInput(f"prior and image do not match: {reason}; input= takes images of yours, size= their side")
     return names[: config.images], clean[: config.images]

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from invdiff.driver import Compute
+from invdiff.engine.driver import Compute
 from invdiff.io import BadInput, Slicing, image_files, match_channels, read_slices, square, to_tensor
 from invdiff.io.formats import stem
 from invdiff.priors import Prior, as_prior
@@ -64,7 +64,7 @@ def true_images(
     if config.input is not None:
         low, high = prior.value_range
         truth = low + (high - low) * truth
-    reason = prior.accepts(tuple(truth.shape[1:]))
+    reason = prior.mismatch(tuple(truth.shape[1:]))
     if reason is not None:
         hint = f"; size={prior.shape[-1]} resizes and crops" if prior.shape and truth.shape[1] == prior.shape[0] else ""
         raise BadInput(f"prior and image do not match: {reason}{hint}")

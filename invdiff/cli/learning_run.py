@@ -13,22 +13,21 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from invdiff.benchmark.loggers import Logger, loggers
 from invdiff.cli.config_file import write_config
 from invdiff.cli.mixture_run import draw, read_recipe
 from invdiff.cli.values import check_kinds
-from invdiff.evaluation import measure
+from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput, load_measurement
-from invdiff.io.measurements import PARAMETERS
-from invdiff.learning import Learner, LearningPlan, MixtureLearner, NetworkLearner
-from invdiff.loggers import Logger, loggers
+from invdiff.io.measurement import PARAMETERS
+from invdiff.learning.em import Learner, LearningPlan, MixtureLearner, NetworkLearner
 from invdiff.operators import Noise, Operator
 from invdiff.priors import LowRankMixturePrior, Prior
-from invdiff.priors.card import write_learned_card
-from invdiff.priors.mixture_fit import MixtureRecipe, stack_images
 from invdiff.priors.ode import generate
-from invdiff.priors.training import REPORT_SIGMAS, Recipe, denoising_psnr
-from invdiff.problem import InverseProblem
-from invdiff.progress import progress_bar
+from invdiff.priors.training.card import write_learned_card
+from invdiff.priors.training.mixture_fit import MixtureRecipe, stack_images
+from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, denoising_psnr
+from invdiff.problem import InverseProblem, measure
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
 

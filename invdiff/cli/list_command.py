@@ -20,7 +20,7 @@ def main() -> None:
         )
         return
     if wanted and wanted[-1] == "--markdown" and set(wanted[:-1]) <= {"samplers"}:
-        from invdiff.samplers.compatibility import markdown
+        from invdiff.report.compatibility import markdown
 
         print(markdown())
         return
@@ -43,7 +43,7 @@ def main() -> None:
 
 def what_each_can_solve() -> Table:
     """Operator, noise and prior that each sampler takes, and its cost."""
-    from invdiff.samplers.compatibility import cells, compatibility, headings  # torch is slow to import
+    from invdiff.report.compatibility import cells, compatibility, headings  # torch is slow to import
 
     title = "what each can solve, and network calls of a sample with its defaults"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))

@@ -9,17 +9,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.benchmark.loggers import Logger, loggers
 from invdiff.cli.config_file import write_config
 from invdiff.cli.values import check_kinds
+from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
-from invdiff.loggers import Logger, loggers
-from invdiff.priors.card import write_mixture_card
-from invdiff.priors.closed_form import ClosedFormPrior
-from invdiff.priors.images import split
-from invdiff.priors.low_rank_mixture import LowRankMixturePrior
-from invdiff.priors.mixture_fit import MixtureFit, MixtureRecipe, stack_images
-from invdiff.priors.training import REPORT_SIGMAS, denoising_psnr
-from invdiff.progress import progress_bar
+from invdiff.priors.closed_form.base import ClosedFormPrior
+from invdiff.priors.closed_form.low_rank import LowRankMixturePrior
+from invdiff.priors.training.card import write_mixture_card
+from invdiff.priors.training.images import split
+from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
+from invdiff.priors.training.training import REPORT_SIGMAS, denoising_psnr
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import generator
 

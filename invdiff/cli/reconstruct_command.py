@@ -24,22 +24,16 @@ from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds
-from invdiff.driver import Compute, Interrupted, check
-from invdiff.evaluation import aligned, evaluate, measure
-from invdiff.io import (
-    BadInput,
-    Measurement,
-    Slicing,
-    load_measurement,
-    write_image,
-)
-from invdiff.io.measurements import PARAMETERS
+from invdiff.engine.driver import Compute, Interrupted, check
+from invdiff.io import BadInput, Measurement, Slicing, load_measurement, write_image
+from invdiff.io.measurement import PARAMETERS
 from invdiff.operators import Noise, Operator
-from invdiff.operators.base import describe_shape
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
+from invdiff.problem import InverseProblem, measure
 from invdiff.samplers import Auto
+from invdiff.scores import aligned, evaluate
+from invdiff.shapes import describe_shape
 
 
 @command("reconstruct")
@@ -157,7 +151,7 @@ def _given_measurement(
     path, y = Path(str(config.measurement)), measured.y
     given = describe_shape(tuple(y.shape))
     if prior.shape is not None:
-        reason = operator.refuses(prior.shape)
+        reason = operator.mismatch(prior.shape)
         if reason is not None:
             kspace = measured.scale is not None and config.size is None
             raise BadInput(reason + (f"; size={prior.shape[-1]} keeps as much of k-space" if kspace else ""))

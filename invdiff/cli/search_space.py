@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from invdiff.cli.values import fits, in_words
-from invdiff.evaluation.space import Choice, Parameter, Range
 from invdiff.io import BadInput
+from invdiff.tuning.space import Choice, Parameter, Range
 
 
 def read_space(space: Any, sampler: Any) -> list[Parameter]:

@@ -10,19 +10,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.benchmark.loggers import Logger, check_loggers, loggers
 from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
 from invdiff.cli.learning_run import learn
 from invdiff.cli.mixture_run import ONLY_MEASUREMENTS, fit_mixture, read_recipe
 from invdiff.cli.values import check_kinds
+from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
-from invdiff.loggers import Logger, check_loggers, loggers
-from invdiff.priors.card import write_card
-from invdiff.priors.edm import EDMPrior
-from invdiff.priors.images import read_images, split
+from invdiff.priors.networks.edm import EDMPrior
 from invdiff.priors.ode import generate
-from invdiff.priors.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
-from invdiff.progress import progress_bar
+from invdiff.priors.training.card import write_card
+from invdiff.priors.training.images import read_images, split
+from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
 

@@ -15,27 +15,27 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff._version import __version__
+from invdiff.benchmark.fingerprint import of_image, of_module, with_contents
+from invdiff.benchmark.lock import only_run
 from invdiff.cli.app import command, report
 from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import load, overrule
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.search_space import read_space
 from invdiff.cli.values import check_kinds, check_node
-from invdiff.driver import Compute, check
-from invdiff.evaluation.fingerprint import of_image, of_module, with_contents
-from invdiff.evaluation.lock import only_run
-from invdiff.evaluation.measurement import measure
-from invdiff.evaluation.space import Search, as_config
-from invdiff.evaluation.validation import SCORES, Validation
-from invdiff.examples import drawn_from_prior
+from invdiff.engine.driver import Compute, check
 from invdiff.io import BadInput
+from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
+from invdiff.problem import InverseProblem, measure
 from invdiff.samplers import Auto, Sampler
+from invdiff.samplers.settings import as_config
+from invdiff.tuning.space import Search
+from invdiff.tuning.validation import SCORES, Validation
 
 if TYPE_CHECKING:  # with them comes optuna, an extra
-    from invdiff.evaluation.tune import Tried, Tuning
+    from invdiff.tuning.tune import Tried, Tuning
 
 SPLIT = 1_000_000  # what is added to the seed: validation images, their measurements and samples are those of no test
 PUBLISHED = "published"  # the name of such settings among the first trials
@@ -47,7 +47,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Go on with the search in `output`, or begin one, and say what it has found; see `configs/tune.yaml`."""
     if importlib.util.find_spec("optuna") is None:
         raise BadInput("tuning needs the package optuna, which is not here: pip install 'invdiff[tune]'")
-    from invdiff.evaluation.tune import Tuning
+    from invdiff.tuning.tune import Tuning
 
     _check_values(config)
     compute: Compute = instantiate(config.compute)
@@ -267,7 +267,7 @@ def _draw(tuning: "Tuning", path: Path) -> None:
 
 
 def _print(tuning: "Tuning", best: "Tried", output: Path, console: Console) -> None:
-    from invdiff.evaluation.tune import SEARCHED
+    from invdiff.tuning.tune import SEARCHED
 
     trials, score = tuning.trials(), tuning.validation.score
     ranked = tuning.ranked()

@@ -1,10 +1,10 @@
 """Reading what users have and writing what they look at: images, volumes, folders of images, measurements."""
 
-from .errors import BadInput
-from .images import SUFFIXES, image_files, match_channels, square, to_tensor, write_image
-from .measurements import MEASUREMENT_SUFFIXES, Measurement, load_measurement, read_measurement
-from .slicing import Slicing
-from .volumes import Slices, read_image, read_slices
+from invdiff.io.errors import BadInput
+from invdiff.io.images import SUFFIXES, image_files, match_channels, square, to_tensor, write_image
+from invdiff.io.measurements import MEASUREMENT_SUFFIXES, Measurement, load_measurement, read_measurement
+from invdiff.io.slicing import Slicing
+from invdiff.io.volumes import Slices, read_image, read_slices
 
 __all__ = [
     "MEASUREMENT_SUFFIXES",

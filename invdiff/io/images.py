@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from .errors import BadInput
-from .formats import DICOM, NIFTI
+from invdiff.io.errors import BadInput
+from invdiff.io.formats import DICOM, NIFTI
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM, *NIFTI)
 

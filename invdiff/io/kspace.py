@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from invdiff.operators.base import describe_shape
-from invdiff.operators.kspace import from_kspace
-
-from .errors import BadInput, optional, reading
-from .measurements import Measurement
-from .slicing import Slicing
-from .volumes import names_of
+from invdiff.io.errors import BadInput, optional, reading
+from invdiff.io.measurement import Measurement
+from invdiff.io.slicing import Slicing
+from invdiff.io.volumes import names_of
+from invdiff.operators.mri.kspace import from_kspace
+from invdiff.shapes import describe_shape
 
 # What others call the sensitivity maps.
 _MAPS = ("maps", "sens_maps", "sensitivity_maps", "sensitivities", "s_maps", "smaps")

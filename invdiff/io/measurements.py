@@ -3,7 +3,6 @@
 import pickle
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,33 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BadInput, must_be_a_file
-from .formats import ARRAYS, DICOM, HDF5, NIFTI, is_dicom, is_nifti
-from .slicing import Slicing
-from .volumes import read_slices
+from invdiff.io.errors import BadInput, must_be_a_file
+from invdiff.io.formats import ARRAYS, DICOM, HDF5, NIFTI, is_dicom, is_nifti
+from invdiff.io.measurement import PARAMETERS, Measurement
+from invdiff.io.slicing import Slicing
+from invdiff.io.volumes import read_slices
 
 MEASUREMENT_SUFFIXES = (*ARRAYS, *HDF5, *DICOM, *NIFTI)
-
-# Parameters of operators that a file may hold beside y, under these names.
-PARAMETERS = ("mask", "maps")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a measurement file holds.
-
-    y           float32 or complex64; (B, ...) from volumes and k-space, as it lies in the file from arrays
-    parameters  of the operator, by the names of its options: `mask` (what was sampled), `maps` (coil sensitivities)
-    names       one per image; None where the file is an array, which does not say whether it has a batch axis
-    scale       (B,), by which images reconstructed from y are multiplied to have the unit of the file; None: it has it
-    notes       what a user should know of what was chosen, a line each
-    """
-
-    y: Tensor
-    parameters: Mapping[str, Tensor] = field(default_factory=dict)
-    names: list[str] | None = None
-    scale: Tensor | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def load_measurement(
@@ -63,7 +42,7 @@ def load_measurement(
     must_be_a_file(path, "a measurement")
     name = path.name.lower()
     if name.endswith(HDF5):
-        from .kspace import read_kspace
+        from invdiff.io.kspace import read_kspace
 
         return read_kspace(path, slicing or Slicing(), parameters, size)
     if name.endswith(ARRAYS):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BadInput, must_be_a_file, optional, reading
-from .formats import is_dicom, is_nifti, stem
-from .images import read_picture
-from .slicing import Slicing
+from invdiff.io.errors import BadInput, must_be_a_file, optional, reading
+from invdiff.io.formats import is_dicom, is_nifti, stem
+from invdiff.io.images import read_picture
+from invdiff.io.slicing import Slicing
 
 # The axis along which a volume stored right-anterior-superior is cut.
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}

@@ -3,9 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from invdiff.calibration import Calibration
-
-from .comparison import _plain
+from invdiff.report.comparison import _plain
+from invdiff.scores.calibration import Calibration
 
 # matplotlib and scipy are imported where something is drawn: they are slow to import.
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.evaluation.pictures import is_picture, plane
+from invdiff.benchmark.pictures import is_picture, plane
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 

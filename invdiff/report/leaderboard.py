@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from invdiff.evaluation.summary import Comparison, Estimate, Standing
+from invdiff.benchmark.summary import Comparison, Estimate, Standing
 
 # Heading, score, digits; in the order of the columns.
 SCORES = (

@@ -18,13 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 from PIL import Image
 
-from invdiff.evaluation.pictures import MAPS, SHARED, THUMBNAILS, drawn, file_name, read_map
-from invdiff.evaluation.recipe import line
-from invdiff.evaluation.store import Store
-from invdiff.evaluation.summary import ORIGIN, Comparison, Rows, Standing
-from invdiff.metrics import mean_of
+from invdiff.benchmark.pictures import MAPS, SHARED, THUMBNAILS, drawn, file_name, read_map
+from invdiff.benchmark.recipe import line
+from invdiff.benchmark.store import Store
+from invdiff.benchmark.summary import ORIGIN, Comparison, Rows, Standing
 from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, OF_SETS, columns, described, estimate
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
+from invdiff.scores.metrics import mean_of
 
 MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
 CALLS = "network calls of a sample, VJPs included"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from invdiff.evaluation.scores import COVERAGES
-from invdiff.evaluation.summary import Comparison, Estimate, Standing, undominated
+from invdiff.benchmark.summary import Comparison, Estimate, Standing, undominated
+from invdiff.scores.of_images import COVERAGES
 
 WIDTH, HEIGHT = 330, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 42

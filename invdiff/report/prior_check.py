@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from invdiff.prior_check import Level
+from invdiff.contracts.prior_figures import Level
 from invdiff.report.comparison import save_figure
 
 if TYPE_CHECKING:

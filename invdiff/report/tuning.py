@@ -3,11 +3,10 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from invdiff.evaluation.space import Parameter, Range
-from invdiff.evaluation.tune import SEARCHED, Tried, Tuning
-from invdiff.evaluation.validation import SCORES
-
-from .comparison import _plain
+from invdiff.report.comparison import _plain
+from invdiff.tuning.space import Parameter, Range
+from invdiff.tuning.tune import SEARCHED, Tried, Tuning
+from invdiff.tuning.validation import SCORES
 
 # matplotlib is imported where something is drawn: it is slow to import.
 if TYPE_CHECKING:

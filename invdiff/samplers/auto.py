@@ -18,9 +18,9 @@ from invdiff.operators import GaussianNoise
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers.base import Sampler
-from invdiff.samplers.daps import DAPS
-from invdiff.samplers.dps import DPS
-from invdiff.samplers.enkg import EnKG
+from invdiff.samplers.ensemble.enkg import EnKG
+from invdiff.samplers.guidance.dps import DPS
+from invdiff.samplers.splitting.daps import DAPS
 from invdiff.schedules import EDM
 
 HAMILTONIAN = DAPS(schedule=EDM(steps=100, sigma_max=20.0, sigma_min=0.01), inner="hamiltonian", chain_steps=30)

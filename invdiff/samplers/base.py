@@ -10,29 +10,13 @@ from dataclasses import dataclass, fields
 from math import isnan
 from typing import Any, Self
 
-from torch import Tensor
-
-from invdiff.cost import Cost
-from invdiff.driver import Callback, Compute, run
+from invdiff.engine.driver import Callback, Compute, run
+from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
-from invdiff.posterior import Posterior
+from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem
 from invdiff.streams import Streams
-
-
-@dataclass(frozen=True)
-class Step:
-    """State after one iteration.
-
-    x      (R, C, H, W) iterate at noise level `sigma`; in the last step, sigma = 0, it is the sample
-    x0     (R, C, H, W) current estimate of the clean image
-    sigma  noise level of x, image units
-    """
-
-    x: Tensor
-    x0: Tensor
-    sigma: float
 
 
 @dataclass(frozen=True, kw_only=True)

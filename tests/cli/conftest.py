@@ -16,9 +16,9 @@ from PIL import Image
 
 from invdiff.cli.main import main
 from invdiff.priors import load_prior
-from invdiff.priors.edm import EDMPrior
+from invdiff.priors.networks.edm import EDMPrior
+from invdiff.priors.networks.unet import UNet, UNetSpec
 from invdiff.priors.ode import generate
-from invdiff.priors.unet import UNet, UNetSpec
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from invdiff.benchmark import sets as image_sets
+from invdiff.benchmark.lock import only_run
+from invdiff.benchmark.store import Store
 from invdiff.cli.signals import Terminated
-from invdiff.evaluation import image_sets
-from invdiff.evaluation.lock import only_run
-from invdiff.evaluation.store import Store
 from invdiff.io.atomic import PARTIAL
 
 Run = Callable[..., Any]

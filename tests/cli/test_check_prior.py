@@ -214,7 +214,7 @@ def test_a_prior_that_ends_early_cannot_draw(check: Run) -> None:
 
 def test_a_class_with_parameters(check: Run) -> None:
     assert check("Made", "prior.parameters={mean:0.6}", "levels=[0.2]").code == 0
-    assert report()["target"] == "invdiff.prior_file.prior_from_file"
+    assert report()["target"] == "invdiff.priors.from_file.prior_from_file"
 
 
 def test_images_of_the_prior_itself(invdiff: Run, without_picture: None) -> None:

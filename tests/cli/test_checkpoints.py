@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from invdiff.priors import ADMPrior, EDMPrior, NCSNppPrior, NVLabsEDMPrior
-from invdiff.priors.adm import ADMNetwork, ADMSpec
-from invdiff.priors.ncsnpp import example_network
-from invdiff.priors.unet import UNet, UNetSpec
+from invdiff.priors.networks.adm import ADMNetwork, ADMSpec
+from invdiff.priors.networks.ncsnpp import example_network
+from invdiff.priors.networks.unet import UNet, UNetSpec
 
 Run = Callable[..., Any]
 Weights = dict[str, Tensor]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from invdiff.driver import Interrupted
+from invdiff.engine.driver import Interrupted
 from invdiff.samplers import DAPS
 
 Run = Callable[..., Any]

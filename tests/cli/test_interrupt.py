@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from invdiff.priors.edm import EDMPrior
+from invdiff.priors.networks.edm import EDMPrior
 
 Run = Callable[..., Any]
 

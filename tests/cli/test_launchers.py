@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from invdiff.evaluation.store import MEASURED, Store
+from invdiff.benchmark.store import MEASURED, Store
 
 Run = Callable[..., Any]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from invdiff.evaluation.store import Store
+from invdiff.benchmark.store import Store
 
 Run = Callable[..., Any]
 

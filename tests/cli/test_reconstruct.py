@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from invdiff.metrics import psnr
 from invdiff.operators import GaussianBlur, Inpainting, PhaseRetrieval
+from invdiff.scores.metrics import psnr
 
 Run = Callable[..., Any]
 Load = Callable[..., Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invdiff.evaluation.store import Store
+from invdiff.benchmark.store import Store
 from invdiff.samplers import DPS
 
 Run = Callable[..., Any]

@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 from invdiff.cli.inputs import true_images
-from invdiff.operators.kspace import to_kspace
-from invdiff.priors.edm import EDMPrior
-from invdiff.priors.unet import UNet, UNetSpec
+from invdiff.operators.mri.kspace import to_kspace
+from invdiff.priors.networks.edm import EDMPrior
+from invdiff.priors.networks.unet import UNet, UNetSpec
 
 Run = Callable[..., Any]
 

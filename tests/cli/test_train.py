@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from invdiff.priors import load_prior
-from invdiff.priors.training import Trainer
+from invdiff.priors.training.training import Trainer
 
 Run = Callable[..., Any]
 

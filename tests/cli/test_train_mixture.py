@@ -11,10 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from invdiff.examples import drawn_from_prior
+from invdiff.io.examples import drawn_from_prior
 from invdiff.priors import load_prior
-from invdiff.priors.low_rank_mixture import LowRankMixturePrior
-from invdiff.priors.mixture_fit import MixtureFit
+from invdiff.priors.closed_form.low_rank import LowRankMixturePrior
+from invdiff.priors.training.mixture_fit import MixtureFit
 
 Run = Callable[..., Any]
 

@@ -12,14 +12,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from invdiff.benchmark.store import Store
 from invdiff.cli import benchmark_command, tune_command
 from invdiff.cli.inputs import true_images
 from invdiff.cli.search_space import read_space
-from invdiff.evaluation.space import Search
-from invdiff.evaluation.store import Store
 from invdiff.posterior import Posterior
 from invdiff.samplers import DAPS
 from invdiff.samplers.base import Sampler
+from invdiff.tuning.space import Search
 
 pytest.importorskip("optuna", reason="the extra invdiff[tune] is not installed")
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from invdiff.cost import Cost
-from invdiff.posterior import Posterior
+from invdiff.posterior import Cost, Posterior
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.examples import PHOTOGRAPHS, drawn_from_prior, photograph
 from invdiff.io import to_tensor
-from invdiff.metrics import psnr
-from invdiff.moves import ancestral_step
+from invdiff.io.examples import PHOTOGRAPHS, drawn_from_prior, photograph
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator, SuperResolution
 from invdiff.priors import Prior
 from invdiff.samplers import DAPS, DPS, Sampler
+from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import EDM, VP
+from invdiff.scores.metrics import psnr
 from invdiff.streams import Streams, generator
 
 QUIET = Compute(progress=False)

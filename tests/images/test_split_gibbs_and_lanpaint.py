@@ -5,12 +5,12 @@ import pytest
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.examples import drawn_from_prior
 from invdiff.io import to_tensor
-from invdiff.metrics import psnr
+from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator
 from invdiff.priors import Prior
 from invdiff.samplers import LanPaint, PnPDM, Sampler
+from invdiff.scores.metrics import psnr
 from invdiff.streams import generator
 
 QUIET = Compute(device="cpu", progress=False)

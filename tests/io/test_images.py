@@ -13,16 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from invdiff.io import (
-    SUFFIXES,
-    BadInput,
-    image_files,
-    match_channels,
-    read_image,
-    square,
-    to_tensor,
-    write_image,
-)
+from invdiff.io import SUFFIXES, BadInput, image_files, match_channels, read_image, square, to_tensor, write_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)

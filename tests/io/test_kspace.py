@@ -13,8 +13,8 @@ from torch import Tensor
 from invdiff.io import BadInput, Slicing, load_measurement
 from invdiff.io.kspace import estimate_maps
 from invdiff.operators import MRI, MulticoilMRI
-from invdiff.operators.coil_maps import simulated_maps
-from invdiff.operators.kspace import to_kspace
+from invdiff.operators.mri.coil_maps import simulated_maps
+from invdiff.operators.mri.kspace import to_kspace
 
 UNIT = 3e-5  # of the scanner
 SIZE = (24, 20)

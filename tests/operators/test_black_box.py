@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import BlackBox, GaussianNoise, LinearBlackBox, as_operator
 from invdiff.samplers import DAPS
 
@@ -131,7 +131,7 @@ def test_an_adjoint_that_gives_no_images(normal: Normal) -> None:
 
 def test_a_sampler_with_a_scipy_operator() -> None:
     """In the middle of a reconstruction, as an exact data step needs it."""
-    from invdiff.conformance import COMPUTE, WhitePrior
+    from invdiff.contracts.conformance import COMPUTE, WhitePrior
 
     rows = scipy.sparse.linalg.aslinearoperator(scipy.sparse.random(40, 64, density=0.2, rng=np.random.default_rng(0)))
     operator = as_operator(rows, image_shape=SHAPE)
@@ -201,6 +201,6 @@ def test_bad_options(options: dict[str, Any], words: str) -> None:
 
 
 def test_images_of_another_size() -> None:
-    assert BlackBox(halves, image_shape=SHAPE).refuses((1, 9, 8)) == (
+    assert BlackBox(halves, image_shape=SHAPE).mismatch((1, 9, 8)) == (
         "black box: image_shape says 1x8x8, the image is 1x9x8"
     )

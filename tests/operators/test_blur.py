@@ -13,7 +13,7 @@ from scipy.ndimage import convolve
 from torch import Tensor, nn
 
 from invdiff.operators import Blur, CircularBlur
-from invdiff.operators.blur import fast_length
+from invdiff.operators.blur.blur import fast_length
 
 Normal = Callable[..., Tensor]
 SCIPY = {"reflect": "mirror", "symmetric": "reflect", "replicate": "nearest", "circular": "wrap", "zero": "constant"}

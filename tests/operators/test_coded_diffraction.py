@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.conformance import check_operator
-from invdiff.metrics import psnr
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import CodedDiffraction, PhaseRetrieval
-from invdiff.operators.coded_diffraction import MODULATIONS
+from invdiff.operators.phase.coded_diffraction import MODULATIONS
+from invdiff.scores.metrics import psnr
 
 Normal = Callable[..., Tensor]
 
@@ -113,8 +113,8 @@ def test_given_masks_per_image(normal: Normal) -> None:
 
 def test_given_masks_have_a_size() -> None:
     operator = CodedDiffraction(masks=torch.ones(2, 8, 8))
-    assert operator.refuses((1, 8, 8)) is None
-    assert operator.refuses((1, 8, 9)) == "coded_diffraction: the masks are 8x8 pixels, the image 8x9"
+    assert operator.mismatch((1, 8, 8)) is None
+    assert operator.mismatch((1, 8, 9)) == "coded_diffraction: the masks are 8x8 pixels, the image 8x9"
     with pytest.raises(ValueError, match="8x8 pixels, the image 8x9"):
         operator(torch.zeros(1, 1, 8, 9))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import MulticoilMRI, RadialMRI
-from invdiff.operators.coil_maps import RADIUS, simulated_maps
+from invdiff.operators.mri.coil_maps import RADIUS, simulated_maps
 
 Normal = Callable[..., Tensor]
 
@@ -87,6 +87,6 @@ def test_bad_coils(cls: type[MulticoilMRI] | type[RadialMRI], options: dict, mes
 def test_maps_of_another_size() -> None:
     operator = MulticoilMRI(maps=torch.ones(2, 8, 8))
     message = "the sensitivity maps are 8x8 pixels, the image 8x9"
-    assert message in str(operator.refuses((1, 8, 9)))
+    assert message in str(operator.mismatch((1, 8, 9)))
     with pytest.raises(ValueError, match=message):
         operator(torch.ones(1, 1, 8, 9))

@@ -99,7 +99,7 @@ def test_bad_name() -> None:
 
 def test_grey_images_are_refused(normal: Normal) -> None:
     """Broadcasting would silently measure the one channel three times."""
-    reason = Colorization().refuses((1, 8, 8))
+    reason = Colorization().mismatch((1, 8, 8))
     assert reason == "colorization: it measures RGB images, 3xHxW, got 1x8x8"
     with pytest.raises(ValueError, match="3xHxW, got 1x8x8"):
         Colorization()(normal(1, 1, 8, 8))

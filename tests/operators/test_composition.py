@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import (
     HDR,
     CallableOperator,
@@ -67,9 +67,9 @@ def test_what_was_measured_is_said_by_the_last_part() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     small = SuperResolution(factor=4)
-    assert "factor" in str(compose([SuperResolution(factor=2), small]).refuses((1, 12, 12)))
+    assert "factor" in str(compose([SuperResolution(factor=2), small]).mismatch((1, 12, 12)))
     camera = compose([CallableOperator(lambda x: x.flatten(1)), Denoising()])
-    assert camera.refuses((1, 4, 4)) == (
+    assert camera.mismatch((1, 4, 4)) == (
         "composition: CallableOperator makes no image (C, H, W) of reals, so it can only be last"
     )
     with pytest.raises(ValueError, match="parts is empty"):

@@ -11,7 +11,7 @@ from deepinv.physics import CompressedSensing as DeepinvCompressedSensing
 from torch import Tensor
 
 from invdiff.operators import CompressedSensing
-from invdiff.operators import compressed_sensing as module
+from invdiff.operators.projections import compressed_sensing as module
 
 Normal = Callable[..., Tensor]
 
@@ -123,7 +123,7 @@ def test_images_of_another_shape(normal: Normal) -> None:
     """Also of the same number of pixels: they would pass as if nothing were wrong."""
     operator = CompressedSensing(image_shape=(1, 4, 6))
     words = "image_shape is 1x4x6, the image 1x6x4; set image_shape=[1,6,4]"
-    assert operator.refuses((1, 6, 4)) == f"compressed_sensing: {words}"
+    assert operator.mismatch((1, 6, 4)) == f"compressed_sensing: {words}"
     with pytest.raises(ValueError, match="the image 1x6x4"):
         operator(normal(1, 1, 6, 4))
 

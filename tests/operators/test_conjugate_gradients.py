@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators.conjugate_gradients import conjugate_gradients
+from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 
 Normal = Callable[..., Tensor]
 

@@ -8,7 +8,7 @@ from deepinv.physics import Demosaicing as DeepinvDemosaicing
 from torch import Tensor
 
 from invdiff.operators import Demosaicing
-from invdiff.operators.demosaicing import PATTERNS
+from invdiff.operators.pixels.demosaicing import PATTERNS
 
 Normal = Callable[..., Tensor]
 
@@ -105,7 +105,7 @@ def test_unknown_pattern() -> None:
 def test_refuses(shape: tuple[int, int, int], normal: Normal) -> None:
     """No RGB, or so small that a colour is missing altogether."""
     words = f"it measures RGB images, 3xHxW, from 2x2 pixels on, got {'x'.join(map(str, shape))}"
-    assert words in str(Demosaicing().refuses(shape))
+    assert words in str(Demosaicing().mismatch(shape))
     with pytest.raises(ValueError, match=words):
         Demosaicing()(normal(1, *shape))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import CT
-from invdiff.operators.filtered_backprojection import redundancy
+from invdiff.operators.tomography.filtered_backprojection import redundancy
 
 
 def blobs(size: int = 48) -> Tensor:

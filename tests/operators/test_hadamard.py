@@ -9,7 +9,7 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from invdiff.operators import HadamardSensing
-from invdiff.operators.hadamard import walsh
+from invdiff.operators.projections.hadamard import walsh
 
 Normal = Callable[..., Tensor]
 
@@ -134,7 +134,7 @@ def test_agrees_with_deepinv(m: int, normal: Normal) -> None:
 @pytest.mark.parametrize("size", [(8, 12), (7, 8), (28, 28)])
 def test_sides_are_powers_of_two(size: tuple[int, int], normal: Normal) -> None:
     words = f"height and width must be powers of 2, got {size[0]}x{size[1]}"
-    assert words in str(HadamardSensing().refuses((1, *size)))
+    assert words in str(HadamardSensing().mismatch((1, *size)))
     with pytest.raises(ValueError, match=words):
         HadamardSensing()(normal(1, 1, *size))
 

@@ -104,8 +104,8 @@ def test_box_at_random(side: float, pixels: int) -> None:
 def test_margin_too_wide(normal: Normal) -> None:
     operator = Inpainting(box=4, margin=4)
     words = "a box of 4x4 with margin=4 does not fit an image of 12x11"
-    assert operator.refuses((1, 12, 12)) is None
-    assert operator.refuses((1, 12, 11)) == f"inpainting: {words}"
+    assert operator.mismatch((1, 12, 12)) is None
+    assert operator.mismatch((1, 12, 11)) == f"inpainting: {words}"
     with pytest.raises(ValueError, match=words):
         operator(normal(1, 1, 12, 11))
 
@@ -134,7 +134,7 @@ def test_box_outside(box: float | tuple[int, int, int, int], normal: Normal) -> 
     operator = Inpainting(box=box)
     with pytest.raises(ValueError, match=r"box \(.*\) does not fit an image of 10x10"):
         operator(normal(1, 1, 10, 10))
-    reason = operator.refuses((1, 10, 10))
+    reason = operator.mismatch((1, 10, 10))
     assert reason is not None
     assert "does not fit an image of 10x10" in reason
 
@@ -337,7 +337,7 @@ def test_mask_of_another_size(normal: Normal) -> None:
     operator = Inpainting(mask=bits(6, 5))
     with pytest.raises(ValueError, match="the mask is 6x5 pixels, the image 5x6"):
         operator(normal(1, 1, 5, 6))
-    assert operator.refuses((1, 5, 6)) == "inpainting: the mask is 6x5 pixels, the image 5x6"
+    assert operator.mismatch((1, 5, 6)) == "inpainting: the mask is 6x5 pixels, the image 5x6"
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(4, 4), torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])])

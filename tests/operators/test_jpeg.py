@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import JPEG
-from invdiff.operators.jpeg import FROM_CHROMA, SUBSAMPLINGS, TO_CHROMA, interpolate
+from invdiff.operators.camera.jpeg import FROM_CHROMA, SUBSAMPLINGS, TO_CHROMA, interpolate
 
 Normal = Callable[..., Tensor]
 
@@ -184,5 +184,5 @@ def test_bad_shapes() -> None:
         JPEG(quality=torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"jpeg: subsampling must be one of 4:4:4, 4:2:2, 4:2:0, got '4:1:1'"):
         JPEG(subsampling="4:1:1")
-    assert JPEG().refuses((2, 8, 8)) == "jpeg: images are grey or RGB, 1 or 3 channels, got 2x8x8"
-    assert JPEG().refuses((1, 8, 70000)) == "jpeg: files hold at most 65500 pixels a side, got 1x8x70000"
+    assert JPEG().mismatch((2, 8, 8)) == "jpeg: images are grey or RGB, 1 or 3 channels, got 2x8x8"
+    assert JPEG().mismatch((1, 8, 70000)) == "jpeg: files hold at most 65500 pixels a side, got 1x8x70000"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import MRI, MulticoilMRI
-from invdiff.operators.kspace import draw_mask, from_kspace, negated, to_kspace
+from invdiff.operators.mri.kspace import draw_mask, from_kspace, negated, to_kspace
 
 Normal = Callable[..., Tensor]
 LINES = ("random", "equispaced", "gaussian")
@@ -157,7 +157,7 @@ def test_a_mask_per_image() -> None:
 def test_a_mask_is_drawn_once(monkeypatch: pytest.MonkeyPatch, normal: Normal) -> None:
     operator, x = MRI(), normal(1, 1, 8, 8)
     y = operator(x)
-    monkeypatch.setattr("invdiff.operators.kspace.draw_mask", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("invdiff.operators.mri.kspace.draw_mask", lambda *_: pytest.fail("drawn again"))
     torch.testing.assert_close(operator(x), y)
 
 
@@ -201,16 +201,16 @@ def test_a_broken_mask_file(content: bytes, suffix: str, tmp_path: Path) -> None
 def test_a_centre_above_the_budget() -> None:
     operator = MRI(acceleration=4, center_fraction=0.5)
     message = "center_fraction=0.5 alone is 32 of 64 lines, acceleration=4 allows 16: lower one of them"
-    assert message in str(operator.refuses((1, 8, 64)))
+    assert message in str(operator.mismatch((1, 8, 64)))
     with pytest.raises(ValueError, match=message):
         operator(torch.ones(1, 1, 8, 64))
     spokes = MRI(acceleration=10, center_fraction=0.9, pattern="radial")
-    assert "of 256 positions, acceleration=10 allows 25" in str(spokes.refuses((1, 16, 16)))
+    assert "of 256 positions, acceleration=10 allows 25" in str(spokes.mismatch((1, 16, 16)))
 
 
 def test_refuses_images_that_cannot_be_measured() -> None:
-    assert "set complex_image=true" in str(MRI().refuses((2, 16, 16)))
-    assert "1 channel, the image has 3" in str(MRI().refuses((3, 16, 16)))
-    assert "2 channels, real and imaginary part, the image has 1" in str(MRI(complex_image=True).refuses((1, 16, 16)))
-    assert "the mask is 8x8, the image 8x16" in str(MRI(mask=torch.ones(8, 8)).refuses((1, 8, 16)))
-    assert "the mask is 8 lines, the image 16x16" in str(MRI(mask=torch.ones(8)).refuses((1, 16, 16)))
+    assert "set complex_image=true" in str(MRI().mismatch((2, 16, 16)))
+    assert "1 channel, the image has 3" in str(MRI().mismatch((3, 16, 16)))
+    assert "2 channels, real and imaginary part, the image has 1" in str(MRI(complex_image=True).mismatch((1, 16, 16)))
+    assert "the mask is 8x8, the image 8x16" in str(MRI(mask=torch.ones(8, 8)).mismatch((1, 8, 16)))
+    assert "the mask is 8 lines, the image 16x16" in str(MRI(mask=torch.ones(8)).mismatch((1, 16, 16)))

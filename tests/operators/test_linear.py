@@ -30,7 +30,7 @@ from invdiff.operators import (
     SuperResolution,
     as_operator,
 )
-from invdiff.operators.separable import BOUNDARIES, SeparableOperator
+from invdiff.operators.core.separable import BOUNDARIES, SeparableOperator
 
 Shape = tuple[int, ...]
 Normal = Callable[..., Tensor]
@@ -358,7 +358,7 @@ def test_deterministic(operator: LinearOperator, case: Case, x: Tensor, tmp_path
 
 
 def test_image_shape(operator: LinearOperator, case: Case, x: Tensor) -> None:
-    assert operator.refuses(case.shape) is None
+    assert operator.mismatch(case.shape) is None
     found = operator.image_shape(tuple(operator(x).shape[1:]))
     assert found is None or found == case.shape
 

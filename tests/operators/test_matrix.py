@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import MatrixOperator, as_operator
 
 Normal = Callable[..., Tensor]
@@ -151,5 +151,5 @@ def test_bad_input(
 
 def test_images_of_another_size() -> None:
     operator = MatrixOperator(REAL, image_shape=SHAPE)
-    assert operator.refuses((2, 6, 4)) == "matrix: image_shape says 2x4x6, the image is 2x6x4"
+    assert operator.mismatch((2, 6, 4)) == "matrix: image_shape says 2x4x6, the image is 2x6x4"
     assert operator.image_shape((10,)) == SHAPE

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import Blur, MotionBlur
-from invdiff.operators.motion_blur import distance_to_path, draw_path, motion_kernels, motion_path
+from invdiff.operators.blur.motion_blur import distance_to_path, draw_path, motion_kernels, motion_path
 
 
 def mass(kernel: Tensor) -> tuple[float, float]:

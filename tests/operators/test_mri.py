@@ -8,7 +8,7 @@ from deepinv.physics import MRI as DeepinvMRI
 from torch import Tensor
 
 from invdiff.operators import MRI
-from invdiff.operators.kspace import from_kspace, negated, to_kspace
+from invdiff.operators.mri.kspace import from_kspace, negated, to_kspace
 
 Normal = Callable[..., Tensor]
 

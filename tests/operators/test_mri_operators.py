@@ -226,5 +226,5 @@ def test_copies(operator: LinearOperator, case: Case, x: Tensor) -> None:
 
 
 def test_shapes(operator: LinearOperator, case: Case, x: Tensor) -> None:
-    assert operator.refuses(case.shape) is None
+    assert operator.mismatch(case.shape) is None
     assert operator.image_shape(tuple(operator(x).shape[1:])) == case.shape

@@ -8,7 +8,7 @@ from deepinv.physics import MultiCoilMRI as DeepinvMultiCoilMRI
 from torch import Tensor
 
 from invdiff.operators import MRI, LinearOperator, MulticoilMRI
-from invdiff.operators import multicoil_mri as module
+from invdiff.operators.mri import multicoil_mri as module
 
 Normal = Callable[..., Tensor]
 

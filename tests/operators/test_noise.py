@@ -444,7 +444,7 @@ def test_complex_measurements_are_refused(noise: Noise) -> None:
     """When drawing and when scoring, in one line."""
     clean = torch.ones(1, 4, dtype=torch.complex64)
     words = f"{type(noise).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
-    assert noise.refuses(clean) == words
+    assert noise.mismatch(clean) == words
     with pytest.raises(ValueError, match=words):
         noise.sample(clean, streams(0))
 
@@ -453,24 +453,24 @@ def test_complex_measurements_are_refused(noise: Noise) -> None:
 def test_own_draws_are_accepted(noise: Noise, normal: Normal) -> None:
     observed = torch.tensor([True, True, False, True])
     y = noise.sample(normal(2, 4).abs(), streams(0, 1), observed)
-    assert noise.refuses(torch.where(observed, y, torch.nan), observed) is None
+    assert noise.mismatch(torch.where(observed, y, torch.nan), observed) is None
 
 
 @pytest.mark.parametrize("noise", [PoissonNoise(), SpeckleNoise()], ids=["poisson", "speckle"])
 def test_negative_measurements_are_refused(noise: Noise) -> None:
     y, observed = torch.tensor([[0.5, -0.25, -0.125], [0.0, -3.0, 0.0]]), torch.tensor([[True, False, True]])
-    reason = noise.refuses(y)
+    reason = noise.mismatch(y)
     assert reason is not None
     assert "cannot be negative, but y holds 3 value(s) below zero, down to -3;" in reason
-    reason = noise.refuses(y, observed)
+    reason = noise.mismatch(y, observed)
     assert reason is not None
     assert "1 value(s) below zero, down to -0.125;" in reason
-    assert noise.refuses(y.abs()) is None
+    assert noise.mismatch(y.abs()) is None
 
 
 @each(PER_IMAGE)
 def test_levels_of_another_number_of_images_are_refused(noise: Noise) -> None:
-    assert noise.refuses(torch.zeros(2, 4)) == "the noise has levels for 3 images, y has 2"
+    assert noise.mismatch(torch.zeros(2, 4)) == "the noise has levels for 3 images, y has 2"
 
 
 @pytest.mark.parametrize("value", [0, -0.1, math.nan, math.inf, torch.tensor([0.1, 0.0])])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.metrics import psnr
 from invdiff.operators import PhaseRetrieval
+from invdiff.scores.metrics import psnr
 
 Normal = Callable[..., Tensor]
 

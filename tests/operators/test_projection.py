@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators.projection import Scan, system_matrix
+from invdiff.operators.tomography.projection import Scan, system_matrix
 
 CPU = torch.device("cpu")
 

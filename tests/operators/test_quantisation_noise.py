@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import LinearCallableOperator, QuantisationNoise
-from invdiff.operators.quantisation_noise import log_interval
+from invdiff.operators.noise.quantisation import log_interval
 from invdiff.problem import InverseProblem
 
 Normal = Callable[..., Tensor]
@@ -101,7 +101,7 @@ def test_measurements_off_the_levels_are_refused() -> None:
     noise = QuantisationNoise(3)
     y = torch.tensor([[0.0, 1 / 7, 0.52, 1.0]])
     words = "quantisation noise: y takes 8 levels from 0 to 1, but 1 value(s) lie on none of them, such as 0.52; "
-    assert noise.refuses(y) == words + "give the bits, low and high of this measurement"
-    assert noise.refuses(y, torch.tensor([True, True, False, True])) is None
-    assert noise.refuses(torch.tensor([[2.0]])) is not None
-    assert QuantisationNoise(1, low=-1, high=1).refuses(torch.tensor([[-1.0, 1.0]])) is None
+    assert noise.mismatch(y) == words + "give the bits, low and high of this measurement"
+    assert noise.mismatch(y, torch.tensor([True, True, False, True])) is None
+    assert noise.mismatch(torch.tensor([[2.0]])) is not None
+    assert QuantisationNoise(1, low=-1, high=1).mismatch(torch.tensor([[-1.0, 1.0]])) is None

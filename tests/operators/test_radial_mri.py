@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import RadialMRI
-from invdiff.operators import radial_mri as module
-from invdiff.operators.kspace import to_kspace
+from invdiff.operators.mri import radial_mri as module
+from invdiff.operators.mri.kspace import to_kspace
 
 Normal = Callable[..., Tensor]
 
@@ -89,11 +89,11 @@ def test_shapes() -> None:
         x = torch.ones(1, 1, side, side)
         assert any_square(x).shape == (1, 1, 4, 2 * side)
         assert any_square.adjoint(any_square(x)).shape == x.shape
-    assert any_square.refuses((1, 8, 9)) == "radial_mri: give size=[8, 9] for an image that is not square, 8x9"
+    assert any_square.mismatch((1, 8, 9)) == "radial_mri: give size=[8, 9] for an image that is not square, 8x9"
     assert RadialMRI(samples=20).image_shape((1, 40, 20)) == (1, 10, 10)
-    assert RadialMRI(size=10).refuses((1, 12, 12)) == "radial_mri: is for images of 10x10 pixels, got 12x12"
-    assert RadialMRI(size=10).refuses((2, 10, 10)) is not None
-    assert RadialMRI(size=10, maps=torch.ones(2, 12, 12)).refuses((1, 10, 10)) is not None
+    assert RadialMRI(size=10).mismatch((1, 12, 12)) == "radial_mri: is for images of 10x10 pixels, got 12x12"
+    assert RadialMRI(size=10).mismatch((2, 10, 10)) is not None
+    assert RadialMRI(size=10, maps=torch.ones(2, 12, 12)).mismatch((1, 10, 10)) is not None
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from deepinv.physics import SpaceVaryingBlur as DeepinvSpaceVaryingBlur
 from torch import Tensor
 
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import Blur, GaussianBlur, SpaceVaryingBlur
-from invdiff.operators.space_varying_blur import radial_maps
+from invdiff.operators.blur.space_varying_blur import radial_maps
 
 Normal = Callable[..., Tensor]
 
@@ -67,8 +67,8 @@ def test_one_filter_without_map_is_a_blur(normal: Normal) -> None:
 
 def test_maps_of_another_size() -> None:
     operator = SpaceVaryingBlur(filters=torch.ones(2, 3, 3), multipliers=torch.ones(2, 8, 9))
-    assert operator.refuses((1, 8, 9)) is None
-    assert operator.refuses((1, 9, 8)) == "space_varying_blur: the multipliers are 8x9 pixels, the image 9x8"
+    assert operator.mismatch((1, 8, 9)) is None
+    assert operator.mismatch((1, 9, 8)) == "space_varying_blur: the multipliers are 8x9 pixels, the image 9x8"
     with pytest.raises(ValueError, match="the multipliers are 8x9 pixels, the image 9x8"):
         operator(torch.ones(1, 1, 9, 8))
 

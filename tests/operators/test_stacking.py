@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.conformance import check_operator
+from invdiff.contracts.conformance import check_operator
 from invdiff.operators import (
     HDR,
     MRI,
@@ -106,7 +106,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"stacking: image_shape is \(C, H, W\), got 8x8"):
         stack([HDR()], image_shape=(8, 8))
     operator = stack([HDR()], image_shape=SHAPE)
-    assert operator.refuses((1, 9, 8)) == "stacking: made for images of 1x8x8, not 1x9x8"
+    assert operator.mismatch((1, 9, 8)) == "stacking: made for images of 1x8x8, not 1x9x8"
     with pytest.raises(ValueError, match="one size for each part, got 1 parts and 2 sizes"):
         StackedNoise([GaussianNoise(0.1)], [3, 4])
     with pytest.raises(ValueError, match="the stacked noise is for 65 entries, y is 64"):

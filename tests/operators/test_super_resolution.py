@@ -49,13 +49,13 @@ def test_keeps_constants(factor: int, kernel: str) -> None:
 def test_refuses_a_size_that_factor_does_not_divide(shape: tuple[int, ...]) -> None:
     operator = SuperResolution(factor=4)
     words = f"super_resolution: factor=4 does not divide an image of {shape[1]}x{shape[2]}"
-    assert operator.refuses(shape) == words
+    assert operator.mismatch(shape) == words
     with pytest.raises(ValueError, match="factor=4 does not divide"):
         operator(torch.zeros(1, *shape))
 
 
 def test_accepts_a_size_that_factor_divides() -> None:
-    assert SuperResolution(factor=4).refuses((3, 16, 20)) is None
+    assert SuperResolution(factor=4).mismatch((3, 16, 20)) is None
 
 
 @pytest.mark.parametrize("factor", [1, 0, -2, 2.5, True])

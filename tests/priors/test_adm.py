@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_refused(change: Callable, settings: dict, words: s
 def test_images_of_another_shape_are_not_accepted(tmp_path: Path) -> None:
     torch.save(state_dict(PLAIN), tmp_path / "a.pt")
     prior = load(tmp_path / "a.pt", PLAIN)
-    assert prior.accepts((3, SIDE, SIDE)) is None
-    assert "(1, 8, 8)" in str(prior.accepts((1, SIDE, SIDE)))
+    assert prior.mismatch((3, SIDE, SIDE)) is None
+    assert "(1, 8, 8)" in str(prior.mismatch((1, SIDE, SIDE)))
     with pytest.raises(ValueError, match="multiple of 2"):
         ADMPrior(prior.network, image_size=15)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import invdiff.configs
-from invdiff.priors.checkpoint_files import SOURCES, build, read_checkpoint, read_tensors
+from invdiff.priors.networks.checkpoint_files import SOURCES, build, read_checkpoint, read_tensors
 
 WEIGHTS = OrderedDict(weight=torch.arange(6.0).reshape(2, 3), bias=torch.tensor([1.0, 2.0]))
 

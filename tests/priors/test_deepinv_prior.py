@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invdiff import InverseProblem
-from invdiff.conformance import WhitePrior
-from invdiff.driver import Compute
-from invdiff.metrics import psnr
+from invdiff.contracts.conformance import WhitePrior
+from invdiff.engine.driver import Compute
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import DeepinvPrior, EDMPrior, as_prior
 from invdiff.priors.ode import generate
 from invdiff.samplers import DAPS, DPS
 from invdiff.schedules import EDM
+from invdiff.scores.metrics import psnr
 
 Normal = Callable[..., Tensor]
 SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1,), "num_blocks": 1, "attn_resolutions": ()}

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.conformance import check_prior
+from invdiff.contracts.conformance import check_prior
 from invdiff.priors import DiffusersPrior
-from invdiff.priors.diffusers_prior import network_time
-from invdiff.priors.network_time import DiscreteTime
+from invdiff.priors.networks.diffusers_prior import network_time
+from invdiff.priors.networks.network_time import DiscreteTime
 
 Normal = Callable[..., Tensor]
 
@@ -297,7 +297,7 @@ def test_a_hub_that_says_nothing(hub: list[dict[str, Any]], monkeypatch: pytest.
         import huggingface_hub
 
         monkeypatch.undo()  # the real question, to that server
-        monkeypatch.setattr("invdiff.priors.diffusers_prior.HUB_SECONDS", 0.2)
+        monkeypatch.setattr("invdiff.priors.networks.diffusers_prior.HUB_SECONDS", 0.2)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         ask = partialmethod(huggingface_hub.HfApi.__init__, endpoint=f"http://127.0.0.1:{mute.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.HfApi, "__init__", ask)

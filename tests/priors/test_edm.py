@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from invdiff.examples import drawn_from_prior
+from invdiff.io.examples import drawn_from_prior
 from invdiff.priors import EDMPrior, GaussianPrior
+from invdiff.priors.networks.unet import UNet, UNetSpec
 from invdiff.priors.precision import autocast
-from invdiff.priors.training import denoising_psnr
-from invdiff.priors.unet import UNet, UNetSpec
+from invdiff.priors.training.training import denoising_psnr
 
 SPEC = UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1))
 
@@ -80,7 +80,7 @@ def test_batch_invariance(digits: EDMPrior, normal: Callable) -> None:
 @pytest.mark.parametrize("size", [(16, 16), (17, 16), (13, 21), (1, 1), (3, 64)])
 def test_any_size(prior: EDMPrior, normal: Callable, size: tuple[int, int]) -> None:
     free = EDMPrior(prior.network, shape=None)
-    assert free.accepts((1, *size)) is None
+    assert free.mismatch((1, *size)) is None
     x = normal(2, 1, *size, dtype=torch.float32)
     assert free.denoise(x, 0.3).shape == x.shape
     assert free.denoise(x, 0.3).isfinite().all()
@@ -96,8 +96,8 @@ def test_padding_does_not_reach_the_image(prior: EDMPrior, normal: Callable) -> 
 
 def test_other_channels_are_refused(prior: EDMPrior) -> None:
     free = EDMPrior(prior.network, shape=None)
-    assert "1 channel(s), got 3" in str(free.accepts((3, 16, 16)))
-    assert "(1, 16, 16), got (1, 32, 32)" in str(prior.accepts((1, 32, 32)))
+    assert "1 channel(s), got 3" in str(free.mismatch((3, 16, 16)))
+    assert "(1, 16, 16), got (1, 32, 32)" in str(prior.mismatch((1, 32, 32)))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -153,5 +153,5 @@ def test_what_is_no_covariance(covariance: Tensor, words: str) -> None:
 
 def test_it_knows_its_shape(prior: GaussianPrior) -> None:
     assert prior.shape == SHAPE
-    assert prior.accepts(SHAPE) is None
-    assert "got (1, 2, 3)" in str(prior.accepts((1, 2, 3)))
+    assert prior.mismatch(SHAPE) is None
+    assert "got (1, 2, 3)" in str(prior.mismatch((1, 2, 3)))

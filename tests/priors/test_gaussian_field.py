@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import CT, CircularBlur, Denoising, GaussianNoise, Inpainting
-from invdiff.operators.base import LinearOperator
+from invdiff.operators.core.base import LinearOperator
 from invdiff.priors import GaussianFieldPrior, GaussianPrior
 from invdiff.problem import InverseProblem
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from invdiff.operators import MRI, CompressedSensing, GaussianNoise, Inpainting, LinearStacking, MatrixOperator
-from invdiff.operators.base import LinearOperator
+from invdiff.operators.core.base import LinearOperator
 from invdiff.priors import GaussianMixturePrior
 from invdiff.problem import InverseProblem
 

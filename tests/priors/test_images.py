@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from invdiff.priors.images import random_batch, read_images, split
+from invdiff.priors.training.images import random_batch, read_images, split
 
 
 def picture(seed: int, height: int = 6, width: int = 9) -> np.ndarray:

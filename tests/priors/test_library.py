@@ -6,7 +6,7 @@ import pytest
 
 from invdiff import load_prior
 from invdiff.priors import EDMPrior
-from invdiff.priors.low_rank_mixture import LowRankMixturePrior
+from invdiff.priors.closed_form.low_rank import LowRankMixturePrior
 
 
 @pytest.mark.parametrize(

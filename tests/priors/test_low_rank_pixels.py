@@ -6,7 +6,7 @@ import torch
 from invdiff import InverseProblem
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import LowRankMixturePrior
-from invdiff.priors.low_rank_pixels import draws_given_pixels, evidence_of_pixels
+from invdiff.priors.closed_form.low_rank_pixels import draws_given_pixels, evidence_of_pixels
 
 
 def prior() -> LowRankMixturePrior:

@@ -18,7 +18,8 @@ from invdiff.operators import (
     MulticoilMRI,
     NoNoise,
 )
-from invdiff.priors import GaussianMixturePrior, LowRankMixturePosterior, LowRankMixturePrior, whitening
+from invdiff.priors import GaussianMixturePrior, LowRankMixturePosterior, LowRankMixturePrior
+from invdiff.priors.closed_form import whitening
 from invdiff.problem import InverseProblem
 
 K, SHAPE, N = 3, (1, 6, 6), 36

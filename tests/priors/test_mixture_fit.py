@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.priors.low_rank_mixture import LowRankMixturePrior
-from invdiff.priors.mixture_fit import MixtureFit, MixtureRecipe, leading_directions, stack_images
+from invdiff.priors.closed_form.low_rank import LowRankMixturePrior
+from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, leading_directions, stack_images
 
 RECIPE = MixtureRecipe(
     components=3, rank=2, iterations=12, minutes=1e6, tolerance=0.0, batch=64, noise_floor=1e-4, held_out=8

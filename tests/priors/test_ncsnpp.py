@@ -281,5 +281,5 @@ def test_images_of_another_shape_are_not_accepted(tmp_path: Path) -> None:
     kind = KINDS["vp, NCSN++"]
     torch.save(checkpoint(kind, layers_of(kind)), tmp_path / "a.pth")
     prior = load(tmp_path / "a.pth", kind)
-    assert prior.accepts((1, SIDE, SIDE)) is None
-    assert "(3, 8, 8)" in str(prior.accepts((3, SIDE, SIDE)))
+    assert prior.mismatch((1, SIDE, SIDE)) is None
+    assert "(3, 8, 8)" in str(prior.mismatch((3, SIDE, SIDE)))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from invdiff.priors.network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VETime, VPTime
+from invdiff.priors.networks.network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VETime, VPTime
 
 SCHEDULES = {
     "linear": DiscreteTime.linear(),

@@ -223,5 +223,5 @@ def test_what_does_not_fit_is_refused(change: Callable, settings: dict, words: s
 def test_images_of_another_shape_are_not_accepted(tmp_path: Path) -> None:
     torch.save(checkpoint("edm, ADM")[1], tmp_path / "a.pt")
     prior = load(tmp_path / "a.pt", "edm, ADM")
-    assert prior.accepts((CHANNELS, SIDE, SIDE)) is None
-    assert "(1, 4, 4)" in str(prior.accepts((1, SIDE, SIDE)))
+    assert prior.mismatch((CHANNELS, SIDE, SIDE)) is None
+    assert "(1, 4, 4)" in str(prior.mismatch((1, SIDE, SIDE)))

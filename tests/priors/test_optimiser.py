@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from invdiff.priors.optimiser import Optimiser
+from invdiff.priors.training.optimiser import Optimiser
 
 
 def small_network() -> nn.Sequential:

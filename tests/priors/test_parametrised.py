@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff.priors import ParametrisedPrior
-from invdiff.priors.network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VETime, VPTime
+from invdiff.priors.networks.network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VETime, VPTime
 
 MEAN, STD = 0.1, 0.3  # of the images on [-1, 1]: their denoiser is known
 LEVELS = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 20.0, 40.0]  # on [-1, 1]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invdiff.conformance import WhitePrior
+from invdiff.contracts.conformance import WhitePrior
 from invdiff.priors import EDMPrior
-from invdiff.priors.base import per_row
-from invdiff.priors.training import Recipe, Trainer, denoising_psnr, draw_sigmas, edm_loss, validation_set
-from invdiff.priors.unet import UNet, UNetSpec
+from invdiff.priors.networks.unet import UNet, UNetSpec
+from invdiff.priors.training.training import Recipe, Trainer, denoising_psnr, draw_sigmas, edm_loss, validation_set
+from invdiff.shapes import sigma_per_row
 
 RECIPE = Recipe(
     unet=UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1)),
@@ -102,7 +102,7 @@ def test_the_loss_is_the_weighted_denoising_error() -> None:
     prior = EDMPrior.example()
     clean, noise = torch.rand(2, 1, 16, 16), torch.randn(2, 1, 16, 16)
     sigma = torch.tensor([0.1, 2.0])
-    error = prior.denoise(clean + per_row(sigma, clean) * noise, sigma) - clean
+    error = prior.denoise(clean + sigma_per_row(sigma, clean) * noise, sigma) - clean
     wanted = (sigma**2 + 0.25**2) / (sigma * 0.25) ** 2 * error.square().mean((1, 2, 3))
     assert torch.allclose(edm_loss(prior, clean, noise, sigma), wanted)
 
@@ -253,7 +253,7 @@ def test_a_loss_that_explodes_is_an_error(train: Callable[..., Trainer], monkeyp
     trainer = train()
     loss = edm_loss(EDMPrior(UNet(RECIPE.unet)), torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.ones(1))
     monkeypatch.setattr(
-        "invdiff.priors.training.edm_loss",
+        "invdiff.priors.training.training.edm_loss",
         lambda prior, *_: torch.nan * loss.detach() * sum(p.sum() for p in prior.parameters()),
     )
     with pytest.raises(FloatingPointError, match="the loss became nan at step 1; lower learning_rate"):

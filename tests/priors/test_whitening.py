@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import CT, GaussianNoise, MatrixOperator
-from invdiff.operators.base import LinearOperator
-from invdiff.priors import whitening
+from invdiff.operators.core.base import LinearOperator
+from invdiff.priors.closed_form import whitening
 from invdiff.problem import InverseProblem
 
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from invdiff.calibration import LEVELS, Calibration
 from invdiff.report.calibration import calibration_figure
 from invdiff.report.comparison import save_figure
+from invdiff.scores.calibration import LEVELS, Calibration
 
 TITLE = "gaussian_blur · digits prior · dps: $200$ steps"
 NAMES = ("pixel (0, 1, 2)", "pixel (0, 3, 3)", "mean intensity", "projection 1", "projection 2", "log-likelihood")

@@ -13,19 +13,11 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
-from invdiff.cost import Cost
-from invdiff.evaluation import evaluate
-from invdiff.operators import (
-    GaussianBlur,
-    GaussianNoise,
-    Inpainting,
-    LinearOperator,
-    Operator,
-    SuperResolution,
-)
-from invdiff.posterior import Posterior
+from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator, Operator, SuperResolution
+from invdiff.posterior import Cost, Posterior
 from invdiff.problem import InverseProblem
 from invdiff.report.comparison import MOST_ROWS, _measurement, _Scales, comparison, save_figure, save_map, thumbnails
+from invdiff.scores import evaluate
 
 TITLE = "inpainting · photo prior · daps: 100 network calls, 3 s"
 

@@ -11,12 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import metrics
-from invdiff.cost import Cost
-from invdiff.evaluation import SCORES, aligned, evaluate
 from invdiff.operators import Denoising, GaussianNoise, Inpainting, Operator
-from invdiff.posterior import Posterior
+from invdiff.posterior import Cost, Posterior
 from invdiff.problem import InverseProblem
+from invdiff.scores import SCORES, aligned, evaluate, metrics
 
 
 class Squares(Operator):

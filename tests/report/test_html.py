@@ -18,14 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.evaluation.pictures import MAPS, PICTURES, SHARED, THUMBNAILS, file_name, save_map
-from invdiff.evaluation.scores import COVERAGES
-from invdiff.evaluation.store import Store
-from invdiff.evaluation.summary import rows_by_image, summarise
+from invdiff.benchmark.pictures import MAPS, PICTURES, SHARED, THUMBNAILS, file_name, save_map
+from invdiff.benchmark.store import Store
+from invdiff.benchmark.summary import rows_by_image, summarise
 from invdiff.io import write_image
 from invdiff.report import page as module
 from invdiff.report.leaderboard import columns
 from invdiff.report.page import page
+from invdiff.scores.of_images import COVERAGES
 
 EVIL = "<script>alert('x')</script>&\"'"
 NAMES = ("cat", "dog")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from invdiff.evaluation.summary import Comparison, Estimate, Standing
+from invdiff.benchmark.summary import Comparison, Estimate, Standing
 from invdiff.report.plots import Label, Look, Plot, _box, _overlap, quality_against
 
 BASELINE = 15.0

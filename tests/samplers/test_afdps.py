@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from invdiff import Compute, InverseProblem
-from invdiff.conformance import WhitePrior
+from invdiff.contracts.conformance import WhitePrior
 from invdiff.operators import Denoising, GaussianNoise
-from invdiff.particles import Weights
 from invdiff.samplers import AFDPS
+from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, Unsupported
-from invdiff.conformance import Gain, WhitePrior
+from invdiff.contracts.conformance import Gain, WhitePrior
+from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
     Denoising,
@@ -25,8 +26,7 @@ from invdiff.operators import (
 )
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DAPS
-from invdiff.samplers.base import Step
-from invdiff.samplers.daps import gaussian_draw
+from invdiff.samplers.splitting.daps import gaussian_draw
 from invdiff.schedules import EDM
 
 SMALL = (1, 4, 4)

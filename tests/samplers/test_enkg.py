@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, Unsupported
-from invdiff.conformance import Gain, WhitePrior
+from invdiff.contracts.conformance import Gain, WhitePrior
+from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
     Denoising,
@@ -26,8 +27,7 @@ from invdiff.operators import (
 from invdiff.priors import GaussianPrior, Prior
 from invdiff.priors.ode import probability_flow
 from invdiff.samplers import DPS, EnKG
-from invdiff.samplers.base import Step
-from invdiff.samplers.enkg import as_vectors
+from invdiff.samplers.ensemble.enkg import as_vectors
 from invdiff.schedules import EDM
 
 SMALL = (1, 4, 4)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.conformance import WhitePrior
+from invdiff.contracts.conformance import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise, PoissonNoise
-from invdiff.particles import Cloud, Weights
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import FKC
-from invdiff.samplers.fkc import compose
+from invdiff.samplers.particles.cloud import Cloud
+from invdiff.samplers.particles.compose import compose
+from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

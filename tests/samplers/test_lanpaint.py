@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
+from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, Prior
 from invdiff.samplers import LanPaint
-from invdiff.samplers.base import Step
-from invdiff.samplers.lanpaint import Known, Relaxation
+from invdiff.samplers.splitting.lanpaint import Known, Relaxation
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
-from invdiff.moves import ancestral_step
+from invdiff.engine.step import Step
 from invdiff.operators import (
     Denoising,
     GaussianBlur,
@@ -20,7 +20,7 @@ from invdiff.operators import (
 )
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DPS, MCG
-from invdiff.samplers.base import Step
+from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import VP
 
 SHAPE = (1, 8, 8)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.conformance import WhitePrior
+from invdiff.contracts.conformance import WhitePrior
 from invdiff.operators import Denoising, GaussianBlur, GaussianNoise
-from invdiff.particles import Weights
 from invdiff.samplers import MCGDiff
+from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

@@ -11,7 +11,7 @@ from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearCal
 from invdiff.priors import GaussianMixturePrior
 from invdiff.priors.base import Prior
 from invdiff.samplers import MMPS
-from invdiff.samplers.mmps import SOLVERS
+from invdiff.samplers.guidance.mmps import SOLVERS
 from invdiff.schedules import EDM
 
 SHAPE = (1, 3, 3)

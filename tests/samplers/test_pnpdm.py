@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
+from invdiff.engine.step import Step
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise, LinearOperator, PoissonNoise
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, Prior
 from invdiff.samplers import PnPDM
-from invdiff.samplers.base import Step
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

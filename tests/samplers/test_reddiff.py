@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
+from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
     Denoising,
@@ -21,8 +22,7 @@ from invdiff.operators import (
 )
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import REDDiff
-from invdiff.samplers.base import Step
-from invdiff.samplers.reddiff import start
+from invdiff.samplers.variational.reddiff import start
 from invdiff.schedules import VP
 
 SHAPE = (1, 8, 8)
@@ -236,7 +236,7 @@ def test_range_equivariance(
     """
     rate_unit = 0.5
     if optimiser == "descent":
-        monkeypatch.setattr("invdiff.samplers.reddiff.Adam", Descent)
+        monkeypatch.setattr("invdiff.samplers.variational.reddiff.Adam", Descent)
         rate_unit = 1.0  # the gradients are halved in [0, 1]
     wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
@@ -303,7 +303,7 @@ def test_a_nonlinear_operator_guesses_for_itself(gaussian: Callable) -> None:
 
 @pytest.fixture
 def descent(monkeypatch: pytest.MonkeyPatch) -> type[Descent]:
-    monkeypatch.setattr("invdiff.samplers.reddiff.Adam", Descent)
+    monkeypatch.setattr("invdiff.samplers.variational.reddiff.Adam", Descent)
     return Descent
 
 

@@ -60,5 +60,5 @@ def test_paper_experiments_compose_for_photographs_of_256_pixels(name: str) -> N
         config = compose("reconstruct", [f"experiment=paper/{name}"])
     sampler, operator, noise = instantiate(config.sampler), instantiate(config.operator), instantiate(config.noise)
     assert type(sampler) is all_samplers()[name.partition("_")[0]]
-    assert operator.refuses((3, 256, 256)) is None
+    assert operator.mismatch((3, 256, 256)) is None
     assert float(noise.sigma) > 0

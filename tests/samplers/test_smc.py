@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.conformance import Gain, WhitePrior
-from invdiff.driver import Event
+from invdiff.contracts.conformance import Gain, WhitePrior
+from invdiff.engine.driver import Event
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting
-from invdiff.particles import Cloud, Weights
 from invdiff.priors import Prior
-from invdiff.priors.base import per_row
 from invdiff.samplers import AFDPS, FKC, TDS, MCGDiff, ParticleSampler
-from invdiff.samplers.smc import ParticleStep
+from invdiff.samplers.particles.base import ParticleStep
+from invdiff.samplers.particles.cloud import Cloud
+from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
+from invdiff.shapes import sigma_per_row
 
 QUIET = Compute(device="cpu", progress=False)
 SHAPE = (1, 1, 2)
@@ -44,7 +45,7 @@ class Mixture(Prior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         z = x.flatten(1).double()
-        level = per_row(sigma, z) ** 2
+        level = sigma_per_row(sigma, z) ** 2
         away = (z[:, None] - self.means).square().sum(2)
         share = (self.weights.log() - away / (2 * (self.variance + level))).softmax(1)
         gain = self.variance / (self.variance + level)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.conformance import WhitePrior
+from invdiff.contracts.conformance import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise
-from invdiff.particles import Weights, largest_curvature
 from invdiff.samplers import TDS
+from invdiff.samplers.particles.base import largest_curvature
+from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

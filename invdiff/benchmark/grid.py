@@ -1,0 +1,183 @@
+"""What a benchmark compares: samplers on tasks, the same images for all, and every pair of them as a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff._version import __version__
+from invdiff.benchmark.budget import Budget
+from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
+from invdiff.benchmark.recipe import Recipe
+from invdiff.operators import Noise, Operator
+from invdiff.priors import Prior
+from invdiff.problem import InverseProblem, measure
+from invdiff.samplers import Auto, ParticleSampler, Sampler
+from invdiff.scores.of_images import baseline_psnr
+from invdiff.scores.truth import Exact
+
+KEPT_BYTES = 2**30  # of measurements, so that those of a slow operator are made once and not for every sampler
+
+
+@dataclass(frozen=True)
+class Images:
+    """True images.
+
+    truth     (B, C, H, W), image units
+    names     of each
+    keys      fingerprint of each
+    settings  where they come from, as JSON; without how many of them were taken
+    """
+
+    truth: Tensor
+    names: Sequence[str]
+    keys: Sequence[str]
+    settings: Settings
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An operator with its noise; `settings` are both as JSON."""
+
+    label: str
+    operator: Operator
+    noise: Noise
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sampler under a label.
+
+    on  the same with other settings, for some of the tasks, by their labels
+    """
+
+    label: str
+    sampler: Sampler | Auto
+    on: Mapping[str, Sampler | Auto] = field(default_factory=dict)
+
+    def for_task(self, label: str) -> Sampler | Auto:
+        return self.on.get(label, self.sampler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Samplers x operators x images, with one prior, one seed and as many samples of each image for all.
+
+    prior_settings  the prior as JSON, its weights included
+    budgets         besides own settings: run every sampler with as many steps as each of these buys
+    own             run the samplers with their own settings
+    recipe          how the user asked for it, if anybody knows
+    clouds          of a particle filter, the samples of an image are one cloud of as many particles; otherwise each is
+                    a draw of a cloud of its own
+    """
+
+    entries: Sequence[Entry]
+    tasks: Sequence[Task]
+    images: Images
+    prior: Prior
+    prior_settings: Settings
+    num_samples: int = 1
+    seed: int = 0
+    budgets: Sequence[Budget] = ()
+    own: bool = True
+    clouds: bool = False
+    recipe: Recipe | None = None
+
+    def prepared(self, sampler: Sampler) -> Sampler:
+        """The sampler as it is run: a particle filter whose cloud is wanted has as many particles."""
+        if self.clouds and isinstance(sampler, ParticleSampler):
+            return replace(sampler, ensemble=self.num_samples)
+        return sampler
+
+    def runs_of(self, sampler: Sampler) -> int:
+        """How often it runs for one image."""
+        return 1 if self.clouds and isinstance(sampler, ParticleSampler) else self.num_samples
+
+    def settings(self, sampler: Sampler | Auto, task: Task, precision: str) -> Settings:
+        """Everything that determines the rows of a sampler on a task, but which images there are."""
+        return {
+            "sampler": settings_of(sampler),
+            **task.settings,
+            "prior": self.prior_settings,
+            "data": self.images.settings,
+            "seed": self.seed,
+            "num_samples": self.num_samples,
+            "precision": precision,
+            "invdiff": __version__,
+            **({"clouds": True} if self.clouds else {}),
+        }
+
+
+def in_effect(operator: Operator, settings: Any) -> Settings:
+    """What an operator has taken for settings that were left open: plain values that it keeps under the same name."""
+    if not isinstance(settings, Mapping):  # a task of one's own may describe it in another way
+        return {}
+    found = {key: getattr(operator, key, None) for key, given in settings.items() if given is None}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
+
+
+# What differs between the runs of one comparison; in everything else they agree.
+OF_THE_SAMPLER = ("sampler", "precision", "invdiff")
+
+
+def task_of(settings: Mapping[str, Any]) -> str:
+    """Fingerprint of what the runs of one comparison share."""
+    return fingerprint({key: value for key, value in settings.items() if key not in OF_THE_SAMPLER})
+
+
+@dataclass
+class Measurements:
+    """Problems of parts of a task's images, scores of the first guess and exact posteriors, made once."""
+
+    grid: Grid
+    task: Task
+    _y: dict[int, Tensor] = field(default_factory=dict)
+    _baseline: dict[int, float | None] = field(default_factory=dict)
+    _exact: dict[int, Exact] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def problem(self, images: Sequence[int]) -> InverseProblem:
+        """The problem of these images; raises ValueError, with the reason, where the task cannot measure them."""
+        task, truth = self.task, self.grid.images.truth
+        y = torch.cat([self._measured(i) for i in images])
+        index = torch.tensor(images)
+        return InverseProblem(
+            task.operator.select(index), task.noise.select(index), y, image_shape=tuple(truth.shape[1:])
+        )
+
+    def _measured(self, i: int) -> Tensor:
+        if i in self._y:
+            return self._y[i]
+        y = measure(self.task.operator, self.task.noise, self.grid.images.truth[i : i + 1], self.grid.seed, [i])
+        if self._bytes + y.nbytes <= KEPT_BYTES:
+            self._y[i] = y
+            self._bytes += y.nbytes
+        return y
+
+    def exact(self, i: int) -> Exact:
+        """The exact posterior of an image; raises ValueError, with the reason, where there is none."""
+        if i in self._exact:
+            return self._exact[i]
+        grid = self.grid
+        exact = Exact.of(self.problem([i]), grid.prior, grid.num_samples, seed=grid.seed, image=i)
+        if self._bytes + exact.draws.nbytes <= KEPT_BYTES:
+            self._exact[i] = exact
+            self._bytes += exact.draws.nbytes
+        return exact
+
+    def baseline(self, problem: InverseProblem, images: Sequence[int]) -> list[float | None]:
+        """PSNR of the first guess of each of these images; None where the operator has none."""
+        missing = [k for k, i in enumerate(images) if i not in self._baseline]
+        if missing:
+            index = torch.tensor(missing)
+            truth = self.grid.images.truth[[images[k] for k in missing]]
+            found = baseline_psnr(problem.select(index), truth, self.grid.prior.value_range)
+            for k, score in zip(missing, [None] * len(missing) if found is None else found, strict=True):
+                self._baseline[images[k]] = score
+        return [self._baseline[i] for i in images]

@@ -1,0 +1,208 @@
+"""Where the rows of benchmarks are kept: one Parquet dataset that only ever grows, a file for each batch.
+
+A file is there whole or not at all, and is never touched again. Its name follows from the run and its first image, so
+that what is computed again after a kill replaces itself. Any reader of Parquet opens the folder as one table:
+`pandas.read_parquet("results.parquet")`.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from invdiff.io import BadInput
+from invdiff.io.atomic import PARTIAL, write_atomically
+from invdiff.scores.of_images import COVERAGES
+from invdiff.scores.truth import DISTANCES, FLOORS
+
+DATASET, RECORDS, DAMAGED = "results.parquet", "runs", "damaged"
+VERSION = 1  # of the columns; files of another one are not read
+OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # what readers rely on
+_MARK = b"invdiff.results"  # the key in a file's metadata by which we know our own
+
+_word = pa.dictionary(pa.int32(), pa.string())  # repeats from row to row: stored once a file
+SCHEMA = pa.schema(
+    [
+        # which one
+        ("run", _word),  # fingerprint of everything that determines its rows but the image
+        ("sampler", _word),
+        ("operator", _word),
+        ("image", pa.int32()),
+        ("image_key", _word),  # fingerprint of the true image
+        ("name", _word),
+        ("sample", pa.int32()),
+        ("seed", pa.int64()),
+        # scores of the sample; null where it diverged, or where `notes` says why
+        ("diverged_at", pa.int32()),  # step; null: it did not diverge
+        ("psnr", pa.float64()),
+        ("ssim", pa.float64()),
+        ("lpips", pa.float64()),
+        ("misfit", pa.float64()),
+        ("psnr_raw", pa.float64()),
+        # scores of the image, the same for each of its samples
+        ("psnr_mean", pa.float64()),
+        ("diversity", pa.float64()),
+        ("baseline_psnr", pa.float64()),
+        *((name, pa.float64()) for name in COVERAGES),  # share of the pixels whose credible interval holds the truth
+        *((name, pa.float64()) for name in (*DISTANCES, *FLOORS)),  # of all its samples, to the exact posterior
+        # costs of the sample: those of its batch, shared out evenly
+        ("forwards", pa.float64()),
+        ("vjps", pa.float64()),
+        ("operator_calls", pa.float64()),
+        ("seconds", pa.float64()),
+        ("peak_memory_mb", pa.float64()),  # of its batch
+        ("vjp_weight", pa.float64()),  # cost of a VJP through the network in forwards; null: it has none
+        ("rows_at_once", pa.int32()),
+        # where it comes from
+        ("invdiff", _word),
+        ("torch", _word),
+        ("git_revision", _word),
+        ("device", _word),
+        ("created", pa.timestamp("ms", tz="UTC")),
+        ("notes", _word),  # JSON
+    ],
+    metadata={_MARK: str(VERSION).encode()},
+)
+KEY = ("run", "image", "image_key", "sample")
+# What two runs of the same measure differently; every other column is the same.
+MEASURED = ("seconds", "peak_memory_mb", "vjp_weight", "created", "device", "rows_at_once")
+
+
+@dataclass
+class Store:
+    """The results in a folder.
+
+    messages  what was found in the folder that is not as it should be, a line each
+    """
+
+    folder: Path
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dataset, self.records = self.folder / DATASET, self.folder / RECORDS
+
+    def open(self, *, alone: bool = True) -> None:
+        """Make the folders, remove what a kill left half written, and look at every file that is there.
+
+        alone  nobody else writes here; otherwise what is half written may be somebody's, and stays
+
+        A damaged file is moved to `damaged/`: its rows count as never computed. What is not ours stays where it is.
+        Raises BadInput where a file stands in the way of a folder, OSError where nothing can be written.
+        """
+        for folder in (self.dataset, self.records):
+            if folder.exists() and not folder.is_dir():
+                raise BadInput(f"{folder} is a file, and not the folder of a benchmark; give another output=")
+            folder.mkdir(parents=True, exist_ok=True)
+            for partial in folder.glob(f".*{PARTIAL}") if alone else ():
+                partial.unlink()
+        for path in sorted(self.dataset.iterdir()):
+            self._look_at(path)
+        for path in sorted(self.records.glob("*.json")):
+            if _record(path) is None:
+                self._set_aside(path, "the record of a run is made again")
+
+    def _look_at(self, path: Path) -> None:
+        name = f"{DATASET}/{path.name}"
+        if path.suffix != ".parquet" or not path.is_file():
+            if not path.name.startswith((".", "_")):  # readers of datasets pass over those
+                self.messages.append(f"{name} is not ours; it was left alone, but readers of results may trip over it")
+            return
+        try:
+            metadata = _metadata(path)
+            if _MARK in metadata:
+                _read(path)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's fault, or a missing permission: nothing is known about the file
+            self._set_aside(path, "its rows are computed again")
+            return
+        if _MARK not in metadata:
+            self.messages.append(f"{name} holds no results of invdiff; it was left alone, and nothing is read from it")
+        elif metadata[_MARK] != str(VERSION).encode():
+            raise BadInput(
+                f"{name} was written by another version of invdiff (format {metadata[_MARK].decode()}, "
+                f"this is {VERSION}); give another output="
+            )
+
+    def _set_aside(self, path: Path, then: str) -> None:
+        place = self.folder / DAMAGED / path.name
+        place.parent.mkdir(exist_ok=True)
+        path.replace(place)
+        self.messages.append(f"{path.parent.name}/{path.name} is damaged: moved to {DAMAGED}/, {then}")
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add the rows of a batch, all of one run; they are on the disk when this returns."""
+        first = rows[0]
+        data = io.BytesIO()
+        table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
+        pq.write_table(table, data, write_page_checksum=True, compression="zstd")
+        name = f"{first['run']}-{first['image']:06d}-{first['image_key']}.parquet"
+        write_atomically(self.dataset / name, data.getvalue())
+
+    def table(self, columns: Iterable[str] | None = None) -> pa.Table:
+        """All rows, none twice, in the order of run, image and sample."""
+        wanted = list(dict.fromkeys([*KEY, *(SCHEMA.names if columns is None else columns)]))
+        parts = []
+        for path in sorted(self.dataset.glob("*.parquet")):
+            if _MARK in _metadata(path):
+                parts.append(_read(path, wanted))
+        empty = pa.schema([SCHEMA.field(name) for name in wanted]).empty_table()
+        table = pa.concat_tables([empty, *parts], promote_options="permissive").unify_dictionaries()
+        keys = list(zip(*(table[name].to_pylist() for name in KEY), strict=True))
+        # The same rows stand in two files where somebody has copied one.
+        place = {key: i for i, key in reversed(list(enumerate(keys)))}
+        order = [place[key] for key in sorted(place)]
+        return table.take(pa.array(order, pa.int64()))
+
+    def done(self) -> dict[tuple[str, int, str], int]:
+        """How many samples there are of each (run, image, image key)."""
+        counts: dict[tuple[str, int, str], int] = {}
+        table = self.table(KEY)
+        for key in zip(*(table[name].to_pylist() for name in KEY[:3]), strict=True):
+            counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def record(self, run: str) -> dict[str, Any] | None:
+        """What is known of a run: its labels and settings, why it cannot be, what was found out about it."""
+        path = self.records / f"{run}.json"
+        return _record(path) if path.exists() else None
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Add a run, or what was found out about it."""
+        before = self.record(record["run"])
+        if before != record:
+            write_atomically(self.records / f"{record['run']}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+    def all_records(self) -> dict[str, dict[str, Any]]:
+        """Every run of the folder by its fingerprint; what was put there since `open`, and is none, is passed over."""
+        found = {path.stem: _record(path) for path in sorted(self.records.glob("*.json"))}
+        return {run: record for run, record in found.items() if record is not None}
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """The record of a run; None for a file that is none."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and record.keys() >= OF_RECORD and record["run"] == path.stem
+    return record if whole else None
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    return pq.read_schema(path).metadata or {}
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    # Not `pq.read_table`, which would take a folder called seed=0 for a column.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns)

@@ -1,0 +1,1 @@
+"""The loop around every sampler: requirements, chunks, precision, progress, cost, divergence."""

@@ -1,0 +1,262 @@
+"""The only loop: pulls steps from a sampler and does everything that is not the method.
+
+Requirement checks before the first network call, one random stream per row, chunking to memory, precision, progress,
+callbacks, the clock, cost metering, divergence detection, and keeping what is finished on Ctrl-C.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from invdiff.engine.cost import MeteredPrior, metered_operator
+from invdiff.engine.progress import progress_bar
+from invdiff.posterior import Cost, Posterior
+from invdiff.priors import Prior
+from invdiff.priors.precision import PRECISIONS
+from invdiff.problem import InverseProblem
+from invdiff.streams import Streams, generator
+
+if TYPE_CHECKING:
+    from invdiff.engine.step import Step
+    from invdiff.samplers.base import Sampler
+
+# Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
+CPU_PIXELS = 2**20
+
+# What is this many times the value range away from its centre, or this many standard deviations, is no image any more.
+DIVERGED = 100.0
+
+
+class Unsupported(ValueError):
+    """A sampler cannot solve this problem with this prior; the message names the missing traits and who could."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. `posterior` holds the images that were finished, the first `images` of the batch; None where none was."""
+
+    def __init__(self, posterior: Posterior | None, images: int) -> None:
+        super().__init__(f"interrupted after {images} finished image(s)")
+        self.posterior, self.images = posterior, images
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a callback is told after each step.
+
+    step   the sampler's state, one row for each sample of each image of the chunk
+    index  number of the step, from 0
+    total  steps of the run
+    image  (R,) image index of each row
+    sample (R,) sample index of each row
+    """
+
+    step: "Step"
+    index: int
+    total: int
+    image: Tensor
+    sample: Tensor
+
+
+Callback = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how to compute; no choice changes the result beyond float tolerance.
+
+    device     None: CUDA where there is one, else the CPU
+    precision  of networks: `auto` (bf16 where the hardware is fast at it), `float32`, `bfloat16`
+    compile    run the prior through `torch.compile`
+    checkpoint VJPs through the network keep less and compute more (gradient checkpointing): measured a third of
+               the memory for 1.2 times the time (benchmarks/checkpointing.py); nothing changes in samplers without VJPs
+    max_rows   samples in flight at once; None: as many as memory is likely to hold, halved on CUDA when it does not
+    progress   show a progress bar on anything longer than two seconds
+    """
+
+    device: str | None = None
+    precision: str = "auto"
+    compile: bool = False
+    checkpoint: bool = False
+    max_rows: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"compute: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"compute: max_rows must be at least 1, or null, got {self.max_rows}")
+
+    def resolve_device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass
+class _Rows:
+    """Samples of a part of the rows, as they come out."""
+
+    samples: list[Tensor] = field(default_factory=list)
+    diverged_at: list[Tensor] = field(default_factory=list)
+
+
+def run(
+    sampler: "Sampler",
+    problem: InverseProblem,
+    prior: Prior,
+    *,
+    num_samples: int,
+    seed: int,
+    first_image: int = 0,
+    compute: Compute,
+    callback: Callback | None = None,
+) -> Posterior:
+    """Draw `num_samples` posterior samples of every image of a problem; see `Sampler.sample`."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check(sampler, problem, prior)
+    device = compute.resolve_device()
+    prior.checkpoint_gradients(compute.checkpoint)
+    cost = Cost()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # else the peak of an earlier run would be this one's
+    metered = MeteredPrior(prior.to(device), cost, precision=compute.precision, compile=compute.compile)
+
+    # Row r is sample r % S of image r // S: a chunk finishes images in their order.
+    total = problem.images * num_samples
+    limit = compute.max_rows or _likely_rows(problem, device, total, sampler.particles)
+    done = _Rows()
+    start = 0
+    with progress_bar(total * sampler.num_steps, "step", type(sampler).__name__, show=compute.progress) as bar:
+        while start < total:
+            bar.update(start * sampler.num_steps - bar.n)  # back, after a chunk that did not fit
+            rows = torch.arange(start, min(start + limit, total))
+            image, sample = rows // num_samples, rows % num_samples
+            streams = Streams(
+                [generator(seed, "sample", first_image + int(i), int(s)) for i, s in zip(image, sample, strict=True)],
+                problem.image_shape,
+                device,
+            )
+            try:
+                with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
+                    part = problem.select(image).to(device)
+                part.operator = metered_operator(part.operator, cost)
+                x, diverged_at = _run_chunk(
+                    sampler.iterate(part, metered, streams),
+                    sampler.num_steps,
+                    prior,
+                    cost,
+                    image,
+                    sample,
+                    callback,
+                    bar,
+                )
+            except torch.OutOfMemoryError:
+                if limit == 1 or compute.max_rows is not None:
+                    raise
+                limit = max(1, limit // 2)
+                torch.cuda.empty_cache()
+                continue
+            except KeyboardInterrupt as stop:
+                images = start // num_samples
+                cost.peak_memory_mb = _peak_memory_mb(device)
+                raise Interrupted(_assemble(done, images, num_samples, cost) if images else None, images) from stop
+            done.samples.append(x.cpu())
+            done.diverged_at.append(diverged_at.cpu())
+            start += len(rows)
+    cost.peak_memory_mb = _peak_memory_mb(device)
+    return _assemble(done, problem.images, num_samples, cost)
+
+
+def check(sampler: "Sampler", problem: InverseProblem, prior: Prior) -> None:
+    """Raise `Unsupported`, in one line, where the three do not fit together."""
+    reason = prior.mismatch(problem.image_shape)
+    if reason is not None:
+        raise Unsupported(f"prior and image do not match: {reason}")
+    missing = sampler.needs().missing(problem, prior)
+    if missing:
+        from invdiff.samplers import all_samplers
+
+        able = [
+            f"{name} with its default settings" if cls is type(sampler) else name
+            for name, cls in all_samplers().items()
+            if not cls().needs().missing(problem, prior)
+        ]
+        raise Unsupported(
+            f"{type(sampler).__name__} needs {' and '.join(missing)}; "
+            + (f"samplers that would do: {', '.join(able)}" if able else "no sampler of this installation would do")
+        )
+
+
+def _run_chunk(
+    steps: "Iterator[Step]",
+    num_steps: int,
+    prior: Prior,
+    cost: Cost,
+    image: Tensor,
+    sample: Tensor,
+    callback: Callback | None,
+    bar: tqdm,
+) -> tuple[Tensor, Tensor]:
+    """Run one chunk of rows to its end: samples (R, C, H, W) and the step at which each diverged, -1 for never."""
+    low, high = prior.value_range
+    diverged_at = torch.full((len(image),), -1)
+    step = None
+    index = 0
+    while True:
+        began = time.perf_counter()
+        # Gradients are off here and not inside the generator: a mode set around a `yield` would leak out of it.
+        with torch.inference_mode(False), torch.no_grad():
+            following = next(steps, None)
+            if following is not None:
+                bad = _diverged(following, (low + high) / 2, high - low).cpu()
+        cost.seconds += time.perf_counter() - began  # `.cpu()` has waited for the GPU to finish the step
+        if following is None:
+            break
+        step = following
+        diverged_at[bad & (diverged_at < 0)] = index
+        bar.update(len(image))
+        if callback is not None:
+            callback(Event(step, index, num_steps, image, sample))
+        index += 1
+        if bool((diverged_at >= 0).all()):
+            break  # nothing left to save in this chunk
+    if step is None:
+        raise RuntimeError("the sampler yielded no step")
+    return step.x, diverged_at
+
+
+def _diverged(step: "Step", centre: float, width: float) -> Tensor:
+    """(R,) bool: rows that hold NaN or infinity, or that have left every reasonable range.
+
+    The iterate may be as far out as its noise takes it; the clean estimate may not.
+    """
+    x, x0 = step.x.flatten(1), step.x0.flatten(1)
+    sound = ((x - centre).abs() <= DIVERGED * (width + step.sigma)).all(1)
+    return ~(sound & ((x0 - centre).abs() <= DIVERGED * width).all(1))  # NaN compares false: it counts as diverged
+
+
+def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posterior:
+    rows = images * num_samples
+    samples, diverged_at = torch.cat(done.samples)[:rows], torch.cat(done.diverged_at)[:rows]
+    return Posterior(samples.unflatten(0, (images, num_samples)), diverged_at.reshape(images, num_samples), cost)
+
+
+def _likely_rows(problem: InverseProblem, device: torch.device, total: int, particles: int) -> int:
+    """Rows that are likely to fit; on CUDA all of them, since running out of memory there can be caught."""
+    if device.type == "cuda":
+        return total
+    pixels = particles * problem.image_shape[-1] * problem.image_shape[-2]
+    return max(1, min(total, CPU_PIXELS // pixels))
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

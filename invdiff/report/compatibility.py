@@ -1,0 +1,100 @@
+"""Which sampler can solve what: asked of every sampler's own `needs`, on the smallest problem of each kind."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from invdiff.operators import GaussianNoise, Inpainting, Operator, PoissonNoise, SuperResolution, as_operator
+from invdiff.priors import Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler, all_samplers
+
+SHAPE = (1, 8, 8)
+
+
+class _Flat(Prior):
+    """The least of all priors, differentiable or not."""
+
+    def __init__(self, differentiable: bool = True) -> None:
+        super().__init__()
+        self.differentiable = differentiable
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return torch.full_like(x, 0.5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one sampler can do.
+
+    operators  by kind of operator, whether it can take one, with the best of noises and priors
+    noise      `any`, or `Gaussian`
+    prior      `any`, or `gradients`: it takes products with the network's Jacobian
+    forwards, vjps  of the network, for one sample with the default settings
+    """
+
+    name: str
+    operators: dict[str, bool]
+    noise: str
+    prior: str
+    forwards: int
+    vjps: int
+
+
+def kinds() -> dict[str, Operator]:
+    """An operator of each kind that the samplers tell apart."""
+    return {
+        "mask": Inpainting(keep=0.5),
+        "SVD": SuperResolution(factor=2),
+        "linear": as_operator(lambda x: x.cumsum(-1), linear=True, image_shape=SHAPE),
+        "nonlinear": as_operator(lambda x: x**2, image_shape=SHAPE),
+        "black box": as_operator(lambda x: x**2, differentiable=False, image_shape=SHAPE),
+    }
+
+
+def compatibility() -> Iterator[Row]:
+    """A row for every sampler of the package."""
+    image = torch.full((1, *SHAPE), 0.5)
+    operators = kinds()
+    with torch.no_grad():
+        measured = {kind: operator(image) for kind, operator in operators.items()}
+
+    def able(sampler: Sampler, kind: str, *, poisson: bool = False, prior: Prior | None = None) -> bool:
+        noise = PoissonNoise() if poisson else GaussianNoise()
+        problem = InverseProblem(operators[kind], noise, measured[kind], image_shape=SHAPE)
+        return not sampler.needs().missing(problem, prior or _Flat())
+
+    for name, cls in all_samplers().items():
+        sampler = cls()
+        takes = {kind: able(sampler, kind) for kind in operators}
+        one = next(kind for kind in takes if takes[kind])
+        cost = sampler.expected_cost()
+        yield Row(
+            name,
+            takes,
+            "any" if able(sampler, one, poisson=True) else "Gaussian",
+            "any" if able(sampler, one, prior=_Flat(differentiable=False)) else "gradients",
+            cost.forwards,
+            cost.vjps,
+        )
+
+
+def headings() -> list[str]:
+    return ["sampler", *kinds(), "noise", "prior", "calls", "VJPs"]
+
+
+def cells(row: Row) -> list[str]:
+    able = ["yes" if able else "–" for able in row.operators.values()]  # noqa: RUF001, as tables show nothing
+    return [row.name, *able, row.noise, row.prior, str(row.forwards), str(row.vjps)]
+
+
+def markdown() -> str:
+    """The table of the README."""
+    rows = [headings(), ["---"] * len(headings())]
+    for row in compatibility():
+        name, *rest = cells(row)
+        file = all_samplers()[name].__module__.replace(".", "/") + ".py"
+        rows.append([f"[`{name}`]({file})", *rest])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,1 @@
+"""Samplers that guide the reverse diffusion by a gradient through the denoiser."""

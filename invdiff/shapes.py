@@ -1,0 +1,41 @@
+"""Rows of a batch: values, norms and products of each row, and shapes in words. Rows never mix."""
+
+import torch
+from torch import Tensor
+
+
+def per_row(value: float | Tensor, like: Tensor) -> Tensor | float:
+    """One value per row, (B,), shaped to multiply `like`, (B, ...), on its device; floats in its real precision.
+
+    A float, and a tensor of another dimension, comes back as it is.
+    """
+    if isinstance(value, Tensor) and value.dim() == 1:
+        dtype = like.real.dtype if value.is_floating_point() else value.dtype
+        return value.to(like.device, dtype).reshape(-1, *[1] * (like.dim() - 1))
+    return value
+
+
+def sigma_per_row(sigma: float | Tensor, like: Tensor) -> Tensor:
+    """Noise levels, one for all rows or one per row, (B,), as a tensor that multiplies `like`, (B, ...)."""
+    sigma = torch.as_tensor(sigma, dtype=like.dtype if like.is_floating_point() else None, device=like.device)
+    return sigma.reshape(-1, *[1] * (like.dim() - 1)) if sigma.dim() else sigma
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row, (B,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def row_norm(r: Tensor) -> Tensor:
+    """Euclidean norm of each row, (B, ...) -> (B,): rows never mix, and the gradient at r = 0 is 0."""
+    return torch.linalg.vector_norm(r.flatten(1), dim=1)
+
+
+def nonzero(norm: Tensor) -> Tensor:
+    """A norm to divide by: 1 where it is 0, so that a zero direction stays zero."""
+    return norm.where(norm != 0, 1)
+
+
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """(3, 256, 128) as '3x256x128', for messages."""
+    return "x".join(str(n) for n in shape) or "scalar"

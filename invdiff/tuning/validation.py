@@ -1,0 +1,113 @@
+"""How good settings of a sampler are on validation images, by one number for each image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.io import BadInput
+from invdiff.posterior import Posterior
+from invdiff.priors import Prior
+from invdiff.priors.closed_form.base import ClosedFormPrior
+from invdiff.problem import InverseProblem
+from invdiff.scores import metrics
+from invdiff.scores.distances import energy_distance
+from invdiff.scores.of_images import aligned
+from invdiff.streams import generator
+
+Score = Literal["psnr", "lpips", "misfit", "truth"]
+SCORES: dict[str, str] = {
+    "psnr": "PSNR of the posterior mean, dB",
+    "lpips": "LPIPS of the samples",
+    "misfit": "distance of the misfit to 1",
+    "truth": "energy distance to the exact posterior, image units",
+}
+EXACT_DRAWS = 256  # of the exact posterior of each image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Images that are apart from those of every test, and what counts on them.
+
+    problem  of all of them
+    truth    (B, C, H, W), image units
+    seed     of measurements and samples; the same random numbers for every trial
+    batch    images between two looks at the score
+    """
+
+    problem: InverseProblem
+    truth: Tensor
+    prior: Prior
+    score: Score
+    num_samples: int
+    seed: int
+    batch: int
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.score == "psnr"
+
+    def scorer(self) -> Callable[[InverseProblem, Posterior, Sequence[int]], list[float]]:
+        """Score images, by their indices, from their samples, none of which diverged.
+
+        Raises BadInput, with the reason, where this score cannot be computed.
+        """
+        if self.score not in get_args(Score):
+            raise BadInput(f"score must be one of {', '.join(get_args(Score))}, got {self.score}")
+        if self.score == "lpips":
+            reason = metrics.lpips_unavailable(self.problem.image_shape)
+            if reason is not None:
+                raise BadInput(f"score=lpips: {reason}")
+            return self._lpips
+        if self.score == "truth":
+            exact = self._exact_draws()
+            return lambda problem, posterior, images: [
+                energy_distance(x, exact[i], generator(self.seed, "generate", i, 2)).value
+                for x, i in zip(posterior.samples, images, strict=True)
+            ]
+        return self._psnr if self.score == "psnr" else self._misfit
+
+    def _psnr(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
+        truth = self.truth[list(images)]
+        mean = problem.operator.align(aligned(problem, posterior).mean, truth)
+        return [metrics.psnr(x, t, self.prior.value_range) for x, t in zip(mean, truth, strict=True)]
+
+    def _lpips(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
+        truth, found = self.truth[list(images)], []
+        for x in posterior.samples.unbind(1):
+            moved = problem.operator.align(x, truth)
+            found.append(
+                [metrics.lpips_distance(a, b, self.prior.value_range) for a, b in zip(moved, truth, strict=True)]
+            )
+        return np.mean(found, 0).tolist()
+
+    def _misfit(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
+        found = torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
+        return (found.mean(1) - 1).abs().tolist()
+
+    def _exact_draws(self) -> list[Tensor]:
+        """Of every image, draws of its exact posterior, made while the prior is still where the measurements are."""
+        if not isinstance(self.prior, ClosedFormPrior):
+            raise BadInput(
+                f"score=truth needs a prior in closed form, as prior=digits_mixture; {type(self.prior).__name__} has "
+                "no exact posterior"
+            )
+        if self.num_samples < 2:
+            raise BadInput("score=truth compares distributions: it needs num_samples of 2 or more")
+        try:
+            return [
+                self.prior.posterior(self.problem.select(torch.tensor([i]))).sample(
+                    EXACT_DRAWS, generator(self.seed, "generate", i, 1)
+                )
+                for i in range(len(self.truth))
+            ]
+        except ValueError as error:
+            raise BadInput(f"score=truth: {error}") from error
+
+    def batches(self) -> list[list[int]]:
+        """The images of each batch, by their indices."""
+        every = list(range(len(self.truth)))
+        return [every[start : start + self.batch] for start in every[:: self.batch]]

@@ -1,0 +1,52 @@
+"""Python files of the user as modules: no package, no configuration, only a file in a folder."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file as the module of its name; anew where the file has changed.
+
+    It is found again under that name by what it imports, by pickle, and in processes that this one starts: its folder
+    goes to the end of `sys.path`, where it hides nothing.
+    """
+    full, stem = path.resolve(), path.stem
+    read = (full, full.stat().st_mtime_ns)
+    known = sys.modules.get(stem)
+    ours = getattr(known, "_invdiff_read", None)
+    if ours == read:
+        return known  # type: ignore[return-value]  # it has the mark of a module that was read here
+    if ours is None:
+        other = known if known is not None else _installed(stem)
+        origin = getattr(other, "__file__", None) or getattr(other, "origin", None)
+        if known is not None and origin is not None and Path(origin).resolve() == full:
+            return known  # the user has imported it
+        if other is not None and (origin is None or Path(origin).resolve() != full):
+            where = "" if origin is None else f" ({origin})"
+            raise ValueError(f"{path} has the name of another module{where}; rename it, for example {stem}_operator.py")
+    if str(full.parent) not in sys.path:
+        sys.path.append(str(full.parent))
+    module = ModuleType(stem)
+    module.__file__ = str(full)
+    module.__spec__ = importlib.util.spec_from_file_location(stem, full)
+    sys.modules[stem] = module
+    try:
+        # Compiled here: the compiled files that Python keeps do not notice two changes within a second.
+        exec(compile(full.read_bytes(), str(full), "exec", dont_inherit=True), vars(module))
+    except BaseException as error:
+        del sys.modules[stem]
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    module._invdiff_read = read  # type: ignore[attr-defined]
+    return module
+
+
+def _installed(stem: str) -> Any:
+    try:
+        return importlib.util.find_spec(stem)
+    except ValueError:  # a half-made module
+        return None

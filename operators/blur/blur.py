@@ -1,0 +1,257 @@
+"""Blur by a given kernel.
+
+Model   A x = k * x, a true convolution as in scipy and deepinv: y[i] = sum_j k[j] x[i + c - j] with the centre
+        c = size // 2 of the kernel, and pixels outside the image by a boundary rule. Exact adjoint, any size of kernel.
+        Of periodic images (`CircularBlur`) also pseudo-inverse, solve and decomposition in closed form. Its basis is
+        real and orthonormal, Hartley's V^T x = Re F x - Im F x with the unitary Fourier transform F: inner products are
+        those of the images and white noise stays white.
+Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one; the same kernel for all channels.
+"""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.fft import fft2, ifft2, irfft2, rfft2
+from torch.nn.functional import pad
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import LinearOperator, SpectralOperator
+from ..core.separable import BOUNDARIES, fold
+
+Kernel = str | Path | Tensor | np.ndarray
+
+
+class Blur(LinearOperator):
+    """Convolution with a kernel of any size, even, odd or larger than the image.
+
+    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt` as
+              they are, or a grey image, scaled to sum one
+    boundary  what lies outside the image: `reflect` (mirrored about the centre of the edge pixel), `symmetric` (about
+              its outer side), `replicate`, `circular`, `zero`
+    flip      turn the kernel by half a turn, for kernels that were made for a correlation (torch's Conv2d, as in DPS
+              and DAPS)
+
+    `CircularBlur` is the same as `circular` for methods that need a decomposition.
+    """
+
+    per_image = ("kernel",)
+    kernel: Tensor
+
+    def __init__(self, kernel: Kernel | None = None, *, boundary: str = "reflect", flip: bool = False) -> None:
+        super().__init__()
+        if boundary not in BOUNDARIES:
+            raise ValueError(f"blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        self.register_buffer("kernel", as_kernel(kernel, flip))
+        self.boundary = boundary
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.kernel, self.boundary)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return convolve_adjoint(y, self.kernel, self.boundary)
+
+    def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
+        return CircularBlur(self.kernel).solve(b, rho) if self.boundary == "circular" else super().solve(b, rho)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return CircularBlur(self.kernel).pinv(y) if self.boundary == "circular" else super().pinv(y)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+
+    @classmethod
+    def example(cls) -> tuple["Blur", tuple[int, ...]]:
+        return cls(_example_kernel()), (1, 16, 16)
+
+
+class CircularBlur(SpectralOperator):
+    """Convolution of a periodic image; `kernel` and `flip` as in `Blur`."""
+
+    per_image = ("kernel",)
+    kernel: Tensor
+
+    def __init__(self, kernel: Kernel | None = None, *, flip: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("kernel", as_kernel(kernel, flip))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.kernel, "circular")
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return convolve_adjoint(y, self.kernel, "circular")
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+    def _transfer(self, like: Tensor) -> Tensor:
+        """Fourier transform of the kernel, (1 or B, 1, H, W), equal at k and -k to the last bit but for conjugation."""
+        transfer = fft2(wrap(self.kernel.to(like), like.shape[-2:]))
+        return (transfer + opposite(transfer).conj()) / 2
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self._transfer(like).abs()
+
+    def vt(self, x: Tensor) -> Tensor:
+        f = fft2(x, norm="ortho")
+        return f.real - f.imag
+
+    def v(self, z: Tensor) -> Tensor:
+        return self.vt(z)  # Hartley's transform is its own inverse
+
+    # A acts on a frequency by a complex number: its modulus is the singular value, U turns by its phase.
+
+    def ut(self, y: Tensor) -> Tensor:
+        f = self._transfer(y).sgn().conj() * fft2(y, norm="ortho")
+        return f.real - f.imag
+
+    def u(self, z: Tensor) -> Tensor:
+        mirrored = opposite(z)
+        f = torch.complex(z + mirrored, mirrored - z) / 2
+        return ifft2(self._transfer(z).sgn() * f, norm="ortho").real
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+
+    @classmethod
+    def example(cls) -> tuple["CircularBlur", tuple[int, ...]]:
+        return cls(_example_kernel()), (1, 16, 16)
+
+
+def _example_kernel() -> Tensor:
+    """A lopsided kernel: nothing that a flip or a transposition leaves as it is."""
+    return torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.0, 0.5, 0.2, 0.0], [0.05, 0.0, 0.1, 0.05]])
+
+
+# -- convolution -------------------------------------------------------------------------------------------------------
+
+
+def convolve(x: Tensor, kernel: Tensor, boundary: str) -> Tensor:
+    """k * x for images (B, C, H, W) and kernels (1 or B, 1, h, w), by the Fourier transform; linear in both."""
+    (height, width), (h, w) = x.shape[-2:], kernel.shape[-2:]
+    kernel = kernel.to(x)
+    if boundary == "circular":
+        return irfft2(rfft2(x) * rfft2(wrap(kernel, (height, width))), (height, width))
+    grid = (fast_length(height + h - 1), fast_length(width + w - 1))
+    product = rfft2(extend(x, (h, w), boundary), grid) * rfft2(kernel, grid)
+    return irfft2(product, grid)[..., h - 1 : h - 1 + height, w - 1 : w - 1 + width]
+
+
+def convolve_adjoint(y: Tensor, kernel: Tensor, boundary: str) -> Tensor:
+    """The transpose of `convolve` in x."""
+    (height, width), (h, w) = y.shape[-2:], kernel.shape[-2:]
+    kernel = kernel.to(y)
+    if boundary == "circular":
+        return irfft2(rfft2(y) * rfft2(wrap(kernel, (height, width))).conj(), (height, width))
+    grid = (fast_length(height + h - 1), fast_length(width + w - 1))
+    product = rfft2(pad(y, (w - 1, 0, h - 1, 0)), grid) * rfft2(kernel, grid).conj()
+    return extend_adjoint(irfft2(product, grid)[..., : height + h - 1, : width + w - 1], (h, w), boundary)
+
+
+def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
+    """An image with as many pixels around it as a kernel of this size sees: (.., H + h - 1, W + w - 1)."""
+    for dim, count in zip((-2, -1), taps, strict=True):
+        before, after = (x.index_select(dim, i) for i in _outside(x.shape[dim], count, boundary, x.device))
+        if boundary == "zero":
+            before, after = torch.zeros_like(before), torch.zeros_like(after)
+        x = torch.cat([before, x, after], dim)
+    return x
+
+
+def extend_adjoint(z: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
+    """The transpose of `extend`: what lies outside is added to the pixels that it was copied from."""
+    for dim, count in zip((-2, -1), taps, strict=True):
+        length = z.shape[dim] - count + 1
+        before, inside, after = z.split([count - 1 - count // 2, length, count // 2], dim)
+        if boundary == "zero":
+            z = inside
+        else:
+            left, right = _outside(length, count, boundary, z.device)
+            z = inside.index_add(dim, left, before).index_add(dim, right, after)
+    return z
+
+
+def _outside(length: int, taps: int, boundary: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which pixels of an axis stand for those before its first and after its last that a kernel sees."""
+    before = torch.arange(taps // 2 + 1 - taps, 0, device=device)
+    after = torch.arange(length, length + taps // 2, device=device)
+    return fold(before, length, boundary), fold(after, length, boundary)
+
+
+def wrap(kernel: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A kernel on the grid of a periodic image, its centre on the first pixel: (.., h, w) -> (.., H, W)."""
+    for dim, length in zip((-2, -1), size, strict=True):
+        taps = kernel.shape[dim]
+        positions = (torch.arange(taps, device=kernel.device) - taps // 2) % length
+        shape = list(kernel.shape)
+        shape[dim] = length
+        kernel = kernel.new_zeros(shape).index_add(dim, positions, kernel)
+    return kernel
+
+
+def opposite(spectrum: Tensor) -> Tensor:
+    """The value at -k for every frequency k."""
+    return spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
+
+
+def fast_length(n: int) -> int:
+    """The smallest length from n on without prime factors above 5, for which Fourier transforms are fast."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
+    """Whatever a kernel was given as: float32 (1 or B, 1, h, w)."""
+    if kernel is None:
+        raise ValueError(
+            "blur: no kernel; give its file, operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
+        )
+    if isinstance(kernel, (str, Path)):
+        kernel = read_kernel(Path(kernel))
+    kernel = torch.as_tensor(kernel)
+    if kernel.is_complex():
+        raise ValueError("blur: a kernel must be real, got complex taps")
+    if kernel.dim() not in (2, 3, 4) or (kernel.dim() == 4 and kernel.shape[1] != 1) or not kernel.numel():
+        raise ValueError(f"blur: a kernel is (h, w), (B, h, w) or (B, 1, h, w), got {describe_shape(kernel.shape)}")
+    kernel = kernel.detach().float().reshape(-1, 1, *kernel.shape[-2:])
+    if not kernel.isfinite().all():
+        raise ValueError("blur: a kernel holds NaN or infinity; its taps must be finite numbers")
+    if not kernel.flatten(1).any(1).all():
+        raise ValueError("blur: a kernel is zero everywhere; at least one tap must not be")
+    return kernel.flip(-2, -1) if flip else kernel.clone()
+
+
+def read_kernel(path: Path) -> Tensor:
+    """A kernel file: arrays as they are, images in grey and scaled to sum one."""
+    if not path.is_file():
+        raise ValueError(f"blur: kernel file not found: {path}")
+    try:
+        if path.suffix.lower() == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix.lower() == ".pt":
+            kernel = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(kernel, Tensor):
+                raise ValueError(f"it holds a {type(kernel).__name__}, not a tensor")
+            return kernel
+        with Image.open(path) as image:
+            grey = image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16") else image.convert("L")
+            taps = np.asarray(grey).astype(np.float64)
+    except (UnidentifiedImageError, EOFError, OSError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"blur: kernel file cannot be read: {path}: {error}") from error
+    return torch.from_numpy(taps / (taps.sum() or 1))

@@ -1,0 +1,51 @@
+"""Quantisation: every value is rounded to one of a few levels.
+
+Model   A x = round((L - 1) clip(x, 0, 1)) / (L - 1) with L = 2^bits levels from 0 to 1. Gradients are those of the
+        identity: a value is pulled towards the level that was measured, also from outside [0, 1], and not at all where
+        it is rounded to that level already.
+Shapes  x (B, C, H, W) in [0, 1] -> y (B, C, H, W) in [0, 1].
+Spec    "Quantization" of RED-diff, which rounds in the same way and measures without noise (`noise=none`).
+
+`QuantisationNoise` is the exact likelihood of what is rounded after noise, such as the samples of a converter, or after
+another operator, such as one-bit compressed sensing.
+"""
+
+import torch
+from torch import Tensor
+
+from ..core.base import Operator, straight_through
+
+
+class Quantisation(Operator):
+    """Rounding to 2^bits levels.
+
+    bits  1 to 8
+    """
+
+    def __init__(self, *, bits: int = 3) -> None:
+        super().__init__()
+        self.bits = check_bits("quantisation", bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = 2**self.bits - 1
+        return straight_through(torch.round(steps * x.clamp(0, 1)) / steps, self.surrogate(x))
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return x
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return y
+
+    @classmethod
+    def example(cls) -> tuple["Quantisation", tuple[int, ...]]:
+        return cls(), (1, 16, 16)
+
+
+def check_bits(name: str, bits: int) -> int:
+    """The number of bits of an operator or a noise of this name; raises where it is none."""
+    if bits != int(bits) or not 1 <= bits <= 8:
+        raise ValueError(f"{name}: bits is a whole number from 1 to 8, got {bits}")
+    return int(bits)

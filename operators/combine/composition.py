@@ -1,0 +1,81 @@
+"""Composition of forward models: one operator measures the image that another makes.
+
+Model   A x = A_n(... A_2(A_1 x)); linear where every part is, differentiable where every part is.
+Shapes  all parts but the last map images to images (B, C, H, W); the last one decides shape and unit of y.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..core.base import LinearOperator, Operator
+from ..core.parts import OperatorOfParts, measured_shape
+
+
+class Composition(OperatorOfParts):
+    """Operators one after the other; `compose` gives the linear version where there is one.
+
+    parts  in the order in which they act: the first one sees the image, the last one gives y
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.operators:
+            x = part(x)
+        return x
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        for part in self.operators:
+            x = part.surrogate(x)
+        return x
+
+    def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
+        """Of the last part: the images between the parts are whole."""
+        return self.operators[-1].measured(measurement_shape)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        shape: tuple[int, ...] | None = tuple(measurement_shape)
+        for part in reversed(self.operators):
+            shape = None if shape is None else part.image_shape(shape)
+        return shape
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        *inner, last = self.operators
+        for part in inner:
+            reason = part.mismatch(shape)
+            if reason is not None:
+                return reason
+            made = measured_shape(part, shape)
+            if made.dim() != 3 or made.is_complex():
+                return f"composition: {type(part).__name__} makes no image (C, H, W) of reals, so it can only be last"
+            shape = tuple(made.shape)
+        return last.mismatch(shape)
+
+    @classmethod
+    def example(cls) -> tuple["Composition", tuple[int, ...]]:
+        from ..blur.gaussian_blur import GaussianBlur
+        from ..camera.hdr import HDR
+
+        return cls([GaussianBlur(std=1.0, kernel_size=5), HDR()]), (1, 16, 16)
+
+
+class LinearComposition(Composition, LinearOperator):
+    """Linear operators one after the other; their adjoints act in reverse order."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for part in reversed(self.operators):
+            assert isinstance(part, LinearOperator)
+            y = part.adjoint(y)
+        return y
+
+    @classmethod
+    def example(cls) -> tuple["LinearComposition", tuple[int, ...]]:
+        from ..blur.gaussian_blur import GaussianBlur
+        from ..pixels.super_resolution import SuperResolution
+
+        return cls([GaussianBlur(std=0.7, kernel_size=3), SuperResolution(factor=2)]), (1, 16, 16)
+
+
+def compose(parts: Sequence[Operator]) -> Composition:
+    """The composition of operators in the order in which they act; a `LinearOperator` where all of them are."""
+    linear = len(parts) > 0 and all(isinstance(part, LinearOperator) for part in parts)
+    return (LinearComposition if linear else Composition)(parts)

@@ -1,0 +1,172 @@
+"""Several measurements of one image, by different instruments or with different settings.
+
+Model   A x = (A_1 x, ..., A_n x); linear where every part is, differentiable where every part is.
+Shapes  x (B, C, H, W) -> y (B, M): the parts' measurements, flattened, one after the other; `split` gives them back.
+        Where some are complex and some real, complex entries become pairs of reals, (real, imaginary); where all are
+        complex, y is.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import LinearOperator, Operator
+from ..core.parts import OperatorOfParts, measured_shape
+from ..noise.base import Noise
+
+
+class Stacking(OperatorOfParts):
+    """Operators side by side; `stack` gives the linear version where there is one.
+
+    parts        the operators, all of the same image
+    image_shape  (C, H, W) of the image, from which the sizes of the parts' measurements follow
+    """
+
+    def __init__(self, parts: Sequence[Operator], *, image_shape: Sequence[int]) -> None:
+        super().__init__(parts)
+        self._image_shape = tuple(int(n) for n in image_shape)
+        if len(self._image_shape) != 3:
+            raise ValueError(f"stacking: image_shape is (C, H, W), got {describe_shape(self._image_shape)}")
+        reason = self.mismatch(self._image_shape)
+        if reason is not None:
+            raise ValueError(reason)
+        examples = [measured_shape(part, self._image_shape) for part in self.operators]
+        self.shapes = [tuple(y.shape) for y in examples]
+        self.complex = [y.is_complex() for y in examples]
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether complex entries are stacked as pairs of reals."""
+        return any(self.complex) and not all(self.complex)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of y that belong to each part."""
+        pairs = self.in_pairs
+        return [
+            torch.Size(shape).numel() * (2 if pairs and is_complex else 1)
+            for shape, is_complex in zip(self.shapes, self.complex, strict=True)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._stack([part(x) for part in self.operators])
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return self._stack([part.surrogate(x) for part in self.operators])
+
+    def _stack(self, measurements: list[Tensor]) -> Tensor:
+        if self.in_pairs:
+            measurements = [torch.view_as_real(y) if y.is_complex() else y for y in measurements]
+        return torch.cat([y.flatten(1) for y in measurements], dim=1)
+
+    def split(self, y: Tensor) -> list[Tensor]:
+        """The parts' own measurements, each (B, ...), of a stacked one, (B, M)."""
+        found = []
+        for piece, shape, is_complex in zip(y.split(self.sizes, dim=1), self.shapes, self.complex, strict=True):
+            if self.in_pairs and is_complex:
+                piece = torch.view_as_complex(piece.unflatten(1, (-1, 2)).contiguous())
+            found.append(piece.unflatten(1, shape))
+        return found
+
+    def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
+        masks = [part.measured(shape) for part, shape in zip(self.operators, self.shapes, strict=True)]
+        if all(mask is None for mask in masks):
+            return None
+        rows = max(mask.shape[0] for mask in masks if mask is not None)
+        device = next(mask.device for mask in masks if mask is not None)
+        full = []
+        for mask, shape, is_complex in zip(masks, self.shapes, self.complex, strict=True):
+            mask = torch.ones((), dtype=torch.bool, device=device) if mask is None else mask
+            flat = mask.expand(rows, *shape).flatten(1)
+            full.append(flat.repeat_interleave(2, dim=1) if self.in_pairs and is_complex else flat)
+        return torch.cat(full, dim=1)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self._image_shape
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        if tuple(shape) != self._image_shape:
+            return f"stacking: made for images of {describe_shape(self._image_shape)}, not {describe_shape(shape)}"
+        return next((reason for part in self.operators if (reason := part.mismatch(shape)) is not None), None)
+
+    @classmethod
+    def example(cls) -> tuple["Stacking", tuple[int, ...]]:
+        from ..camera.hdr import HDR
+        from ..pixels.super_resolution import SuperResolution
+
+        return cls([HDR(), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+
+class LinearStacking(Stacking, LinearOperator):
+    """Linear operators side by side; the adjoints add up."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        images = []
+        for part, piece in zip(self.operators, self.split(y), strict=True):
+            assert isinstance(part, LinearOperator)
+            images.append(part.adjoint(piece))
+        return torch.stack(images).sum(0)
+
+    @classmethod
+    def example(cls) -> tuple["LinearStacking", tuple[int, ...]]:
+        from ..pixels.inpainting import Inpainting
+        from ..pixels.super_resolution import SuperResolution
+
+        return cls([Inpainting(keep=0.5), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+
+def stack(parts: Sequence[Operator], *, image_shape: Sequence[int]) -> Stacking:
+    """Operators side by side; a `LinearOperator` where all of them are."""
+    linear = len(parts) > 0 and all(isinstance(part, LinearOperator) for part in parts)
+    return (LinearStacking if linear else Stacking)(parts, image_shape=image_shape)
+
+
+class StackedNoise(Noise):
+    """Each part of a stacked measurement with noise of its own.
+
+    parts  one noise per part; where complex entries are stacked as pairs of reals, its levels are those of a real
+    sizes  entries of each part: `Stacking.sizes`
+    """
+
+    def __init__(self, parts: Sequence[Noise], sizes: Sequence[int]) -> None:
+        super().__init__()
+        if len(parts) != len(sizes) or not parts:
+            raise ValueError(f"stacked noise: one size for each part, got {len(parts)} parts and {len(sizes)} sizes")
+        self.parts = nn.ModuleList(parts)
+        self.sizes = [int(n) for n in sizes]
+
+    @property
+    def noises(self) -> list[Noise]:
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        pieces = zip(self.noises, clean.split(self.sizes), strict=True)
+        return torch.cat([noise.draw(piece, generator) for noise, piece in pieces])
+
+    def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
+        pieces = zip(self.noises, y.split(self.sizes, 1), clean.split(self.sizes, 1), strict=True)
+        return torch.cat([noise.entry_nll(a, b) for noise, a, b in pieces], dim=1)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        pieces = zip(self.noises, clean.split(self.sizes, 1), strict=True)
+        return torch.cat([noise.variance(piece).expand(piece.shape) for noise, piece in pieces], dim=1)
+
+    def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        if y.dim() != 2 or y.shape[1] != sum(self.sizes):
+            return f"the stacked noise is for {sum(self.sizes)} entries, y is {describe_shape(y.shape[1:])}"
+        masks = [None] * len(self.sizes) if observed is None else observed.split(self.sizes, 1)
+        pieces = zip(self.noises, y.split(self.sizes, 1), masks, strict=True)
+        return next((reason for noise, a, b in pieces if (reason := noise.mismatch(a, b)) is not None), None)
+
+    @property
+    def images(self) -> int:
+        return max(noise.images for noise in self.noises)
+
+    def select(self, index: Tensor) -> Self:
+        if self.images == 1:
+            return self
+        return type(self)([noise.select(index) for noise in self.noises], self.sizes)

@@ -1,0 +1,1 @@
+"""The contracts of forward models, and the algebra that they share."""

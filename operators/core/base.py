@@ -1,0 +1,244 @@
+"""What was measured: the contracts of forward models.
+
+`Operator` is any A; `LinearOperator` adds what follows from linearity; `SpectralOperator` adds a singular value
+decomposition and gets everything else from it in closed form. An operator is a pure function: the same configuration
+and the same image give the same measurement at every call; noise lives in `noise.py`.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.shapes import per_row
+
+from .conjugate_gradients import conjugate_gradients
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Operator(nn.Module, ABC):
+    """A forward model A: images (B, C, H, W) in image units -> measurements (B, ...), real or complex.
+
+    Traits, compared with what a sampler needs before any work:
+
+    linear          A(ax + by) = aA(x) + bA(y)
+    differentiable  autograd goes through `forward`
+    spectral        its singular value decomposition is available
+
+    per_image  names of the buffers with a leading image axis: length 1 (shared by all images) or one entry per image
+    """
+
+    linear: ClassVar[bool] = False
+    differentiable: bool = True
+    spectral: ClassVar[bool] = False
+    per_image: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """A(x), batched over the leading dimension: (B, C, H, W) -> (B, ...)."""
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Transposed Jacobian at x applied to v, a tensor like A(x); shaped like x, differentiable in v (not in x)."""
+        if not self.differentiable:
+            raise RuntimeError(f"{type(self).__name__} is a black box: autograd does not go through it")
+        again = torch.is_grad_enabled() and v.requires_grad
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self(x), x, v, create_graph=again)
+        return gradient
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """A smooth stand-in, whose Jacobian `vjp` and autograd apply; A itself unless A has steps, such as rounding.
+
+        An operator with steps returns `straight_through(exact, self.surrogate(x))` from `forward`.
+        """
+        return self(x)
+
+    def align(self, x: Tensor, reference: Tensor) -> Tensor:
+        """Each image moved to the one nearest to its reference among those that A cannot tell apart from it.
+
+        Both (B, C, H, W). Itself unless the operator has trivial ambiguities (a flip, a shift, a sign); for scores
+        only, never inside a method.
+        """
+        return x
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether there are images that A cannot tell apart by construction: `align` knows them."""
+        return type(self).align is not Operator.align
+
+    @property
+    def stepped(self) -> bool:
+        """Whether A has steps, such as rounding: gradients are then those of the `surrogate`."""
+        return type(self).surrogate is not Operator.surrogate
+
+    def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
+        """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
+
+        Entries outside carry neither noise nor likelihood.
+        """
+        return None
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """(C, H, W) of the images with measurements of this shape (no batch axis), None where y does not tell."""
+        return None
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        """None where images of this (C, H, W) can be measured, otherwise the reason why not, in words."""
+        return None
+
+    def first_guess(self, y: Tensor) -> Tensor | None:
+        """A quick image from y, without a prior: the baseline of every comparison. None where there is none."""
+        return None
+
+    # -- parameters per image ------------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> int:
+        """How many images this operator has parameters for; 1 where all images share them."""
+        values = (getattr(self, name) for name in self.per_image)
+        return max((value.shape[0] for value in values if value is not None), default=1)
+
+    def select(self, index: Tensor) -> Self:
+        """The operator of these images, in this order (repetitions allowed): used to chunk and to repeat batches."""
+        if self.images == 1:
+            return self
+        chosen = copy.copy(self)
+        chosen._buffers = dict(self._buffers)
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value is not None and value.shape[0] > 1:
+                setattr(chosen, name, value[index.to(value.device)])
+        return chosen
+
+    # -- exchange with deepinv -----------------------------------------------------------------------------------------
+
+    def to_deepinv(self) -> Any:
+        """This operator as a `deepinv` physics without noise, for `deepinv`'s own algorithms."""
+        from deepinv.physics import Physics
+
+        return Physics(A=lambda x, **_: self(x))
+
+    @classmethod
+    def example(cls) -> tuple["Operator", tuple[int, ...]]:
+        """A small instance and the image shape (C, H, W) to try it on, for the conformance tests."""
+        raise NotImplementedError(f"{cls.__name__} gives no example()")
+
+
+class LinearOperator(Operator):
+    """A linear A. A subclass writes `forward` and, where autograd would be slow, `adjoint`."""
+
+    linear: ClassVar[bool] = True
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y (real images: the real part of A^H y), (B, ...) -> (B, C, H, W).
+
+        The default transposes `forward` by autograd; it needs `image_shape`.
+        """
+        shape = self.image_shape(tuple(y.shape[1:]))
+        if shape is None:
+            raise ValueError(f"{type(self).__name__} must define image_shape() or adjoint()")
+        real = y.real.dtype if y.is_complex() else y.dtype
+        return self.vjp(torch.zeros(y.shape[0], *shape, dtype=real, device=y.device), y)
+
+    def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
+        """(A^T A + rho I)^-1 b, with rho > 0 a float or one per row (B,); b and the result are images.
+
+        The default iterates conjugate gradients, each image until its own convergence.
+        """
+        rho = per_row(rho, b)
+        return conjugate_gradients(lambda x: self.adjoint(self(x)) + rho * x, b)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Pseudo-inverse A^+ y: the least-squares image of least norm. The default iterates conjugate gradients."""
+        return conjugate_gradients(lambda x: self.adjoint(self(x)), self.adjoint(y))
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return self.pinv(y)
+
+    def to_deepinv(self) -> Any:
+        from deepinv.physics import LinearPhysics
+
+        return LinearPhysics(A=lambda x, **_: self(x), A_adjoint=lambda y, **_: self.adjoint(y))
+
+
+class SpectralOperator(LinearOperator):
+    """A = U S V^T with V square and orthonormal.
+
+    The spectrum of an image has the image's shape (C, H, W); directions that A does not see have singular value 0.
+    A subclass writes the five methods below and may overwrite `forward` and `adjoint` where there is a shorter way.
+    """
+
+    spectral: ClassVar[bool] = True
+
+    # A singular value below this fraction of the largest of its image is noise of the decomposition: pinv takes it for
+    # zero.
+    cutoff: float = 1e-3
+
+    @abstractmethod
+    def singular_values(self, like: Tensor) -> Tensor:
+        """S for spectra (or images) shaped like this one, (B, C, H, W), on its device: (1 or B, 1 or C, H, W)."""
+
+    @abstractmethod
+    def vt(self, x: Tensor) -> Tensor:
+        """V^T x: image -> spectrum."""
+
+    @abstractmethod
+    def v(self, z: Tensor) -> Tensor:
+        """V z: spectrum -> image."""
+
+    @abstractmethod
+    def ut(self, y: Tensor) -> Tensor:
+        """U^T y: measurement -> spectrum, zero where there is no singular value."""
+
+    @abstractmethod
+    def u(self, z: Tensor) -> Tensor:
+        """U z: spectrum -> measurement."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.u(self.singular_values(x) * self.vt(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        z = self.ut(y)
+        return self.v(self.singular_values(z) * z)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        z = self.ut(y)
+        s = self.singular_values(z)
+        largest = s.flatten(1).amax(1)
+        keep = s > self.cutoff * per_row(largest, s)
+        return self.v(torch.where(keep, z / s.where(keep, 1), 0))
+
+    def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
+        s = self.singular_values(b)
+        return self.v(self.vt(b) / (s**2 + per_row(rho, b)))
+
+
+def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `smooth`."""
+    return exact.detach() + (smooth - smooth.detach())
+
+
+def linear_map(x: Tensor, apply: Map, transpose: Map) -> Tensor:
+    """apply(x), differentiable as often as one likes.
+
+    apply      a real-linear map of images to measurements, real or complex
+    transpose  its transpose; for complex measurements the real part of A^H y
+    """
+    return _LinearMap.apply(x, apply, transpose) if torch.is_grad_enabled() and x.requires_grad else apply(x)
+
+
+class _LinearMap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, apply: Map, transpose: Map) -> Tensor:
+        ctx.maps = apply, transpose
+        return apply(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        apply, transpose = ctx.maps
+        return _LinearMap.apply(gradient, transpose, apply), None, None

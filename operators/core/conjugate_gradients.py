@@ -1,0 +1,48 @@
+"""Conjugate gradients for a batch of independent symmetric positive systems."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invdiff.shapes import per_row, row_dot
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], b: Tensor, *, tolerance: float | None = None, max_iterations: int = 500
+) -> Tensor:
+    """Solve M x = b for each row, from x = 0; on a singular M this gives the solution of least norm.
+
+    apply      x (B, ...) -> M x, rows independent
+    tolerance  a row stops when its residual is below this fraction of its right-hand side; None: 1e-6, 1e-12 in float64
+
+    A row that has stopped stays as it is, whatever the others do: results do not depend on the batch. A row with a
+    non-finite entry, or that M makes non-finite, stops at once and comes back NaN.
+    """
+    if tolerance is None:
+        tolerance = 1e-12 if b.dtype == torch.float64 else 1e-6
+    sound = b.flatten(1).isfinite().all(1)
+    # Rows are scaled to one: squares of a field in its own unit may leave the range of float32.
+    largest = b.detach().flatten(1).abs().amax(1)
+    scale = torch.where(sound & (largest > 0), largest, 1)
+    residual = torch.where(per_row(sound, b), b / per_row(scale, b), 0)
+    x = torch.zeros_like(b)
+    direction = residual
+    energy = row_dot(residual, residual)
+    goal = energy * tolerance**2
+    for _ in range(max_iterations):
+        active = energy > goal
+        if not active.any():
+            break
+        product = apply(direction)
+        curvature = row_dot(direction, product)
+        sound = sound & (curvature.isfinite() | ~active)
+        active = active & (curvature > 0)  # else a direction in the null space: nothing more to gain in this row
+        step = torch.where(active, energy / curvature.where(active, 1), 0)
+        x = x + per_row(step, b) * direction
+        residual = residual - per_row(step, b) * product
+        new_energy = torch.where(active, row_dot(residual, residual), 0)  # 0: this row is done
+        ratio = torch.where(active, new_energy / energy.where(active, 1), 0)
+        direction = residual + per_row(ratio, b) * direction
+        energy = new_energy
+    return torch.where(per_row(sound, b), x * per_row(scale, b), torch.nan)

@@ -1,0 +1,1 @@
+"""Magnetic resonance imaging: samples of k-space."""

@@ -1,0 +1,100 @@
+"""Single-coil Cartesian magnetic resonance imaging: some lines of k-space are measured.
+
+Model   A x = mask * F x, F the centred orthonormal Fourier transform. Exact adjoint, pseudo-inverse and decomposition:
+        for complex images V is F itself and the singular values are the mask, 0 and 1. Of a real image k and -k say
+        the same, X(-k) = conj X(k): V is the Hartley transform and s(k)^2 = (mask(k) + mask(-k)) / 2.
+Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, 1, H, W) complex, in
+        units of x, zero where not sampled; sigma^2 is the variance of the complex number.
+Spec    `kspace.py`: transform and masks.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.base import SpectralOperator
+from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, negated, to_kspace
+
+
+class MRI(CartesianSampling, SpectralOperator):
+    """One coil, k-space sampled on its grid.
+
+    acceleration     one position in how many is sampled, at least 1; 4 where no mask is given
+    center_fraction  fraction of the lines, about the centre of k-space, that is always sampled and counts for the
+                     budget; 0.08 is usual at acceleration 4, 0.04 at 8. `radial`: diameter of the centre
+    pattern          `random` lines, `equispaced` lines, `gaussian` (random lines, denser near the centre) or `radial`
+                     (spokes at golden-angle steps on the grid); lines run along the columns
+    mask             instead of these: what is sampled, non-zero means measured, centre of k-space in the middle; a file
+                     (`.npy`, `.npz`) or an array; (W,), one value per line, (H, W), or one per image, (B, [1,] H, W)
+    seed             which mask is drawn, the same for all images
+    complex_image    images have two channels, real and imaginary part
+
+    `MRI.random(shape, seed=..., images=B)` draws another mask for every image.
+    """
+
+    per_image = ("mask",)
+
+    def __init__(
+        self,
+        *,
+        acceleration: float | None = None,
+        center_fraction: float = 0.08,
+        pattern: str = "random",
+        mask: str | Path | Tensor | np.ndarray | None = None,
+        seed: int = 0,
+        complex_image: bool = False,
+    ) -> None:
+        super().__init__()
+        self._set_sampling(acceleration, center_fraction, pattern, mask, seed, complex_image)
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, ...],
+        *,
+        acceleration: float = 4.0,
+        center_fraction: float = 0.08,
+        pattern: str = "random",
+        seed: int,
+        images: int = 1,
+    ) -> Self:
+        """A different mask for each of `images` images of this (C, H, W), complex where C = 2."""
+        masks = draw_masks(shape, acceleration, center_fraction, pattern, seed, images)
+        return cls(mask=masks, complex_image=shape[0] == 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sampled(to_kspace(as_complex(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The zero-filled reconstruction."""
+        return as_image(from_kspace(self._sampled(y)), self.complex_image)
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        mask = self.mask_of(tuple(like.shape[-2:]), like.device).to(like.real.dtype)
+        return mask if self.complex_image else ((mask + negated(mask)) / 2).sqrt()
+
+    def vt(self, x: Tensor) -> Tensor:
+        k = to_kspace(as_complex(x))
+        return as_image(k, True) if self.complex_image else k.real - k.imag
+
+    def v(self, z: Tensor) -> Tensor:
+        # The Hartley transform is its own inverse.
+        return as_image(from_kspace(as_complex(z)), True) if self.complex_image else self.vt(z)
+
+    def ut(self, y: Tensor) -> Tensor:
+        return self.vt(self.adjoint(self._unscaled(y)))
+
+    def u(self, z: Tensor) -> Tensor:
+        return self._unscaled(self(self.v(z)))
+
+    def _unscaled(self, y: Tensor) -> Tensor:
+        """y / s: with A = U S V^T and s the same at k and -k, U is A V without the scale."""
+        s = self.singular_values(y)
+        return torch.where(s > 0, y / s.where(s > 0, 1), 0)
+
+    @classmethod
+    def example(cls) -> tuple["MRI", tuple[int, ...]]:
+        return cls(acceleration=2, center_fraction=0.2), (1, 16, 16)

@@ -1,0 +1,199 @@
+"""Multi-coil Cartesian magnetic resonance imaging: some lines of k-space, seen by several coils.
+
+Model   y_c = mask * F (S_c x) for each coil c, F the centred orthonormal Fourier transform, S_c its sensitivity.
+        Exact adjoint. Where whole lines are sampled, A^T A acts on every row of the image alone, a W x W matrix each,
+        so that `solve` and `pinv` (SENSE, Pruessmann et al. 1999) are exact; else they iterate conjugate gradients.
+Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, coils, H, W) complex,
+        in units of x where sum_c |S_c|^2 = 1, zero where not sampled; sigma^2 is the variance of the complex number.
+Spec    `kspace.py`: transform and masks; `coil_maps.py`: simulated maps.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.shapes import per_row
+
+from .coil_maps import CoilArray
+from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, to_kspace
+
+# Numbers kept in decompositions, half a gigabyte in float32: 64 images of 128 x 128, 4 of 320 x 320.
+ROOM = 2**27
+
+# Of the largest eigenvalue of A^T A, in the first guess.
+DAMPING = 0.03
+
+
+class Rows(NamedTuple):
+    """A^T A of one image, row by row: eigenvalues (H, W) and eigenvectors (H, W, W), complex for complex images."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+class MulticoilMRI(CartesianSampling, CoilArray):
+    """Several coils, k-space sampled on its grid. The sampling is that of `MRI`.
+
+    coils            number of simulated coils around the image; 8 where no maps are given
+    maps             instead of these: sensitivity maps, complex, a file (`.npy`, `.npz`) or an array, (coils, H, W), or
+                     one set per image, (B, coils, H, W); of any scale, 0 where no coil sees
+    acceleration     one position in how many is sampled, at least 1; 4 where no mask is given
+    center_fraction  fraction of the lines, about the centre of k-space, that is always sampled and counts for the
+                     budget; 0.08 is usual at acceleration 4, 0.04 at 8
+    pattern          `random`, `equispaced` or `gaussian` lines along the columns, or `radial` spokes on the grid
+    mask             instead of these: what is sampled, (W,), (H, W) or (B, [1,] H, W); a file or an array
+    seed             which mask is drawn, the same for all images
+    complex_image    images have two channels, real and imaginary part
+
+    `MulticoilMRI.random(shape, seed=..., images=B)` draws another mask for every image. `zero_filled(y)` combines the
+    coils without unfolding them.
+    """
+
+    per_image = ("mask", "maps", "number")
+    number: Tensor
+
+    # A singular value below this fraction of the largest of its image is taken for zero by pinv: SENSE must not blow up
+    # noise a thousandfold.
+    cutoff: float = 1e-3
+
+    def __init__(
+        self,
+        *,
+        coils: int | None = None,
+        maps: str | Path | Tensor | np.ndarray | None = None,
+        acceleration: float | None = None,
+        center_fraction: float = 0.08,
+        pattern: str = "random",
+        mask: str | Path | Tensor | np.ndarray | None = None,
+        seed: int = 0,
+        complex_image: bool = False,
+    ) -> None:
+        super().__init__()
+        self._set_sampling(acceleration, center_fraction, pattern, mask, seed, complex_image)
+        self._set_coils(coils, maps, default=8)
+        given = [len(value) for value in (self.mask, self.maps) if value is not None and len(value) > 1]
+        if len(set(given)) > 1:
+            raise ValueError(f"mri: the mask is for {given[0]} images, the sensitivity maps for {given[1]}")
+        # Which decomposition belongs to which image, whatever was selected.
+        self.register_buffer("number", torch.arange(max(given, default=1)))
+        self._rows: dict[tuple, Rows] = {}  # shared by all selections, oldest first
+        if self.mask is None:
+            self.whole_lines = pattern != "radial"
+        else:
+            self.whole_lines = bool((self.mask == self.mask[..., :1, :]).all())
+
+    @classmethod
+    def random(
+        cls,
+        shape: tuple[int, ...],
+        *,
+        coils: int | None = None,
+        maps: str | Path | Tensor | np.ndarray | None = None,
+        acceleration: float = 4.0,
+        center_fraction: float = 0.08,
+        pattern: str = "random",
+        seed: int,
+        images: int = 1,
+    ) -> Self:
+        """A different mask for each of `images` images of this (C, H, W), complex where C = 2."""
+        masks = draw_masks(shape, acceleration, center_fraction, pattern, seed, images)
+        return cls(coils=coils, maps=maps, mask=masks, complex_image=shape[0] == 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sampled(to_kspace(self.coil_images(x)))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.combined(from_kspace(self._sampled(y)))
+
+    def zero_filled(self, y: Tensor) -> Tensor:
+        """The coils combined as they are, aliased: the adjoint, evened out where sum_c |S_c|^2 is not 1."""
+        return self._evened(self.adjoint(y))
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        return super().mismatch(shape) or self._refused_by_maps(tuple(shape[-2:]))
+
+    def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
+        if not self._fits(b):
+            return super().solve(b, rho)
+        return self._filtered(b, lambda values, like: 1 / (values + per_row(rho, like)))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        b = self.adjoint(y)
+        if not self._fits(b):
+            return super().pinv(y)
+
+        def inverted(values: Tensor, like: Tensor) -> Tensor:
+            keep = values > self.cutoff**2 * values.amax((-2, -1), keepdim=True)
+            return torch.where(keep, 1 / values.where(keep, 1), 0)
+
+        return self._filtered(b, inverted)
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        """SENSE with a Tikhonov term: the pseudo-inverse would blow up the noise of lines far from any other."""
+        b = self.adjoint(y)
+        power = self.sensitivity(tuple(b.shape[-2:]), b).amax((-2, -1)).flatten()
+        return self.solve(b, DAMPING * power.expand(len(b)))
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether A^T A acts on rows, and what is kept of the images at hand fits the room."""
+        height, width = image.shape[-2:]
+        numbers = len(set(self.number.tolist())) * height * width**2 * (2 if self.complex_image else 1)
+        return self.whole_lines and numbers <= ROOM
+
+    def _filtered(self, b: Tensor, scale: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """V f(values) V^T b, with f(values (1 or B, H, W), like (B, H, W)) broadcastable to (B, H, W)."""
+        rows = as_complex(b)[:, 0]
+        parts = [self._decomposed(i, number, b) for i, number in enumerate(self.number.tolist())]
+        factors = scale(torch.stack([part.values for part in parts]), rows)
+        if len(parts) == 1:
+            # One matrix per row serves all images: (H, W, W) times (H, W, B).
+            vectors = parts[0].vectors
+            z = vectors.mH @ rows.permute(1, 2, 0)
+            solved = (vectors @ (factors.permute(1, 2, 0) * z)).permute(2, 0, 1)
+        else:
+            solved = torch.stack(
+                [
+                    (part.vectors @ (factor[..., None] * (part.vectors.mH @ row[..., None])))[..., 0]
+                    for part, factor, row in zip(parts, factors, rows, strict=True)
+                ]
+            )
+        return as_image(solved[:, None], self.complex_image) if self.complex_image else solved[:, None]
+
+    def _decomposed(self, image: int, number: int, like: Tensor) -> Rows:
+        size = tuple(like.shape[-2:])
+        key = (number, size, like.dtype, like.device)
+        if key not in self._rows:
+            with torch.inference_mode(False):  # kept tensors must serve a later call that differentiates
+                rows = self.select(torch.tensor([image]))._decompose(size)
+                precision = like.dtype.to_complex() if self.complex_image else like.dtype
+                kept = Rows(rows.values.to(like.device, like.dtype), rows.vectors.to(like.device, precision))
+            while self._rows and (len(self._rows) + 1) * kept.vectors.numel() > ROOM:
+                self._rows.pop(next(iter(self._rows)))
+            self._rows[key] = kept
+        return self._rows[key]
+
+    def _decompose(self, size: tuple[int, ...]) -> Rows:
+        """In float64, of the first image."""
+        maps = self.maps_of(size, torch.zeros((), dtype=torch.float64))[0]
+        mask = self.mask_of(size)[0, 0, 0].double()
+        # Transform, mask and transform back along a row: a convolution with the inverse transform of the mask.
+        response = torch.fft.ifft(torch.fft.ifftshift(mask))
+        place = torch.arange(size[1])
+        response = response[(place[:, None] - place) % size[1]]
+        values, vectors = [], []
+        for block in maps.split(32, dim=1):  # of rows, to bound memory
+            normal = torch.einsum("chj,chk->hjk", block.conj(), block) * response
+            eigen = torch.linalg.eigh(normal if self.complex_image else normal.real)
+            values.append(eigen.eigenvalues.clamp(min=0))
+            vectors.append(eigen.eigenvectors)
+        return Rows(torch.cat(values), torch.cat(vectors))
+
+    @classmethod
+    def example(cls) -> tuple["MulticoilMRI", tuple[int, ...]]:
+        return cls(coils=4, acceleration=2, center_fraction=0.2), (1, 16, 16)

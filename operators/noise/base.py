@@ -1,0 +1,212 @@
+"""Measurement noise: how y scatters about A(x). Every factor of one half and every sigma lives in a noise model.
+
+`observed` masks the entries of y that were measured (`Operator.measured`); entries outside it carry neither noise nor
+likelihood. Levels are in the units of the measurement.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from invdiff.shapes import describe_shape, per_row
+
+
+class Noise(nn.Module, ABC):
+    """A likelihood p(y | A x), independent over the entries of y.
+
+    per_image       names of the buffers that hold levels: one for all images, () or (1,), or one per image, (B,)
+    complex_valued  it is defined for complex measurements too
+    """
+
+    per_image: ClassVar[tuple[str, ...]] = ()
+    complex_valued: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """One noisy measurement of one image: (...) -> (...), on the CPU."""
+
+    @abstractmethod
+    def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Negative log-likelihood of every entry, real, constants in `clean` dropped: (B, ...) -> (B, ...)."""
+
+    @abstractmethod
+    def variance(self, clean: Tensor) -> Tensor:
+        """E|y - clean|^2 given the noiseless measurement, broadcastable to it; the variance where the mean is clean."""
+
+    def sample(self, clean: Tensor, generators: list[torch.Generator], observed: Tensor | None = None) -> Tensor:
+        """Noisy measurements of noiseless ones, (B, ...), with one random stream per image."""
+        if clean.is_complex() and not self.complex_valued:
+            raise ValueError(self._not_for_complex())
+        noisy = [
+            self.select(torch.tensor([i])).draw(row.cpu(), generator)
+            for i, (row, generator) in enumerate(zip(clean, generators, strict=True))
+        ]
+        y = torch.stack(noisy).to(clean.device)
+        return y if observed is None else torch.where(observed, y, 0)
+
+    def nll(self, y: Tensor, clean: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of each image, (B,): summed over its measured entries, constants dropped."""
+        entries = self.entry_nll(masked(y, observed), masked(clean, observed))
+        return masked(entries, observed).flatten(1).sum(1)
+
+    def misfit(self, y: Tensor, clean: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Reduced chi-square of each image, (B,): 1 where the residual is as large as the noise."""
+        y, clean = masked(y, observed), masked(clean, observed)
+        squares = squared(y - clean) / self.variance(clean)
+        count = masked(torch.ones_like(squares), observed).flatten(1).sum(1)
+        return masked(squares, observed).flatten(1).sum(1) / count
+
+    def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        """None where these measurements, (B, ...), can be scored, otherwise the reason why not, in words."""
+        if self.images not in (1, len(y)):
+            return f"the noise has levels for {self.images} images, y has {len(y)}"
+        if y.is_complex() and not self.complex_valued:
+            return self._not_for_complex()
+        return None
+
+    def _not_for_complex(self) -> str:
+        return f"{type(self).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
+
+    @property
+    def images(self) -> int:
+        """How many images this noise has levels for; 1 where all images share them."""
+        return max((getattr(self, name).numel() for name in self.per_image), default=1)
+
+    def select(self, index: Tensor) -> Self:
+        """The noise of these images, in this order; itself where all share one level."""
+        if self.images == 1:
+            return self
+        chosen = copy.copy(self)
+        chosen._buffers = dict(self._buffers)
+        for name in self.per_image:
+            value = getattr(self, name)
+            if value.numel() > 1:
+                setattr(chosen, name, value[index.to(value.device)])
+        return chosen
+
+    def level(self, name: str, like: Tensor) -> Tensor:
+        """The level of this name, shaped to multiply `like`, (B, ...), in its precision and place."""
+        value: Tensor = getattr(self, name)
+        return torch.as_tensor(per_row(value.to(like.device, like.real.dtype), like))
+
+
+class GaussianNoise(Noise):
+    """y = A x + sigma n.
+
+    sigma  standard deviation in the units of the measurement, a float or one per image, (B,). On a complex measurement
+           sigma^2 is the variance of the complex number, sigma / sqrt(2) for each of its two parts.
+    """
+
+    per_image = ("sigma",)
+    sigma: Tensor
+
+    def __init__(self, sigma: float | Tensor = 0.05) -> None:
+        super().__init__()
+        self.register_buffer("sigma", as_level("gaussian noise: sigma", sigma))
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        return clean + self.sigma.reshape(()).cpu() * torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+
+    def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
+        residual = y - clean
+        # Each part of a complex entry has variance sigma^2 / 2: |r|^2 / (2 sigma^2 / 2) = |r|^2 / sigma^2.
+        part = self.variance(clean) / 2 if residual.is_complex() else self.variance(clean)
+        return squared(residual) / (2 * part)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        return self.level("sigma", clean) ** 2
+
+
+class NoNoise(GaussianNoise):
+    """y = A x exactly. The likelihood is a narrow Gaussian, which says how closely an image has to fit y.
+
+    tolerance  its standard deviation, in the units of the measurement, a number or one per image, (B,)
+
+    It counts as Gaussian noise, so that every sampler runs. The misfit of the truth is 0, and 1 is a residual as large
+    as the tolerance.
+    """
+
+    def __init__(self, tolerance: float | Tensor = 0.01) -> None:
+        super().__init__()
+        self.register_buffer("sigma", as_level("no noise: tolerance", tolerance))
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        return clean.clone()
+
+
+class PoissonNoise(Noise):
+    """Photon counting: y = gain * Poisson(A x / gain), so that E y = A x and Var y = gain * A x.
+
+    gain  value of one count, in the units of the measurement, a number or one per image, (B,): 1 / gain photons where
+          A x = 1
+
+    A noiseless measurement below zero counts as zero when drawing, and in the likelihood where nothing was counted.
+    Where something was counted, the negative log-likelihood, infinite there, is continued below a tenth of a count by
+    its tangent, so that samplers which leave the positive range are pulled back.
+    """
+
+    per_image = ("gain",)
+    complex_valued = False
+    gain: Tensor
+
+    def __init__(self, gain: float | Tensor = 0.01) -> None:
+        super().__init__()
+        self.register_buffer("gain", as_level("poisson noise: gain", gain, "the value of one count"))
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        gain = self.gain.reshape(()).to(clean)
+        return gain * torch.poisson(clean.clamp(min=0) / gain, generator=generator)
+
+    def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
+        gain = self.level("gain", clean)
+        rate, count = clean / gain, y / gain
+        floor = 0.1
+        safe = rate.clamp(min=floor)
+        exact = safe - count * safe.log()
+        # Without a count the tangent falls for ever: it would reward negative rates.
+        rate = torch.where(count < floor, rate.clamp(min=0), rate)
+        return exact + (1 - count / floor) * (rate - safe)
+
+    def variance(self, clean: Tensor) -> Tensor:
+        gain = self.level("gain", clean)
+        return gain * torch.maximum(clean, 0.1 * gain)
+
+    def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        return super().mismatch(y, observed) or negative("photon counts", y, observed)
+
+
+def as_level(name: str, value: float | Tensor, meaning: str = "in the units of the measurement") -> Tensor:
+    """A noise level as a buffer, () or (B,). Raises where it is not positive; `name` is of noise and level."""
+    level = torch.as_tensor(value, dtype=torch.float32)
+    if level.dim() > 1:
+        raise ValueError(f"{name} is a number or one per image, (B,), got shape {describe_shape(level.shape)}")
+    if not (level.isfinite().all() and (level > 0).all()):
+        raise ValueError(f"{name} must be positive, {meaning}, got {value}")
+    return level
+
+
+def negative(what: str, y: Tensor, observed: Tensor | None) -> str | None:
+    """Why this measurement is refused where an entry of it is below zero, None where none is."""
+    below = masked(y, observed) < 0
+    if not below.any():
+        return None
+    return (
+        f"{what} cannot be negative, but y holds {int(below.sum())} value(s) below zero, down to "
+        f"{float(y[below].min()):.3g}; clip them, or use noise=gaussian"
+    )
+
+
+def masked(entries: Tensor, observed: Tensor | None) -> Tensor:
+    """Entries that were not measured set to zero; `where` and not a product, for they may be NaN in y.
+
+    A gradient is free of such a NaN only where the entries were masked before anything was computed from them.
+    """
+    return entries if observed is None else torch.where(observed, entries, 0)
+
+
+def squared(residual: Tensor) -> Tensor:
+    """|r|^2 of every entry, real."""
+    return residual.real**2 + residual.imag**2 if residual.is_complex() else residual**2

@@ -1,0 +1,1 @@
+"""Intensities without their phase."""

@@ -1,0 +1,1 @@
+"""Operators that select, mix or average pixels."""

@@ -1,0 +1,95 @@
+"""Demosaicing: a sensor behind a colour filter array records one colour per pixel.
+
+Model   A x = the one of the three channels that the filter over each pixel lets through. Exact adjoint, pseudo-inverse
+        and decomposition (singular values 0 and 1).
+Shapes  x (B, 3, H, W) -> y (B, 1, H, W), same unit: the mosaic, as raw files hold it, every entry measured.
+Spec    Bayer (US patent 3971065): blocks of 2x2 with two green filters, in the four phases that cameras have.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import SpectralOperator
+
+PATTERNS = ("RGGB", "GRBG", "GBRG", "BGGR")
+
+
+class Demosaicing(SpectralOperator):
+    """A Bayer mosaic.
+
+    pattern  colours of the four pixels at the top left, row by row: `RGGB`, `GRBG`, `GBRG` or `BGGR`
+    """
+
+    block: Tensor  # channel of each pixel of the 2x2 block
+
+    def __init__(self, *, pattern: str = "RGGB") -> None:
+        super().__init__()
+        if pattern not in PATTERNS:
+            raise ValueError(f"demosaicing: pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")
+        self.pattern = pattern
+        self.register_buffer("block", torch.tensor(["RGB".index(c) for c in pattern]).reshape(2, 2))
+
+    def mask_of(self, like: Tensor) -> Tensor:
+        """Which channel is measured where, in images of this height and width: bool (1, 3, H, W), one per pixel."""
+        device = like.device
+        rows, columns = (torch.arange(n, device=device) % 2 for n in like.shape[-2:])
+        channel = self.block.to(device)[rows[:, None], columns]
+        return (channel == torch.arange(3, device=device)[:, None, None])[None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        reason = self.mismatch(tuple(x.shape[1:]))
+        if reason is not None:
+            raise ValueError(reason)
+        return torch.where(self.mask_of(x), x, 0).sum(1, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.where(self.mask_of(y), y, 0)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.adjoint(y)
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        """Bilinear demosaicing: a missing colour is the mean of the nearest pixels that have it."""
+        mask = self.mask_of(y)
+        colours, weights = tent(torch.where(mask, y, 0)), tent(mask.to(y.dtype))
+        return torch.where(mask, y, colours / weights)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(measurement_shape) != 3 or measurement_shape[0] != 1:
+            raise ValueError(f"demosaicing: a measurement is a mosaic, 1xHxW, got {describe_shape(measurement_shape)}")
+        return 3, *measurement_shape[1:]
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        if len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < 2:
+            return f"demosaicing: it measures RGB images, 3xHxW, from 2x2 pixels on, got {describe_shape(shape)}"
+        return None
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self.mask_of(like).to(like.dtype)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return x
+
+    def v(self, z: Tensor) -> Tensor:
+        return z
+
+    def ut(self, y: Tensor) -> Tensor:
+        return self.adjoint(y)
+
+    def u(self, z: Tensor) -> Tensor:
+        return self(z)
+
+    @classmethod
+    def example(cls) -> tuple["Demosaicing", tuple[int, ...]]:
+        return cls(), (3, 16, 16)
+
+
+def tent(x: Tensor) -> Tensor:
+    """Sum over the 3x3 pixels around each, those beside it at weight 1/2, those across a corner at 1/4."""
+    for _ in range(2):
+        padded = pad(x, (1, 1))
+        x = (x + (padded[..., :-2] + padded[..., 2:]) / 2).mT
+    return x

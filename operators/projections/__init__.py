@@ -1,0 +1,1 @@
+"""Random and structured projections: compressed sensing."""

@@ -1,0 +1,137 @@
+"""Random projections of small vectors, another one for each image: the measurements of the mixture benchmark.
+
+Model   A x = U S V^T x: U and V of a Gaussian matrix of few rows, S uniform on [0, 1] and sorted. The noise that goes
+        with it is a uniform fraction of the largest of them, and y is in its units unless said.
+Shapes  x (B, C, H, W) -> y (B, m).
+Paper   Cardoso et al., Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems, ICLR 2024,
+        section 5, there not in units of the noise; posteriors are the same.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import SpectralOperator
+from .compressed_sensing import decompose
+
+
+class RandomProjection(SpectralOperator):
+    """A matrix of few rows for each image.
+
+    image_shape   (C, H, W) of the images, which y does not tell
+    measurements  m, from 1 to C H W
+    images        how many matrices are drawn: image i of a benchmark is measured by matrix i
+    normalised    y in units of its noise, which has standard deviation 1 for all; false: of standard deviation `noise`
+    seed          with its number it decides each of them
+
+    noise  (images,) float64
+    """
+
+    per_image = ("matrix", "left", "values", "turn", "inner", "reflections")
+    matrix: Tensor
+    left: Tensor
+    values: Tensor
+    turn: Tensor
+    inner: Tensor
+    reflections: Tensor
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        measurements: int = 1,
+        images: int = 1,
+        normalised: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        shape = tuple(int(n) for n in image_shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"random_projection: image_shape is (C, H, W), each from 1 on, got {list(shape)}")
+        if not 1 <= measurements <= prod(shape):
+            raise ValueError(f"random_projection: measurements must be 1 to {prod(shape)}, got {measurements}")
+        if images < 1:
+            raise ValueError(f"random_projection: images must be at least 1, got {images}")
+        self._image_shape, self.measurements, self.seed = shape, measurements, seed
+        found = [_draw(measurements, prod(shape), seed, i) for i in range(images)]
+        matrices, self.noise = (torch.stack(part) for part in zip(*found, strict=True))
+        if normalised:
+            matrices, self.noise = matrices / self.noise[:, None, None], torch.ones_like(self.noise)
+        parts = [torch.stack(part) for part in zip(*(decompose(matrix) for matrix in matrices), strict=True)]
+        for name, part in zip(self.per_image, [matrices, *parts], strict=True):
+            self.register_buffer(name, part)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Images as (B, 1, n)."""
+        reason = self.mismatch(tuple(x.shape[1:]))
+        if reason is not None:
+            raise ValueError(reason)
+        return x.flatten(1)[:, None]
+
+    def _images(self, rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), *self._image_shape)
+
+    def _measured(self, y: Tensor) -> Tensor:
+        """Measurements as (B, 1, m)."""
+        self.image_shape(tuple(y.shape[1:]))
+        return y[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self._rows(x) @ self.matrix.to(x).mT)[:, 0]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._images(self._measured(y) @ self.matrix.to(y))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        if tuple(measurement_shape) != (self.measurements,):
+            raise ValueError(
+                f"random_projection: a measurement is {self.measurements} number(s), got "
+                f"{describe_shape(tuple(measurement_shape))}"
+            )
+        return self._image_shape
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        if tuple(shape) != self._image_shape:
+            return (
+                f"random_projection: image_shape is {describe_shape(self._image_shape)}, the image "
+                f"{describe_shape(tuple(shape))}; set image_shape=[{','.join(map(str, shape))}]"
+            )
+        return None
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self._images(self.values.to(like))
+
+    def vt(self, x: Tensor) -> Tensor:
+        # V = (1 - Y T Y^T) diag(W, 1), see `compressed_sensing.decompose`.
+        y, t, w, rows = self.reflections.to(x), self.inner.to(x), self.turn.to(x), self._rows(x)
+        rows = rows - ((rows @ y) @ t) @ y.mT
+        return self._images(torch.cat([rows[..., : self.measurements] @ w, rows[..., self.measurements :]], -1))
+
+    def v(self, z: Tensor) -> Tensor:
+        y, t, w, rows = self.reflections.to(z), self.inner.to(z), self.turn.to(z), self._rows(z)
+        rows = torch.cat([rows[..., : self.measurements] @ w.mT, rows[..., self.measurements :]], -1)
+        return self._images(rows - ((rows @ y) @ t.mT) @ y.mT)
+
+    def ut(self, y: Tensor) -> Tensor:
+        rows = self._measured(y) @ self.left.to(y)
+        return self._images(pad(rows, (0, prod(self._image_shape) - self.measurements)))
+
+    def u(self, z: Tensor) -> Tensor:
+        return (self._rows(z)[..., : self.measurements] @ self.left.to(z).mT)[:, 0]
+
+    @classmethod
+    def example(cls) -> tuple["RandomProjection", tuple[int, ...]]:
+        return cls(image_shape=(1, 16, 16), measurements=20), (1, 16, 16)
+
+
+def _draw(m: int, n: int, seed: int, image: int) -> tuple[Tensor, Tensor]:
+    """A matrix (m, n) and the noise that goes with it, a scalar; float64."""
+    generator = torch.Generator().manual_seed((seed << 20) + image)
+    u, _, vt = torch.linalg.svd(torch.randn(m, n, generator=generator, dtype=torch.float64), full_matrices=False)
+    values = torch.rand(m, generator=generator, dtype=torch.float64).sort(descending=True).values
+    return (u * values) @ vt, torch.rand((), generator=generator, dtype=torch.float64) * values[0]

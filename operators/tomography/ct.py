@@ -1,0 +1,182 @@
+"""Computed tomography: line integrals of the image, seen from many sides.
+
+Model   A x = integrals of x along the rays of a scanner. Exact adjoint: the transposed matrix.
+Shapes  x (B, C, H, W), in 1/length -> y (B, C, detectors, views), without unit where `pixel_size` has that length; in
+        pixels by default, so that a ray through n pixels of ones measures n. A view is a column of the sinogram.
+Spec    Joseph's weights, `projection.py`. Angles, orientation, layout and scale are those of
+        `deepinv.physics.Tomography(normalize=False)`, where image and default detector are both even or both odd
+        (otherwise that one turns the image about a point half a pixel off its centre).
+
+`first_guess` is the filtered back-projection (`filtered_backprojection.py`), which the field calls its pseudo-inverse;
+`pinv` is the true one, by conjugate gradients, and amplifies noise accordingly.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import LinearOperator
+from .filtered_backprojection import FILTERS, filtered_backprojection
+from .projection import Scan, SystemMatrix, system_matrix
+
+GEOMETRIES = ("parallel", "fan")
+
+
+class CT(LinearOperator):
+    """X-ray projections of a slice.
+
+    views              how many
+    geometry           `parallel`, or `fan`: one point source, a straight detector opposite
+    angle_range        degrees that the views are spread over evenly, the end excluded: [start, stop] or just the stop;
+                       None: 180 for parallel beams, 360 for a fan. Less (limited angle) leaves lines unmeasured
+    detectors          cells of the detector; None: as many as cover the image's diagonal
+    detector_spacing   distance between cells, in pixels; None: one pixel, magnified onto the detector
+    source_distance    of a fan: from the source to the axis of rotation, the centre of the image, in image sides
+    detector_distance  of a fan: from there on to the detector, in image sides
+    pixel_size         side of a pixel, in the unit of length
+    size               (H, W) of the images; None: they are square, and the number of detectors tells their side
+    filter             of the filtered back-projection: `ram-lak`, or `hann` for less noise and less detail
+
+    An image side is the longer one.
+    """
+
+    def __init__(
+        self,
+        *,
+        views: int = 60,
+        geometry: str = "parallel",
+        angle_range: float | tuple[float, float] | None = None,
+        detectors: int | None = None,
+        detector_spacing: float | None = None,
+        source_distance: float = 2.0,
+        detector_distance: float = 2.0,
+        pixel_size: float = 1.0,
+        size: tuple[int, int] | None = None,
+        filter: str = "ram-lak",
+    ) -> None:
+        super().__init__()
+        if not _is_count(views):
+            raise ValueError(f"ct: views must be a whole number from 1 on, got {views}")
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"ct: geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
+        if detectors is not None and not _is_count(detectors):
+            raise ValueError(f"ct: detectors must be a whole number from 1 on, got {detectors}")
+        if size is not None and not (len(size) == 2 and all(_is_count(n) for n in size)):
+            raise ValueError(f"ct: size is [height, width] of the image in pixels, got {size}")
+        for name, value in (("detector_spacing", detector_spacing), ("pixel_size", pixel_size)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"ct: {name} must be positive, got {value}")
+        # The image turns between source and detector: both stand outside the circle of its corners.
+        for name, value in (("source_distance", source_distance), ("detector_distance", detector_distance)):
+            if not math.sqrt(0.5) < value < math.inf:
+                raise ValueError(f"ct: {name} must be above 0.71 image sides, outside the turning image, got {value}")
+        if size is None and (detectors is not None or detector_spacing is not None):
+            given = "detectors" if detectors is not None else "detector_spacing"
+            raise ValueError(f"ct: with {given}, also give size=[height, width]: y cannot tell the image size then")
+        if filter not in FILTERS:
+            raise ValueError(f"ct: filter must be one of {', '.join(FILTERS)}, got {filter!r}")
+        self.views, self.geometry, self.filter = views, geometry, filter
+        self.angle_range = _angles(angle_range, 180.0 if geometry == "parallel" else 360.0)
+        self.detectors, self.detector_spacing, self.pixel_size = detectors, detector_spacing, pixel_size
+        self.source_distance, self.detector_distance = source_distance, detector_distance
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self._matrices: dict[tuple, SystemMatrix] = {}  # a function of size, dtype and device; made once for speed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_matrices": {}}  # large, and quickly made or found again
+
+    def scan(self, size: tuple[int, int]) -> Scan:
+        """The rays through images of (H, W)."""
+        source = self.source_distance * max(size) if self.geometry == "fan" else math.inf
+        start, stop = (math.radians(angle) for angle in self.angle_range)
+        spacing = 1.0
+        if self.detector_spacing is not None:
+            fan = self.geometry == "fan"
+            spacing = self.detector_spacing / (1 + self.detector_distance / self.source_distance if fan else 1)
+        detectors = self.detectors
+        if detectors is None:
+            detectors = math.ceil(_shadow(math.hypot(*size), source) / spacing)
+        return Scan(self.views, start, (stop - start) / self.views, detectors, spacing, source)
+
+    def _matrix(self, size: tuple[int, int], like: Tensor) -> SystemMatrix:
+        key = (size, like.dtype, like.device)
+        if key not in self._matrices:
+            self._matrices[key] = system_matrix(self.scan(size), *key)
+        return self._matrices[key]
+
+    def forward(self, x: Tensor) -> Tensor:
+        reason = self.mismatch(tuple(x.shape[1:]))
+        if reason is not None:
+            raise ValueError(reason)
+        size = (x.shape[-2], x.shape[-1])
+        y = self._matrix(size, x).project(x.flatten(0, 1).flatten(1))
+        return self.pixel_size * y.reshape(*x.shape[:2], self.views, -1).mT.contiguous()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        size = self._image_size(y)
+        x = self._matrix(size, y).backproject(y.mT.flatten(0, 1).flatten(1))
+        return self.pixel_size * x.reshape(*y.shape[:2], *size).contiguous()
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        """Filtered back-projection."""
+        size = self._image_size(y)
+        return filtered_backprojection(y, self.scan(size), size, self.filter) / self.pixel_size
+
+    def _image_size(self, y: Tensor) -> tuple[int, int]:
+        _, height, width = self.image_shape(tuple(y.shape[1:]))
+        return height, width
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        if len(measurement_shape) != 3 or measurement_shape[2] != self.views:
+            got = describe_shape(measurement_shape)
+            raise ValueError(f"ct: a measurement is channels x detectors x {self.views} views, got {got}")
+        channels, detectors, _ = measurement_shape
+        if self.size is not None:
+            side = self.size
+            wanted = self.scan(side).detectors
+            if wanted != detectors:
+                raise ValueError(f"ct: {wanted} detectors measure images of {describe_shape(side)}, got {detectors}")
+            return channels, *side
+        # One more pixel is one more detector at least, so that only one side can fit.
+        guess = round(detectors / self.scan((10**6, 10**6)).detectors * 10**6)
+        for n in range(max(1, guess - 2), guess + 3):
+            if self.scan((n, n)).detectors == detectors:
+                return channels, n, n
+        raise ValueError(f"ct: {detectors} detectors by default belong to no square image; give size=[height, width]")
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        if len(shape) != 3:
+            return f"ct: images are (C, H, W), got {describe_shape(shape)}"
+        _, height, width = shape
+        if self.size is not None and (height, width) != self.size:
+            return f"ct: size says {describe_shape(self.size)}, the image is {describe_shape(shape[1:])}"
+        if self.size is None and height != width:
+            return f"ct: an image of {height}x{width} needs size=[{height}, {width}]; without size, images are square"
+        return None
+
+    @classmethod
+    def example(cls) -> tuple["CT", tuple[int, ...]]:
+        return cls(views=12), (1, 12, 12)
+
+
+def _shadow(diameter: float, source: float) -> float:
+    """Width of the shadow that a disk at the axis throws onto the detector axis there."""
+    return diameter if source == math.inf else diameter / math.sqrt(1 - (diameter / 2 / source) ** 2)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _angles(angle_range: float | tuple[float, float] | None, default: float) -> tuple[float, float]:
+    """(start, stop) in degrees."""
+    value = default if angle_range is None else angle_range
+    both = (0.0, value) if isinstance(value, (int, float)) else tuple(value)
+    if len(both) != 2 or not all(isinstance(a, (int, float)) and math.isfinite(a) for a in both) or both[0] == both[1]:
+        raise ValueError(
+            f"ct: angle_range must be a number of degrees, not 0, or two unequal ones [start, stop], got {angle_range}"
+        )
+    return float(both[0]), float(both[1])

@@ -1,0 +1,213 @@
+"""A system matrix: the forward model as a file or an array.
+
+Model   A x = matrix times the pixels; dense or sparse, real or complex. Exact adjoint; `solve` and `pinv` by conjugate
+        gradients.
+Shapes  x (B, C, H, W), pixels in the order of `x.flatten(1)`: channel, row, column -> y (B, M), or (B,
+        *measurement_shape). A matrix with a column for each pixel of one channel measures every channel by itself:
+        y (B, C, M).
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.shapes import describe_shape
+
+from ..core.base import LinearOperator, linear_map
+from .black_box import as_image_shape, refuses_other
+
+
+class MatrixOperator(LinearOperator):
+    """A matrix, M x N.
+
+    matrix             a tensor (dense or sparse), a NumPy array, a `scipy.sparse` matrix, or a file: `.npy`, `.npz` as
+                       of `scipy.sparse.save_npz`, or `.npz` with one array. Kept in single precision
+    image_shape        (C, H, W) of the images; N = C H W, or H W
+    measurement_shape  y is shaped like this, row after row; None: (M,)
+    column_major       the pixels of a channel are counted down the columns, as MATLAB does, instead of along the rows
+    """
+
+    # Dense, (R, N), or None where the matrix is sparse. R = M; twice as much where it is complex: real and imaginary
+    # part of each row, one after the other, so that its adjoint is the real one and double precision casts it.
+    matrix: Tensor | None
+    # Compressed rows of the matrix (`A_`) and of its transpose (`T_`).
+    A_start: Tensor | None
+    A_index: Tensor | None
+    A_value: Tensor | None
+    T_start: Tensor | None
+    T_index: Tensor | None
+    T_value: Tensor | None
+
+    def __init__(
+        self,
+        matrix: Any,
+        *,
+        image_shape: Sequence[int],
+        measurement_shape: Sequence[int] | None = None,
+        column_major: bool = False,
+    ) -> None:
+        super().__init__()
+        self._image_shape = as_image_shape("matrix", image_shape)
+        if matrix is None:
+            raise ValueError("matrix: give matrix=, a .npy or .npz file")
+        if isinstance(matrix, (str, Path)):
+            matrix = read_matrix(Path(matrix))
+        matrix, self._complex = _real_rows(matrix)
+        rows, columns = matrix.shape
+        c, h, w = self._image_shape
+        if columns not in (c * h * w, h * w):
+            raise ValueError(
+                f"matrix: {columns} columns do not fit images of {describe_shape(self._image_shape)}, which have "
+                f"{c * h * w} entries"
+            )
+        m = rows // 2 if self._complex else rows
+        self._measurement_shape = (m,) if measurement_shape is None else tuple(int(n) for n in measurement_shape)
+        if torch.Size(self._measurement_shape).numel() != m:
+            raise ValueError(
+                f"matrix: measurement_shape {describe_shape(self._measurement_shape)} does not hold {m} rows"
+            )
+        self._size, self.column_major = (rows, columns), column_major
+        dense = isinstance(matrix, Tensor)
+        self.register_buffer("matrix", matrix if dense else None)
+        for name, part in (("A", matrix), ("T", matrix.T)):
+            for kind, value in zip(("start", "index", "value"), (None,) * 3 if dense else _rows(part), strict=True):
+                self.register_buffer(f"{name}_{kind}", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_map(x, self._measure, self._transpose)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return linear_map(y, self._transpose, self._measure)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self._image_shape
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        return refuses_other("matrix", self._image_shape, shape)
+
+    def _measure(self, x: Tensor) -> Tensor:
+        pixels = x.mT if self.column_major else x
+        rows = self._product(pixels.reshape(-1, self._size[1]), "A")
+        if self._complex:
+            rows = torch.view_as_complex(rows.unflatten(1, (-1, 2)).contiguous())
+        channels = [] if self._size[1] == torch.Size(self._image_shape).numel() else [self._image_shape[0]]
+        return rows.reshape(len(x), *channels, *self._measurement_shape)
+
+    def _transpose(self, y: Tensor) -> Tensor:
+        if self._complex:
+            y = torch.view_as_real(y.resolve_conj())
+        c, h, w = self._image_shape
+        images = self._product(y.reshape(-1, self._size[0]), "T")
+        return images.reshape(len(y), c, w, h).mT if self.column_major else images.reshape(len(y), c, h, w)
+
+    def _product(self, rows: Tensor, name: str) -> Tensor:
+        """The matrix, or its transpose, times every row."""
+        if self.matrix is not None:
+            matrix = self.matrix.to(rows.dtype)
+            return rows @ (matrix.mT if name == "A" else matrix)
+        size = self._size if name == "A" else self._size[::-1]
+        start, index, value = (getattr(self, f"{name}_{kind}") for kind in ("start", "index", "value"))
+        _warn_no_more()
+        # Made at every call, from parts that are not copied: nothing to keep in step with device and precision.
+        return (torch.sparse_csr_tensor(start, index, value.to(rows.dtype), size=size) @ rows.mT).mT
+
+    @classmethod
+    def example(cls) -> tuple["MatrixOperator", tuple[int, ...]]:
+        import scipy.sparse
+
+        sparse = scipy.sparse.random(120, 256, density=0.05, rng=np.random.default_rng(0), dtype=np.float32)
+        return cls(sparse, image_shape=(1, 16, 16)), (1, 16, 16)
+
+
+def _real_rows(matrix: Any) -> tuple[Any, bool]:
+    """A matrix as a dense float32 tensor or a sparse float32 `scipy` matrix, and whether it was complex.
+
+    Each row of a complex matrix becomes two, its real and its imaginary part.
+    """
+    if isinstance(matrix, Tensor) and matrix.layout != torch.strided:
+        matrix = _to_scipy(matrix)
+    if isinstance(matrix, (Tensor, np.ndarray, list)):
+        dense = torch.as_tensor(matrix if isinstance(matrix, Tensor) else np.array(matrix, order="C"))
+        _require_matrix(tuple(dense.shape), dense.numel() > 0 and bool(dense.isfinite().all()))
+        if dense.is_complex():
+            return torch.view_as_real(dense.resolve_conj()).mT.flatten(0, 1).to(torch.float32), True
+        return dense.detach().to(torch.float32, copy=True), False
+    if not hasattr(matrix, "tocsr"):
+        raise ValueError(
+            f"matrix: give a tensor, a NumPy array, a scipy.sparse matrix or a file, got {type(matrix).__name__}"
+        )
+    import scipy.sparse
+
+    sparse = scipy.sparse.csr_array(matrix)
+    _require_matrix(sparse.shape, bool(np.isfinite(sparse.data).all()))
+    if sparse.dtype.kind != "c":
+        return sparse.astype(np.float32), False
+    rows, columns = sparse.shape
+    entries = scipy.sparse.coo_array(sparse)
+    row = np.concatenate([2 * entries.row, 2 * entries.row + 1])
+    value = np.concatenate([entries.data.real, entries.data.imag]).astype(np.float32)
+    parts = scipy.sparse.csr_array((value, (row, np.tile(entries.col, 2))), shape=(2 * rows, columns))
+    parts.eliminate_zeros()
+    return parts, True
+
+
+def _to_scipy(matrix: Tensor) -> Any:
+    import scipy.sparse
+
+    _require_matrix(tuple(matrix.shape), True)
+    entries = matrix.detach().cpu().to_sparse_coo().coalesce()
+    return scipy.sparse.coo_array((entries.values().numpy(), tuple(entries.indices().numpy())), shape=matrix.shape)
+
+
+def _require_matrix(shape: tuple[int, ...], finite: bool) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"matrix: give M rows and N columns, got {describe_shape(shape)}")
+    if not finite:
+        raise ValueError("matrix: it holds NaN or infinity")
+
+
+def _rows(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Compressed rows of a sparse matrix: where each begins, the columns, the values."""
+    rows = matrix.tocsr()
+    rows.sort_indices()
+    return torch.from_numpy(rows.indptr), torch.from_numpy(rows.indices), torch.from_numpy(rows.data)
+
+
+def read_matrix(path: Path) -> Any:
+    """A matrix from a file: dense as an array, sparse as a `scipy` matrix. No pickle is loaded."""
+    if not path.is_file():
+        raise ValueError(f"matrix: no such file: {path}")
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise ValueError(f"matrix: a .npy or .npz file, got {path}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            if "format" in names and "shape" in names:
+                import scipy.sparse
+
+                return scipy.sparse.load_npz(path)
+            if len(names) == 1:
+                return loaded[names[0]]
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
+        words = (str(error) or "it ends too early").splitlines()[0].partition(". ")[0]
+        raise ValueError(f"matrix: the file cannot be read: {path} ({words})") from error
+    raise ValueError(
+        f"matrix: {path} has the arrays {', '.join(names)}; save one array, or a sparse matrix by scipy.sparse.save_npz"
+    )
+
+
+@cache
+def _warn_no_more() -> None:
+    """Torch warns once in a process that sparse rows are young: let it do so now, unheard."""
+    with warnings.catch_warnings(action="ignore"):
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), size=(1, 1))

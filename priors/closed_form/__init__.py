@@ -1,0 +1,1 @@
+"""Priors whose denoiser, and often whose posterior, is known in closed form."""

@@ -1,0 +1,1 @@
+"""Priors in the space of codes."""

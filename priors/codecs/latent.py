@@ -1,0 +1,121 @@
+"""Latent models of `diffusers` as priors of codes: a `UNet2DModel` on what an autoencoder makes of images.
+
+Paper      Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, CVPR 2022, arXiv:2112.10752.
+Form       Its x are codes z = (E(image) - shift) scale, for which D is as exact as for pixels; no denoiser of noisy
+           images follows from it. So problems are posed for codes: y = A(decode(z)) + noise, nonlinear and
+           differentiable, and samples are decoded at the end. `invdiff.latent` does both.
+Encoder    AutoencoderKL (its mode) or VQModel (its quantisation passes gradients straight through), on [-1, 1].
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.diffusers_prior import (
+    DiffusersPrior,
+    StandIn,
+    autoencoder_in,
+    local_folder,
+    read_config,
+    read_model,
+    read_unet,
+)
+
+KINDS = ("AutoencoderKL", "VQModel")
+
+
+class LatentPrior(DiffusersPrior):
+    """A `UNet2DModel` on codes, the configuration of its scheduler, and the autoencoder.
+
+    unet, scheduler, class_label  as in `DiffusersPrior`
+    autoencoder                   with its `config`, which tells the scale of codes
+    code_range                    where clean codes lie; they are scaled to a standard deviation of about 1
+    image_range                   range of the images that `decode` gives
+
+    `shape`, `sigma_range` and `value_range` are of codes.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: Mapping[str, Any],
+        autoencoder: nn.Module,
+        *,
+        class_label: int | None = None,
+        code_range: tuple[float, float] = (-5.0, 5.0),
+        image_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
+            raise ValueError("a UNet on codes has a variance-preserving chain, not ScoreSdeVeScheduler's")
+        super().__init__(unet, scheduler, class_label=class_label, value_range=(-1.0, 1.0))
+        for name, (low, high) in (("code_range", code_range), ("image_range", image_range)):
+            if not low < high:
+                raise ValueError(f"{name} must be (low, high) with low < high, got ({low}, {high})")
+        # The network takes codes as they are: with both ranges the same there is no change of variable.
+        self.value_range = self.network_range = (float(code_range[0]), float(code_range[1]))
+        self.image_range = (float(image_range[0]), float(image_range[1]))
+        config: Mapping[str, Any] = autoencoder.config  # type: ignore[assignment]  # diffusers lays it there
+        if config["latent_channels"] != self.channels:
+            raise ValueError(
+                f"the autoencoder's codes have {config['latent_channels']} channels, the UNet takes {self.channels}"
+            )
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.scale, self.shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (B, *shape) of images (B, C, H, W) in `image_range`."""
+        low, high = self.image_range
+        found = self.autoencoder.encode(2 * (images - low) / (high - low) - 1)  # type: ignore[operator]
+        codes = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return (codes - self.shift) * self.scale
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, C, H, W) of codes (B, *shape); not clamped, so that gradients go through everywhere."""
+        low, high = self.image_range
+        images = self.autoencoder.decode(codes / self.scale + self.shift).sample  # type: ignore[operator]
+        return low + (high - low) * (images + 1) / 2
+
+    @classmethod
+    def load(  # type: ignore[override]  # its ranges are other ones
+        cls,
+        path: str | Path,
+        *,
+        class_label: int | None = None,
+        code_range: tuple[float, float] = (-5.0, 5.0),
+        image_range: tuple[float, float] = (0.0, 1.0),
+    ) -> "LatentPrior":
+        """Read a folder of a pipeline (LDMPipeline) or hf://owner/repo, as `DiffusersPrior.load`."""
+        folder = local_folder(path, latent=True)
+        place = folder / str(autoencoder_in(folder))
+        kind = read_config(place / "config.json").get("_class_name")
+        if kind not in KINDS:
+            raise ValueError(f"{place} holds a {kind}; an autoencoder is one of {', '.join(KINDS)}")
+        unet, scheduler = read_unet(folder)
+        autoencoder = read_model(place, kind)
+        return cls(
+            unet, scheduler, autoencoder, class_label=class_label, code_range=code_range, image_range=image_range
+        )
+
+    @classmethod
+    def example(cls) -> "LatentPrior":
+        """With stand-ins of a few weights, so that it can be tried where diffusers is not installed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            unet = StandIn(channels=4, sample_size=8)
+        return cls(unet, {"_class_name": "DDPMScheduler"}, _Unshuffled())
+
+
+class _Unshuffled(nn.Module):
+    """The interface of an autoencoder, as far as it is used here: four pixels of a grey image are a code."""
+
+    config = {"latent_channels": 4, "scaling_factor": 0.5}  # noqa: RUF012, as in diffusers
+
+    def encode(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(latents=nn.functional.pixel_unshuffle(x, 2))
+
+    def decode(self, codes: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=nn.functional.pixel_shuffle(codes, 2))

@@ -1,0 +1,125 @@
+"""Network priors with EDM preconditioning.
+
+Paper   Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
+        arXiv:2206.00364, Table 1, column "Ours".
+Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m the centre of the value range. All
+        constants are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from invdiff.shapes import sigma_per_row
+
+from ..base import Prior
+from .unet import UNet, UNetSpec
+
+
+class EDMPrior(Prior):
+    """A U-Net denoiser; see the module's docstring for its formula.
+
+    network      maps (B, C, H, W) and the noise coordinate (B,) to (B, C, H, W)
+    shape        (C, H, W) it was trained on, None for a network that takes any size
+    sigma_data   standard deviation of the data around the centre, image units
+    sigma_range  noise levels seen in training, image units; outside it the network is told the nearest of them, while
+                 the preconditioning keeps the true one (D(x, 0) = x exactly)
+    """
+
+    def __init__(
+        self,
+        network: UNet,
+        *,
+        shape: tuple[int, int, int] | None = None,
+        sigma_data: float = 0.25,
+        sigma_range: tuple[float, float] = (0.002, 80.0),
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.shape = None if shape is None else tuple(shape)
+        self.channels = network.spec.channels
+        self.sigma_data = sigma_data
+        self.sigma_range = (float(sigma_range[0]), float(sigma_range[1]))
+        self.value_range = (float(value_range[0]), float(value_range[1]))
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        sigma = sigma_per_row(sigma, x)
+        centre = sum(self.value_range) / 2
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        scaled = ((x - centre) / total).contiguous(memory_format=torch.channels_last)
+        out = self.network(scaled, self.noise_coordinate(sigma, x.shape[0])).to(x.dtype)
+        c_skip = (self.sigma_data / total) ** 2
+        c_out = sigma * self.sigma_data / total
+        return centre + c_skip * (x - centre) + c_out * out
+
+    def noise_coordinate(self, sigma: Tensor, rows: int) -> Tensor:
+        """c_noise = ln(sigma) / 4, one per row, (B,)."""
+        return sigma.clamp(*self.sigma_range).log().div(4).reshape(-1).expand(rows)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+        """Write weights and everything needed to load them again to one `.safetensors` file."""
+        header = {
+            "unet": self.network.spec.as_dict(),
+            "shape": self.shape,
+            "sigma_data": self.sigma_data,
+            "sigma_range": self.sigma_range,
+            "value_range": self.value_range,
+        }
+        tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.network.state_dict().items()}
+        save_file(tensors, str(path), metadata={"invdiff": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EDMPrior":
+        """Read a file written by `save`; tensors only, no code is executed.
+
+        Raises ValueError, in one line, where the file is missing, damaged or not of this kind.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"prior weights not found: {path}")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("invdiff", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
+        if not isinstance(header, Mapping):
+            raise ValueError(f"prior weights of another kind: {path} has no invdiff header; `invdiff train` writes one")
+        bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if bad:
+            raise ValueError(f"prior weights are damaged: {path} holds NaN or infinity in {bad[0]}")
+        try:
+            shape, value_range = header["shape"], tuple(header["value_range"])
+            sigma_data, sigma_range = header["sigma_data"], tuple(header["sigma_range"])
+            network = UNet(UNetSpec(**header["unet"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"prior weights have a header that cannot be used: {path}: {error}") from error
+        try:
+            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        except RuntimeError as error:
+            raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[-1]}") from error
+        prior = cls(
+            network,
+            shape=None if shape is None else tuple(shape),
+            sigma_data=sigma_data,
+            sigma_range=sigma_range,
+            value_range=value_range,
+        )
+        return prior.requires_grad_(False).eval()
+
+    @classmethod
+    def example(cls) -> "EDMPrior":
+        generator_state = torch.get_rng_state()
+        torch.manual_seed(0)
+        network = UNet(UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1)))
+        torch.nn.init.normal_(network.tail.weight, std=0.05)  # an untrained tail is zero, which would hide mistakes
+        torch.set_rng_state(generator_state)
+        return cls(network, shape=(1, 16, 16)).requires_grad_(False).eval()

@@ -1,0 +1,173 @@
+"""The tests are tested: faults that public codes have had, planted one at a time, must not pass.
+
+Each mutant names the samplers that it reaches. Sound, every one of these passes what the mutant has to fail.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import invdiff.samplers.guidance.dps
+import invdiff.samplers.splitting.daps
+from invdiff.contracts.conformance import Law, check_posterior, check_sampler, sampled_law
+from invdiff.operators import GaussianNoise
+from invdiff.problem import InverseProblem
+from invdiff.samplers import DAPS, DPS, Sampler
+from invdiff.schedules import EDM, VP
+from invdiff.streams import Streams
+
+SAMPLES = 1000
+
+SAMPLERS: dict[str, Sampler] = {
+    "dps": DPS.example(),
+    "dps_likelihood": replace(DPS.example(), schedule=VP(steps=30), guidance="likelihood"),
+    "daps": DAPS.example(),
+    "daps_langevin": replace(
+        DAPS.example(),
+        schedule=EDM(steps=4, sigma_max=10.0, sigma_min=0.05),
+        inner="langevin",
+        tau=None,
+        chain_steps=10,
+        step_size=1e-3,
+        step_size_ratio=1.0,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def laws() -> dict[str, Law]:
+    """What each draws when nothing is wrong with it."""
+    return {name: sampled_law(sampler, samples=SAMPLES) for name, sampler in SAMPLERS.items()}
+
+
+def survives(sampler: Sampler, law: Law) -> bool:
+    """Whether the suite has nothing to object."""
+    try:
+        check_sampler(sampler)
+        check_posterior(sampler, law, samples=SAMPLES)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_sound_ones_survive(name: str, laws: dict[str, Law]) -> None:
+    assert survives(SAMPLERS[name], laws[name])
+
+
+def test_two_of_them_are_exact() -> None:
+    check_posterior(SAMPLERS["daps"])
+    with pytest.raises(AssertionError, match="does not sample the posterior"):
+        check_posterior(SAMPLERS["dps_likelihood"])
+
+
+# -- the mutants -------------------------------------------------------------------------------------------------------
+
+
+def noise_times_root_two(patch: pytest.MonkeyPatch) -> None:
+    plain = Streams.normal
+    patch.setattr(Streams, "normal", lambda self, *a, **k: 2**0.5 * plain(self, *a, **k))
+
+
+def likelihood_times_two(patch: pytest.MonkeyPatch) -> None:
+    """In each of the places where a likelihood enters: the density, its gradient with tau, the closed form."""
+    density = GaussianNoise.entry_nll
+    patch.setattr(GaussianNoise, "entry_nll", lambda self, *a: 2 * density(self, *a))
+    draw = invdiff.samplers.splitting.daps.gaussian_draw
+
+    def sharper(problem: InverseProblem, *rest: object, **named: object) -> Tensor:
+        twin = problem.select(torch.arange(problem.images))
+        twin.noise = GaussianNoise(problem.noise.sigma / 2**0.5)  # type: ignore[attr-defined, operator]
+        return draw(twin, *rest, **named)  # type: ignore[arg-type]
+
+    patch.setattr(invdiff.samplers.splitting.daps, "gaussian_draw", sharper)
+    norm = invdiff.samplers.guidance.dps.row_norm
+    patch.setattr(invdiff.samplers.guidance.dps, "row_norm", lambda r: 2 * norm(r))
+
+
+def guidance_sign_flipped(patch: pytest.MonkeyPatch) -> None:
+    estimate, gradient = DPS._estimate, DAPS._data_gradient
+    patch.setattr(DPS, "_estimate", lambda self, *a: (lambda x0, g: (x0, -g))(*estimate(self, *a)))
+    patch.setattr(DAPS, "_data_gradient", lambda self, *a: -gradient(self, *a))
+    draw = invdiff.samplers.splitting.daps.gaussian_draw
+
+    def away(problem: InverseProblem, mean: Tensor, *rest: object, **named: object) -> Tensor:
+        return 2 * mean - draw(problem, mean, *rest, **named)  # type: ignore[arg-type]
+
+    patch.setattr(invdiff.samplers.splitting.daps, "gaussian_draw", away)
+
+
+def one_norm_over_the_batch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        invdiff.samplers.guidance.dps, "row_norm", lambda r: torch.linalg.vector_norm(r).expand(len(r)) / len(r)
+    )
+
+
+def data_term_coupled(patch: pytest.MonkeyPatch) -> None:
+    """A mean over the batch where a sum belongs: every gradient is smaller by the number of rows."""
+    gradient = DAPS._data_gradient
+    patch.setattr(DAPS, "_data_gradient", lambda self, problem, x: gradient(self, problem, x) / len(x))
+
+
+def paper_width(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(invdiff.samplers.splitting.daps, "conditional_std", lambda sigma, prior_std: sigma)
+
+
+def nan_to_zero(patch: pytest.MonkeyPatch) -> None:
+    gradient = InverseProblem.nll_gradient
+    patch.setattr(InverseProblem, "nll_gradient", lambda self, x: gradient(self, x).nan_to_num(0))
+
+
+def shared_stream(patch: pytest.MonkeyPatch) -> None:
+    """All rows draw from the first row's stream, as a single generator for the batch would do."""
+
+    def normal(self: Streams, shape: tuple[int, ...] | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        rows = (len(self.generators), *(self.shape if shape is None else shape))
+        return torch.randn(rows, generator=self.generators[0], dtype=dtype)
+
+    patch.setattr(Streams, "normal", normal)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    plant: Callable[[pytest.MonkeyPatch], None]
+    reaches: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(noise_times_root_two, tuple(SAMPLERS)),
+    Mutant(likelihood_times_two, tuple(SAMPLERS)),
+    Mutant(guidance_sign_flipped, tuple(SAMPLERS)),
+    Mutant(one_norm_over_the_batch, ("dps",)),
+    Mutant(data_term_coupled, ("daps_langevin",)),
+    Mutant(paper_width, ("daps",)),
+    Mutant(nan_to_zero, ("daps_langevin",)),
+    Mutant(shared_stream, tuple(SAMPLERS)),
+]
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [(mutant.plant, name) for mutant in MUTANTS for name in mutant.reaches],
+    ids=[f"{mutant.plant.__name__}-{name}" for mutant in MUTANTS for name in mutant.reaches],
+)
+def test_no_mutant_survives(
+    plant: Callable[[pytest.MonkeyPatch], None], name: str, laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    assert not survives(SAMPLERS[name], laws[name])
+
+
+def test_noise_times_root_two_is_seen_in_every_sampler(
+    sampler_class: type[Sampler], known_laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in those that this file has never heard of."""
+    from invdiff.samplers import all_samplers
+
+    (name,) = (name for name, cls in all_samplers().items() if cls is sampler_class)
+    noise_times_root_two(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_posterior(sampler_class.example(), known_laws.get(name))
