@@ -52,7 +52,7 @@ def main() -> None:
     truth = torch.from_numpy(kept).float()[:, None] / 255
     prior, operator, noise = load_prior(options.prior), PhaseRetrieval(), GaussianNoise(options.noise)
     problem = InverseProblem(operator, noise, measure(operator, noise, truth, 0), image_shape=tuple(truth.shape[1:]))
-    daps, _ = Auto().choose(problem, prior)
+    daps, _ = Auto().resolve(problem, prior)
     print(f"{len(truth)} images of {truth.shape[-2]}x{truth.shape[-1]}, noise {options.noise}")
     for name, sampler in {"daps": daps, "dps": DPS(schedule=VP(steps=daps.num_steps))}.items():
         print(f"{name}: {scores(sampler, problem, truth, prior)}", flush=True)

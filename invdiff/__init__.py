@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 from invdiff._version import __version__
 
 if TYPE_CHECKING:
-    from invdiff.engine.driver import Compute, Interrupted, Unsupported
+    from invdiff.engine.driver import Compute, Interrupted
     from invdiff.posterior import Posterior
     from invdiff.priors import load_prior
-    from invdiff.problem import InverseProblem
+    from invdiff.problem import InverseProblem, Unsupported
 else:
     # Imported when they are asked for: the command must be able to take Ctrl-C before torch is there.
     _HOMES = {
@@ -16,7 +16,7 @@ else:
         "Interrupted": "engine.driver",
         "InverseProblem": "problem",
         "Posterior": "posterior",
-        "Unsupported": "engine.driver",
+        "Unsupported": "problem",
         "load_prior": "priors",
     }
 

@@ -2,14 +2,18 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from invdiff.operators import Noise, Operator, as_operator
-from invdiff.shapes import describe_shape
+from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
+from invdiff.shapes import describe_shape, row_gradient
 from invdiff.streams import generator
+
+
+class Unsupported(ValueError):
+    """A sampler cannot solve this problem with this prior; the message names the missing traits."""
 
 
 class InverseProblem:
@@ -95,16 +99,42 @@ class InverseProblem:
         mask = self.operator.measured(tuple(self.y.shape[1:]))
         return None if mask is None else mask.to(self.y.device)
 
+    @property
+    def linear_operator(self) -> LinearOperator:
+        """The operator, if it is linear; otherwise raises Unsupported."""
+        if not self.operator.linear:
+            raise Unsupported(f"{type(self.operator).__name__} is not linear")
+        return cast(LinearOperator, self.operator)
+
+    @property
+    def svd(self) -> SpectralOperator:
+        """The operator, if its singular value decomposition is available; otherwise raises Unsupported."""
+        if not self.operator.spectral:
+            raise Unsupported(f"{type(self.operator).__name__} has no singular value decomposition")
+        return cast(SpectralOperator, self.operator)
+
+    @property
+    def noise_std(self) -> Tensor:
+        """Standard deviation of Gaussian noise, () or (B,), of a complex number where y is complex.
+
+        Raises Unsupported for any other noise.
+        """
+        if not self.noise.gaussian:
+            raise Unsupported(f"{type(self.noise).__name__} is not Gaussian")
+        return cast(GaussianNoise, self.noise).sigma
+
+    @property
+    def noise_variance(self) -> Tensor:
+        """Variance of Gaussian noise in each real number of y, () or (B,): half of `noise_std`^2 where y is complex."""
+        return self.noise_std**2 / (2 if self.y.is_complex() else 1)
+
     def nll(self, x: Tensor) -> Tensor:
         """Negative log-likelihood of images (B, C, H, W), one each, (B,)."""
         return self.noise.nll(self.y, self.operator(x), self.observed)
 
     def nll_gradient(self, x: Tensor) -> Tensor:
         """Gradient of `nll` with respect to each image, shaped like x."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.nll(x).sum(), x)  # images are independent: the sum mixes nothing
-        return gradient
+        return row_gradient(self.nll, x)
 
     def residual(self, x: Tensor) -> Tensor:
         """y - A(x), zero where nothing was measured; shaped like y."""

@@ -1,4 +1,6 @@
-"""Rows of a batch: values, norms and products of each row, and shapes in words. Rows never mix."""
+"""Rows of a batch: values, norms, products and gradients of each row, and shapes in words. Rows never mix."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +24,9 @@ def sigma_per_row(sigma: float | Tensor, like: Tensor) -> Tensor:
 
 
 def row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row, (B,)."""
+    """Inner product of each row, (B,), of complex numbers as of their two parts."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     return (a * b).flatten(1).sum(1)
 
 
@@ -39,3 +43,27 @@ def nonzero(norm: Tensor) -> Tensor:
 def describe_shape(shape: tuple[int, ...]) -> str:
     """(3, 256, 128) as '3x256x128', for messages."""
     return "x".join(str(n) for n in shape) or "scalar"
+
+
+def row_vjp(
+    function: Callable[[Tensor], Tensor], x: Tensor, *, again: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """function(x) without its graph, and v -> J^T v, the product with its transposed Jacobian at x.
+
+    again  allow more than one product, at the price of a graph that lives until the next call
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = function(x)
+
+    def product(v: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(value, x, v, retain_graph=again)
+        return gradient
+
+    return value.detach(), product
+
+
+def row_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient of function(x), one number per row (B,), with respect to each row; shaped like x."""
+    value, product = row_vjp(function, x)
+    return product(torch.ones_like(value))

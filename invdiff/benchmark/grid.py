@@ -14,7 +14,7 @@ from invdiff.benchmark.recipe import Recipe
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, measure
-from invdiff.samplers import Auto, ParticleSampler, Sampler
+from invdiff.samplers import ParticleSampler, Sampler
 from invdiff.scores.of_images import baseline_psnr
 from invdiff.scores.truth import Exact
 
@@ -58,10 +58,10 @@ class Entry:
     """
 
     label: str
-    sampler: Sampler | Auto
-    on: Mapping[str, Sampler | Auto] = field(default_factory=dict)
+    sampler: Sampler
+    on: Mapping[str, Sampler] = field(default_factory=dict)
 
-    def for_task(self, label: str) -> Sampler | Auto:
+    def for_task(self, label: str) -> Sampler:
         return self.on.get(label, self.sampler)
 
 
@@ -99,7 +99,7 @@ class Grid:
         """How often it runs for one image."""
         return 1 if self.clouds and isinstance(sampler, ParticleSampler) else self.num_samples
 
-    def settings(self, sampler: Sampler | Auto, task: Task, precision: str) -> Settings:
+    def settings(self, sampler: Sampler, task: Task, precision: str) -> Settings:
         """Everything that determines the rows of a sampler on a task, but which images there are."""
         return {
             "sampler": settings_of(sampler),

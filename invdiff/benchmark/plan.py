@@ -22,7 +22,7 @@ from invdiff.benchmark.capacity import FULL, likely_rows
 from invdiff.benchmark.fingerprint import Settings, fingerprint
 from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, task_of
 from invdiff.benchmark.store import Store
-from invdiff.engine.driver import Compute, check
+from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.samplers import Auto, Sampler
 from invdiff.samplers.settings import as_config
@@ -82,14 +82,12 @@ class Planner:
         sampler, reason = entry.for_task(task.label), None
         try:
             problem = measurements.problem([0])
-            if isinstance(sampler, Auto):
-                sampler, _ = sampler.choose(problem, grid.prior)
-            sampler = grid.prepared(sampler)
-            check(sampler, problem, grid.prior)
+            sampler = grid.prepared(sampler.resolve(problem, grid.prior)[0])
+            sampler.check(problem, grid.prior)
         except ValueError as error:  # Unsupported is one
             reason = " ".join(str(error).split())
         base = self._record(entry, task, sampler, reason=reason)
-        if reason is not None or isinstance(sampler, Auto):
+        if reason is not None:
             return []
         runs = [self._run(base, sampler, t)] if grid.own else []
         for budget in grid.budgets:
@@ -99,7 +97,7 @@ class Planner:
         return runs
 
     def _record(
-        self, entry: Entry, task: Task, sampler: Sampler | Auto, *, reason: str | None = None, base: str | None = None
+        self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, base: str | None = None
     ) -> Record:
         """The record of a run, with what is known from earlier; its labels are those of today."""
         settings = self.grid.settings(sampler, task, self.compute.precision)
@@ -123,7 +121,7 @@ class Planner:
         }
         return self._keep(record)
 
-    def _again(self, entry: Entry, task: Task, fitted: Sampler | Auto | None) -> Settings | None:
+    def _again(self, entry: Entry, task: Task, fitted: Sampler | None) -> Settings | None:
         """How to ask for this run alone. One that was fitted to a budget is asked for by what came of it: its steps."""
         if self.grid.recipe is None:
             return None

@@ -37,7 +37,7 @@ from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.report.leaderboard import columns, markdown
 from invdiff.report.page import page
-from invdiff.samplers import Auto, Sampler
+from invdiff.samplers import Sampler
 
 # What a terminal has room for; the file has all of them.
 SHOWN = (
@@ -172,8 +172,8 @@ def make_grid(config: DictConfig) -> Grid:
     entries = []
     for label, choice in samplers.items():
         path = f"samplers.{label}"
-        of_its_own = {o: _made(node, path, (Sampler, Auto)) for (s, o), node in nodes.items() if s == label}
-        entries.append(Entry(label, _made(choice.node, path, (Sampler, Auto)), of_its_own))
+        of_its_own = {o: _made(node, path, (Sampler,)) for (s, o), node in nodes.items() if s == label}
+        entries.append(Entry(label, _made(choice.node, path, (Sampler,)), of_its_own))
     tasks, noises = [], {}
     for label, choice in operators.items():
         noise = noises[label] = _noise(config.noise, choice.beside, f"operators.{label}.noise")

@@ -13,12 +13,11 @@ from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior
 from invdiff.cli.values import check_kinds
-from invdiff.engine.driver import Compute, check
+from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
-from invdiff.samplers import Auto
 from invdiff.scores.calibration import Calibration, calibrate
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of those that are computed, the ones that the terminal shows
@@ -35,10 +34,10 @@ def main(config: DictConfig, output: Path) -> None:
     noise, sampler = instantiate(config.noise), instantiate(config.sampler)
     shape = _shape(config, prior)
     console = Console(highlight=False, markup=False)
-    if isinstance(sampler, Auto):
-        sampler, reason = sampler.choose(_blank(operator, noise, shape), prior)
+    sampler, reason = sampler.resolve(_blank(operator, noise, shape), prior)
+    if reason is not None:
         console.print(f"sampler {reason}", soft_wrap=True)
-    check(sampler, _blank(operator, noise, shape), prior)
+    sampler.check(_blank(operator, noise, shape), prior)
 
     output.mkdir(parents=True, exist_ok=True)
     found = calibrate(

@@ -24,14 +24,13 @@ from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.values import check_kinds
-from invdiff.engine.driver import Compute, Interrupted, check
+from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, Slicing, load_measurement, write_image
 from invdiff.io.measurement import PARAMETERS
 from invdiff.operators import Noise, Operator
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, measure
-from invdiff.samplers import Auto
 from invdiff.scores import aligned, evaluate
 from invdiff.shapes import describe_shape
 
@@ -58,11 +57,10 @@ def main(config: DictConfig, output: Path) -> None:
         y = measure(operator, noise, truth, config.seed)
         shape = tuple(truth.shape[1:])
     problem = InverseProblem(operator, noise, y, image_shape=shape)
-    reason = None
-    if isinstance(sampler, Auto):
-        sampler, reason = sampler.choose(problem, prior)
+    sampler, reason = sampler.resolve(problem, prior)
+    if reason is not None:
         _say([f"sampler {reason}"])
-    check(sampler, problem, prior)
+    sampler.check(problem, prior)
 
     _open(output)
     stopped = None

@@ -23,7 +23,7 @@ from invdiff.cli.entries import load, overrule
 from invdiff.cli.inputs import check_device, make_prior, true_images
 from invdiff.cli.search_space import read_space
 from invdiff.cli.values import check_kinds, check_node
-from invdiff.engine.driver import Compute, check
+from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import Noise, Operator
@@ -62,7 +62,7 @@ def main(config: DictConfig, output: Path) -> None:
     seed = SPLIT + config.seed
     truth, images, where = _validation_images(config, prior, seed)
     problem = InverseProblem(operator, noise, measure(operator, noise, truth, seed), image_shape=tuple(truth.shape[1:]))
-    check(search.sampler, problem, prior)
+    search.sampler.check(problem, prior)
     validation = Validation(
         problem=problem,
         truth=truth,

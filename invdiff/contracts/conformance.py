@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.engine.driver import Compute, Event, Unsupported
+from invdiff.engine.driver import Compute, Event
 from invdiff.operators import (
     BlackBox,
     CallableOperator,
@@ -39,7 +39,7 @@ from invdiff.operators import (
 )
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
+from invdiff.problem import InverseProblem, Unsupported
 from invdiff.samplers import Sampler
 from invdiff.shapes import per_row, sigma_per_row
 from invdiff.streams import generator

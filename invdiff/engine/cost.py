@@ -14,7 +14,7 @@ from invdiff.priors.precision import autocast
 
 
 class _CountBackward(torch.autograd.Function):
-    """The identity; its backward pass tells that a product with the Jacobian of what lies before it was taken."""
+    """The identity; its backward pass counts a product with the Jacobian of the calls before it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: Callable[[], None]) -> Tensor:
@@ -50,38 +50,33 @@ class MeteredPrior(Prior):
 
 
 def metered_operator(operator: Operator, cost: Cost) -> Operator:
-    """A shallow copy of an operator that counts its calls, those that its own methods make included.
+    """A shallow copy of an operator that counts its calls, those of its own methods included.
 
-    A closed-form `solve` or `pinv` counts as one call; an iterative one as the calls it makes. What `select` makes of
-    the copy is metered too.
+    A closed-form `solve` or `pinv` counts as one call; an iterative one as the calls it makes. What `select` returns is
+    metered too.
     """
-    plain = type(operator)
+    metered, plain = copy.copy(operator), type(operator)
 
-    def forward(self: Operator, x: Tensor) -> Tensor:
-        rows = x.shape[0]
+    def count(rows: int) -> None:
         cost.operator_calls += rows
-        y = plain.forward(self, x)
-        return _CountBackward.apply(y, lambda: _add_calls(cost, rows)) if y.requires_grad else y
 
-    def counted_once(name: str) -> Callable:
-        method = getattr(plain, name)
+    def forward(x: Tensor) -> Tensor:
+        count(len(x))
+        y = plain.forward(metered, x)
+        return _CountBackward.apply(y, lambda: count(len(x))) if y.requires_grad else y
 
-        def call(self: Operator, argument: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def counted_once(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(argument: Tensor, *rest: Any, **named: Any) -> Tensor:
             before = cost.operator_calls
-            result = method(self, argument, *rest, **named)
+            result = method(metered, argument, *rest, **named)
             if cost.operator_calls == before:
-                _add_calls(cost, argument.shape[0])
+                count(len(argument))
             return result
 
         return call
 
+    # On the instance: its own methods call each other through these.
     names = [name for name in ("vjp", "adjoint", "pinv", "solve") if hasattr(plain, name)]
-    methods = {"forward": forward, **{name: counted_once(name) for name in names}}
-    metered = copy.copy(operator)
-    # A class and not methods of the instance: those would stay bound to this copy in the copies that `select` makes.
-    metered.__class__ = type(plain.__name__, (plain,), {"__module__": plain.__module__, **methods})
+    methods = {"forward": forward, **{name: counted_once(getattr(plain, name)) for name in names}}
+    metered.__dict__.update(methods, select=lambda index: metered_operator(operator.select(index), cost))
     return metered
-
-
-def _add_calls(cost: Cost, rows: int) -> None:
-    cost.operator_calls += rows

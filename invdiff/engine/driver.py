@@ -1,6 +1,6 @@
 """The only loop: pulls steps from a sampler and does everything that is not the method.
 
-Requirement checks before the first network call, one random stream per row, chunking to memory, precision, progress,
+One random stream per row, chunking to memory, precision, progress,
 callbacks, the clock, cost metering, divergence detection, and keeping what is finished on Ctrl-C.
 """
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,25 +17,18 @@ from tqdm import tqdm
 
 from invdiff.engine.cost import MeteredPrior, metered_operator
 from invdiff.engine.progress import progress_bar
+from invdiff.engine.step import Step
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
 from invdiff.priors.precision import PRECISIONS
 from invdiff.problem import InverseProblem
 from invdiff.streams import Streams, generator
 
-if TYPE_CHECKING:
-    from invdiff.engine.step import Step
-    from invdiff.samplers.base import Sampler
-
 # Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
 CPU_PIXELS = 2**20
 
 # What is this many times the value range away from its centre, or this many standard deviations, is no image any more.
 DIVERGED = 100.0
-
-
-class Unsupported(ValueError):
-    """A sampler cannot solve this problem with this prior; the message names the missing traits and who could."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,7 +50,7 @@ class Event:
     sample (R,) sample index of each row
     """
 
-    step: "Step"
+    step: Step
     index: int
     total: int
     image: Tensor
@@ -97,6 +90,18 @@ class Compute:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+class Method(Protocol):
+    """What the loop asks of a sampler; see `invdiff.samplers.Sampler`."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    @property
+    def particles(self) -> int: ...
+
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]: ...
+
+
 @dataclass
 class _Rows:
     """Samples of a part of the rows, as they come out."""
@@ -106,7 +111,7 @@ class _Rows:
 
 
 def run(
-    sampler: "Sampler",
+    sampler: Method,
     problem: InverseProblem,
     prior: Prior,
     *,
@@ -119,7 +124,6 @@ def run(
     """Draw `num_samples` posterior samples of every image of a problem; see `Sampler.sample`."""
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    check(sampler, problem, prior)
     device = compute.resolve_device()
     prior.checkpoint_gradients(compute.checkpoint)
     cost = Cost()
@@ -173,28 +177,8 @@ def run(
     return _assemble(done, problem.images, num_samples, cost)
 
 
-def check(sampler: "Sampler", problem: InverseProblem, prior: Prior) -> None:
-    """Raise `Unsupported`, in one line, where the three do not fit together."""
-    reason = prior.mismatch(problem.image_shape)
-    if reason is not None:
-        raise Unsupported(f"prior and image do not match: {reason}")
-    missing = sampler.needs().missing(problem, prior)
-    if missing:
-        from invdiff.samplers import all_samplers
-
-        able = [
-            f"{name} with its default settings" if cls is type(sampler) else name
-            for name, cls in all_samplers().items()
-            if not cls().needs().missing(problem, prior)
-        ]
-        raise Unsupported(
-            f"{type(sampler).__name__} needs {' and '.join(missing)}; "
-            + (f"samplers that would do: {', '.join(able)}" if able else "no sampler of this installation would do")
-        )
-
-
 def _run_chunk(
-    steps: "Iterator[Step]",
+    steps: Iterator[Step],
     num_steps: int,
     prior: Prior,
     cost: Cost,
@@ -231,7 +215,7 @@ def _run_chunk(
     return step.x, diverged_at
 
 
-def _diverged(step: "Step", centre: float, width: float) -> Tensor:
+def _diverged(step: Step, centre: float, width: float) -> Tensor:
     """(R,) bool: rows that hold NaN or infinity, or that have left every reasonable range.
 
     The iterate may be as far out as its noise takes it; the clean estimate may not.

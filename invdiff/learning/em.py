@@ -35,7 +35,6 @@ from invdiff.priors.training.mixture_fit import LEAST_IMAGES, Components, Mixtur
 from invdiff.priors.training.training import Recipe, Trainer
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
-from invdiff.samplers.moves import noise_variance
 from invdiff.streams import generator
 
 LEAST = 8  # measurements
@@ -375,7 +374,7 @@ def _fast(prior: Prior, problem: InverseProblem) -> bool:
 def _pixels(problem: InverseProblem) -> tuple[Tensor, Tensor]:
     """Mask of the measured pixels (B, C, H, W), and the noise."""
     assert problem.observed is not None
-    return problem.observed.expand(problem.y.shape), noise_variance(problem).sqrt()
+    return problem.observed.expand(problem.y.shape), problem.noise_variance.sqrt()
 
 
 def refit(

@@ -1,29 +1,30 @@
 """The contract of posterior samplers.
 
 A sampler is a frozen dataclass of hyper-parameters and one generator, `iterate`, that reads like the algorithm box of
-its paper. Progress, random streams, chunking, precision, costs and divergence belong to the driver.
+its paper. Progress, random streams, chunking, precision, costs and divergence belong to the engine.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from math import isnan
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import entry_points
+from inspect import isabstract
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
-from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
-from invdiff.problem import InverseProblem
+from invdiff.problem import InverseProblem, Unsupported
+from invdiff.ranges import check_fields
 from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Traits that a sampler asks for, each with the words in which a user is told that it is missing.
+    """Traits that a sampler asks of operator, noise and prior.
 
-    mask  some of the pixels themselves are measured, and nothing else: an `Inpainting`
+    mask  the operator measures some of the pixels themselves, and nothing else
     """
 
     mask: bool = False
@@ -34,42 +35,39 @@ class Needs:
     differentiable_prior: bool = False
 
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
-        """What the pair lacks, in words; empty where the sampler can run."""
-        operator = problem.operator
-        name = type(operator).__name__
-        checks = [
-            (
-                self.mask and not isinstance(operator, Inpainting),
-                f"an inpainting operator, a mask of pixels ({name} is none)",
-            ),
-            (self.linear and not operator.linear, f"a linear operator ({name} is not)"),
-            (self.differentiable and not operator.differentiable, f"a differentiable operator ({name} is a black box)"),
-            (
-                self.spectral and not operator.spectral,
-                f"the singular value decomposition of the operator ({name} has none)",
-            ),
-            (
-                self.gaussian_noise and not isinstance(problem.noise, GaussianNoise),
-                f"Gaussian noise (this is {type(problem.noise).__name__})",
-            ),
-            (
-                self.differentiable_prior and not prior.differentiable,
-                f"a differentiable prior ({type(prior).__name__} is not)",
-            ),
-        ]
-        return [words for absent, words in checks if absent]
+        """The traits that the pair lacks, in words; empty where the sampler can run."""
+        operator, name = problem.operator, type(problem.operator).__name__
+        lacks = {
+            f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.pixel_mask,
+            f"a linear operator ({name} is not)": self.linear and not operator.linear,
+            f"a differentiable operator ({name} is a black box)": self.differentiable and not operator.differentiable,
+            f"the singular value decomposition of the operator ({name} has none)": self.spectral
+            and not operator.spectral,
+            f"Gaussian noise (this is {type(problem.noise).__name__})": self.gaussian_noise
+            and not problem.noise.gaussian,
+            f"a differentiable prior ({type(prior).__name__} is not)": self.differentiable_prior
+            and not prior.differentiable,
+        }
+        return [words for words, lacking in lacks.items() if lacking]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """Base of every posterior sampler; see the module's docstring."""
+    """Base of every posterior sampler. A subclass writes `iterate`, and declares:
+
+    requires  what operator, noise and prior must offer (`needs` where it depends on the settings)
+    per_step  network forwards and VJPs of one step of one sample (`expected_cost` where steps differ)
+    small     settings of a run of a few steps on a tiny problem, for `example`
+
+    Its fields are checked against their types, `Literal` choices and `invdiff.ranges` when it is made.
+    """
+
+    requires: ClassVar[Needs] = Needs()
+    per_step: ClassVar[Cost] = Cost(forwards=1)
+    small: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
-        # NaN passes every comparison that a method makes: refused here, for all of them.
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, float) and isnan(value):
-                raise ValueError(f"{type(self).__name__.lower()}: {setting.name} is not a number")
+        check_fields(self, self.name())
 
     @abstractmethod
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
@@ -79,28 +77,69 @@ class Sampler(ABC):
         Gradients are off; open `torch.enable_grad()` where one is needed, around no `yield`.
         """
 
+    @classmethod
+    def name(cls) -> str:
+        """The name under which commands, tables and messages know this class."""
+        return cls.__name__.lower()
+
     @property
-    @abstractmethod
     def num_steps(self) -> int:
         """How many steps `iterate` yields."""
+        steps: int = self.schedule.steps  # type: ignore[attr-defined]  # a subclass without `schedule` overrides this
+        return steps
 
     @property
     def particles(self) -> int:
-        """Images in flight for each sample, for which the driver leaves room."""
+        """Images in flight for each sample, for which the engine leaves room."""
         return 1
 
-    @abstractmethod
     def needs(self) -> Needs:
-        """What the operator, the noise and the prior must offer."""
+        """What operator, noise and prior must offer, with these settings."""
+        return self.requires
 
-    @abstractmethod
     def expected_cost(self) -> Cost:
-        """Network forwards and VJPs of one sample; a test compares them with the meter."""
+        """Network forwards and VJPs of one sample; a contract rule compares them with the meter."""
+        steps = self.num_steps
+        return Cost(forwards=steps * self.per_step.forwards, vjps=steps * self.per_step.vjps)
 
     @classmethod
     def example(cls) -> Self:
-        """An instance with a budget of a few steps, for the conformance tests."""
-        raise NotImplementedError(f"{cls.__name__} gives no example()")
+        """An instance with a budget of a few steps, for the contract rules."""
+        return cls(**cls.small)
+
+    @classmethod
+    def variants(cls) -> dict[str, Self]:
+        """`example()`, and it with each other value of a `Literal` or bool field: the modes that tests walk."""
+        example = cls.example()
+        found, hints = {"example": example}, get_type_hints(cls)
+        for field in fields(cls):
+            hint, own = hints[field.name], getattr(example, field.name)
+            choices = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else ()
+            for value in choices:
+                if value != own:
+                    found[f"{field.name}={value}"] = replace(example, **{field.name: value})
+        return found
+
+    def resolve(self, problem: InverseProblem, prior: Prior) -> tuple["Sampler", str | None]:
+        """The sampler that runs on this problem, and the reason where it is a choice: itself, unless it is `Auto`."""
+        return self, None
+
+    def check(self, problem: InverseProblem, prior: Prior) -> None:
+        """Raise `Unsupported` where sampler, problem and prior do not fit together, with the samplers that do."""
+        reason = prior.mismatch(problem.image_shape)
+        if reason is not None:
+            raise Unsupported(f"prior and image do not match: {reason}")
+        missing = self.needs().missing(problem, prior)
+        if missing:
+            able = [
+                f"{name} with its default settings" if cls is type(self) else name
+                for name, cls in all_samplers().items()
+                if not cls().needs().missing(problem, prior)
+            ]
+            raise Unsupported(
+                f"{type(self).__name__} needs {' and '.join(missing)}; "
+                + (f"compatible samplers: {', '.join(able)}" if able else "no installed sampler is compatible")
+            )
 
     def sample(
         self,
@@ -120,18 +159,43 @@ class Sampler(ABC):
         seed         with the index of image and sample it determines every random number
         first_image  index of the problem's first image, where the problem is a part of a larger set
         compute      device, precision, chunking, progress; see `Compute`
-        callback     told of every step; see `Callback`
+        callback     called after every step with an `Event`
 
         Returns samples (B, S, C, H, W). Raises `Unsupported` before any work where the sampler cannot solve this
         problem, and `Interrupted`, with what is finished, on Ctrl-C.
         """
+        prior = as_prior(prior)
+        sampler, _ = self.resolve(problem, prior)
+        sampler.check(problem, prior)
         return run(
-            self,
+            sampler,
             problem,
-            as_prior(prior),
+            prior,
             num_samples=num_samples,
             seed=seed,
             first_image=first_image,
             compute=compute or Compute(),
             callback=callback,
         )
+
+
+def all_samplers() -> dict[str, type[Sampler]]:
+    """Every method by its name, in alphabetical order; `Auto`, which chooses one of them, is not among them.
+
+    A class is registered when it is defined: in this package, in a module that was imported, or in an installed package
+    that names it under its entry points `invdiff.samplers`. Raises ValueError for an entry point that cannot be loaded.
+    """
+    for point in entry_points(group="invdiff.samplers"):
+        try:
+            point.load()
+        except Exception as error:
+            where = point.value if point.dist is None else point.dist.name
+            raise ValueError(f"sampler {point.name!r} of {where} cannot be loaded: {error}") from error
+    found = {cls.name(): cls for cls in _subclasses(Sampler) if not isabstract(cls) and cls.resolve is Sampler.resolve}
+    return dict(sorted(found.items()))
+
+
+def _subclasses(base: type[Sampler]) -> Iterator[type[Sampler]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)

@@ -28,11 +28,13 @@ class Operator(nn.Module, ABC):
     linear          A(ax + by) = aA(x) + bA(y)
     differentiable  autograd goes through `forward`
     spectral        its singular value decomposition is available
+    pixel_mask      A measures some of the pixels themselves, and nothing else
 
     per_image  names of the buffers with a leading image axis: length 1 (shared by all images) or one entry per image
     """
 
     linear: ClassVar[bool] = False
+    pixel_mask: ClassVar[bool] = False
     differentiable: bool = True
     spectral: ClassVar[bool] = False
     per_image: ClassVar[tuple[str, ...]] = ()

@@ -41,6 +41,7 @@ class Inpainting(SpectralOperator):
     All images share what is drawn from `seed`; `Inpainting.random(shape, seed=..., images=B)` draws for every image.
     """
 
+    pixel_mask = True
     per_image: ClassVar[tuple[str, ...]] = ("mask",)
     mask: Tensor | None
 

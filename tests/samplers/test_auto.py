@@ -47,7 +47,7 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
 )
 def test_the_choice_can_run_and_says_why(operator: Operator, noise: Noise, kind: type[Sampler], words: str) -> None:
     problem, prior = InverseProblem(operator, noise, operator(torch.full((1, *SHAPE), 0.5))), WhitePrior()
-    sampler, reason = Auto().choose(problem, prior)
+    sampler, reason = Auto().resolve(problem, prior)
     assert type(sampler) is kind
     assert words in reason
     assert not sampler.needs().missing(problem, prior)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
 from invdiff.problem import InverseProblem
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.ranges import Count, NotNegative, Positive, Share
+from invdiff.samplers.base import Sampler
 from invdiff.samplers.moves import ancestral_step
 from invdiff.samplers.particles.base import each_particle
 from invdiff.schedules import EDM, Schedule, karras
@@ -41,7 +42,7 @@ from invdiff.streams import Streams
 class EnKG(Sampler):
     """Flow an ensemble to lower noise, corrected by how its measurements covary with its images.
 
-    The defaults are invdiff's own, for small ensembles; `EnKG.published()` has the authors' for images.
+    The defaults are invdiff's own, for small ensembles; `experiment=paper/enkg_...` has the authors'.
 
     schedule       noise levels, image units
     ensemble       J, interacting particles behind each sample; the sample is the first of them
@@ -60,73 +61,33 @@ class EnKG(Sampler):
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
+    small: ClassVar = {"schedule": EDM(steps=6, sigma_max=10.0, sigma_min=0.05), "ensemble": 5, "particles_at_once": 7}
+
     schedule: Schedule = EDM(steps=30, sigma_max=5.0, sigma_min=0.02)
-    ensemble: int = 64
-    guidance: float = 4.0
-    guidance_end: float = 1.0
-    updates: int = 2
-    skip_start: float = 0.05
-    skip_end: float = 0.05
-    ode_steps: int | None = 1
-    ode_sigma_min: float = 0.001
+    ensemble: Count = 64
+    guidance: NotNegative = 4.0
+    guidance_end: Share = 1.0
+    updates: Count = 2
+    skip_start: Share = 0.05
+    skip_end: Share = 0.05
+    ode_steps: Count | None = 1
+    ode_sigma_min: Positive = 0.001
     normaliser: Literal["spread", "frobenius"] = "spread"
     stochastic: bool = True
-    particles_at_once: int = 64
+    particles_at_once: Count = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("ensemble", "updates", "particles_at_once", "ode_sigma_min"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"enkg: {name} must be positive, got {getattr(self, name)}")
-        if self.ode_steps is not None and self.ode_steps < 1:
-            raise ValueError(f"enkg: ode_steps must be at least 1, or null, got {self.ode_steps}")
-        if self.guidance < 0 or not 0 <= self.guidance_end <= 1:
-            raise ValueError(
-                "enkg: guidance must not be negative and guidance_end lie in [0, 1], "
-                f"got {self.guidance} and {self.guidance_end}"
-            )
-        if not (self.skip_start >= 0 and self.skip_end >= 0 and self.skip_start + self.skip_end < 1):
-            raise ValueError(
-                f"enkg: skip_start and skip_end are fractions of the steps, got {self.skip_start} and {self.skip_end}"
-            )
-        if self.normaliser not in ("spread", "frobenius"):
-            raise ValueError(f"enkg: normaliser must be spread or frobenius, got {self.normaliser!r}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
+        if not self.skip_start + self.skip_end < 1:
+            raise ValueError(f"enkg: skip_start + skip_end must be < 1, got {self.skip_start} and {self.skip_end}")
 
     @property
     def particles(self) -> int:
         return self.ensemble
 
-    def needs(self) -> Needs:
-        return Needs()
-
     def expected_cost(self) -> Cost:
         flow = sum(self.updates * self._ode_steps(i) for i in range(self.num_steps) if self._guided(i))
         return Cost(forwards=self.ensemble * (self.num_steps + flow))
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=EDM(steps=6, sigma_max=10.0, sigma_min=0.05), ensemble=5, particles_at_once=7)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for photographs, in image units: about 1600 calls for each of 1024 particles."""
-        return cls(
-            schedule=EDM(steps=80, sigma_max=40.0, sigma_min=0.001),
-            ensemble=1024,
-            guidance=2.0,
-            guidance_end=1.0,
-            updates=2,
-            skip_start=0.05,
-            skip_end=0.05,
-            ode_steps=None,
-            ode_sigma_min=0.001,
-            normaliser="frobenius",
-            stochastic=False,
-        )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.sigmas().tolist()

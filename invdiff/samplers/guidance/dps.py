@@ -15,23 +15,20 @@ Departures  none from the authors' code, whose `scale` multiplies the gradient o
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import sqrt
-from typing import Literal, Self
-
-import torch
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from invdiff.engine.step import Step
-from invdiff.operators import GaussianNoise
-from invdiff.operators.noise.base import masked
 from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Needs, Sampler
-from invdiff.samplers.moves import ancestral_step, mean_variance
+from invdiff.samplers.moves import ancestral_step, clean_estimate, weighted_norm
 from invdiff.schedules import VP, Schedule
-from invdiff.shapes import per_row, row_norm
+from invdiff.shapes import row_gradient, row_vjp
 from invdiff.streams import Streams
 
 
@@ -39,7 +36,7 @@ from invdiff.streams import Streams
 class DPS(Sampler):
     """Ancestral sampling, pulled towards the data by the gradient of the misfit of the clean estimate.
 
-    The defaults are invdiff's own, for fewer steps; `DPS.published()` has the paper's for inpainting.
+    The defaults are invdiff's own, for fewer steps; `experiment=paper/dps_...` has the paper's.
 
     schedule  noise levels; the published one is the 1000-step DDPM grid. Fewer steps want a larger zeta, about
               in proportion
@@ -50,71 +47,26 @@ class DPS(Sampler):
     clip      clamp the clean estimate to the value range, as the authors' code does
     """
 
+    requires = Needs(differentiable=True, differentiable_prior=True)
+    per_step = Cost(forwards=1, vjps=1)
+    small: ClassVar = {"schedule": VP(steps=10), "zeta": 0.3}
+
     schedule: Schedule = VP(steps=100)
-    zeta: float = 2.0
+    zeta: NotNegative = 2.0
     guidance: Literal["norm", "likelihood"] = "norm"
     clip: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.zeta < 0:
-            raise ValueError(f"dps: zeta must not be negative, got {self.zeta}")
-        if self.guidance not in ("norm", "likelihood"):
-            raise ValueError(f"dps: guidance must be norm or likelihood, got {self.guidance!r}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(differentiable=True, differentiable_prior=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps, vjps=self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=VP(steps=10), zeta=0.3)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for inpainting, in image units."""
-        return cls(schedule=VP(steps=1000), zeta=0.25)
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.sigmas().tolist()
         half = (prior.value_range[1] - prior.value_range[0]) / 2
+        misfit = partial(weighted_norm, problem) if self.guidance == "norm" else problem.nll
         x = sigmas[0] * rng.normal()
         for sigma_t, sigma_s in pairwise(sigmas):
-            x0, gradient = self._estimate(problem, prior, x, sigma_t)  # lines 3-5 and the gradient of line 7
+            x0, pull = row_vjp(clean_estimate(prior, sigma_t, clip=self.clip), x)  # lines 3-5
+            gradient = pull(row_gradient(misfit, x0))
             if self.guidance == "norm":
                 weight = self.zeta * sqrt((1 + (sigma_t / half) ** 2) * (1 + (sigma_s / half) ** 2))
             else:
                 weight = sigma_t**2 - sigma_s**2
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal()) - weight * gradient  # lines 6 and 7
             yield Step(x, x0, sigma_s)
-
-    def _estimate(self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """The clean estimate and the gradient of its misfit with respect to x: one network call gives both."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            x0 = prior.denoise(x, sigma)
-            if self.clip:
-                x0 = x0.clamp(*prior.value_range)
-            misfit = weighted_norm(problem, x0) if self.guidance == "norm" else problem.nll(x0)
-            (gradient,) = torch.autograd.grad(misfit.sum(), x)  # rows are independent: the sum mixes nothing
-        return x0.detach(), gradient
-
-
-def weighted_norm(problem: InverseProblem, x0: Tensor) -> Tensor:
-    """|y - A(x0)| of each row, its entries weighted by how noisy they are: (R,).
-
-    The weights are sqrt(mean variance / variance), as y tells them: one for Gaussian noise, and for photon counts the
-    paper's norm with Lambda = diag(1 / 2y), in the unit of the measurement.
-    """
-    residual = problem.residual(x0)
-    if isinstance(problem.noise, GaussianNoise):
-        return row_norm(residual)
-    y = masked(problem.y, problem.observed)
-    weight = (per_row(mean_variance(problem), y) / problem.noise.variance(y)).sqrt()
-    return row_norm(weight * residual)

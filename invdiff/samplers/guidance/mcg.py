@@ -18,20 +18,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from typing import Literal, Self
-
-import torch
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from invdiff.engine.step import Step
-from invdiff.operators import LinearOperator
 from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Needs, Sampler
-from invdiff.samplers.moves import ancestral_step, mean_variance
+from invdiff.samplers.moves import ancestral_step, clean_estimate, mean_variance
 from invdiff.schedules import VP, Schedule
-from invdiff.shapes import nonzero, per_row, row_norm
+from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 from invdiff.streams import Streams
 
 
@@ -39,7 +36,7 @@ from invdiff.streams import Streams
 class MCG(Sampler):
     """Ancestral step, guidance in the null space of A, projection onto the noised measurement.
 
-    The defaults are invdiff's own, for fewer steps and noisy data; `MCG.published()` has the paper's for inpainting.
+    The defaults are invdiff's own, for fewer steps and noisy data; `experiment=paper/mcg_...` has the paper's.
 
     schedule       noise levels; the published one is the 1000-step DDPM grid. Fewer steps want a larger zeta
     zeta           guidance weight on the gradient of |W (y - A x0)|, image units; published 0.5 for masks. 0 is plain
@@ -53,81 +50,37 @@ class MCG(Sampler):
     clip           clamp the clean estimate to the value range
     """
 
+    requires = Needs(linear=True, differentiable_prior=True)
+    per_step = Cost(forwards=1, vjps=1)
+    small: ClassVar = {"schedule": VP(steps=10), "zeta": 0.3}
+
     schedule: Schedule = VP(steps=100)
-    zeta: float = 2.0
+    zeta: NotNegative = 2.0
     weight: Literal["identity", "pinv"] = "identity"
     projection: Literal["damped", "exact"] = "damped"
-    project_above: float = 0.0
+    project_above: NotNegative = 0.0
     clip: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.zeta < 0 or self.project_above < 0:
-            raise ValueError(
-                f"mcg: zeta and project_above must not be negative, got {self.zeta} and {self.project_above}"
-            )
-        if self.weight not in ("identity", "pinv"):
-            raise ValueError(f"mcg: weight must be identity or pinv, got {self.weight!r}")
-        if self.projection not in ("damped", "exact"):
-            raise ValueError(f"mcg: projection must be damped or exact, got {self.projection!r}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(linear=True, differentiable_prior=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps, vjps=self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=VP(steps=10), zeta=0.3)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for inpainting, in image units."""
-        return cls(schedule=VP(steps=1000), zeta=0.5, projection="exact")
-
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        operator = problem.operator
-        assert isinstance(operator, LinearOperator)  # `needs` made sure
+        operator = problem.linear_operator
         half = (prior.value_range[1] - prior.value_range[0]) / 2
         sigmas = self.schedule.sigmas().tolist()
         x = sigmas[0] * rng.normal()
         for sigma_t, sigma_s in pairwise(sigmas):
-            x0, gradient = self._estimate(problem, operator, prior, x, sigma_t)
+            x0, pull = row_vjp(clean_estimate(prior, sigma_t, clip=self.clip), x)
+            residual = problem.residual(x0)
+            # Gradient of |W r| by x0: A^T r / |r|, and A^+ r / |A^+ r| for W = A^+, as A^T W^T W r = A^+ r.
+            back = operator.adjoint(residual) if self.weight == "identity" else operator.pinv(residual)
+            norm = row_norm(residual if self.weight == "identity" else back)
+            # The norm has no gradient where it is 0: that image is guided no further.
+            gradient = pull(-(back / per_row(nonzero(norm), back)))
             chain = sqrt((1 + (sigma_t / half) ** 2) * (1 + (sigma_s / half) ** 2))
-            x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
-            noise = rng.normal()
+            x, noise = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal()), rng.normal()
             x = x - self.zeta * chain * gradient
             if sigma_s >= self.project_above and (sigma_s > 0 or self.projection == "exact"):
-                x = x + self._pull(problem, operator, problem.residual(x - sigma_s * noise), sigma_s)
+                residual = problem.residual(x - sigma_s * noise)  # of A x = y + sigma A n
+                if self.projection == "exact":
+                    x = x + operator.pinv(residual)
+                else:
+                    x = x + operator.solve(operator.adjoint(residual), mean_variance(problem) / sigma_s**2)
             yield Step(x, x0, sigma_s)
-
-    def _pull(self, problem: InverseProblem, operator: LinearOperator, residual: Tensor, sigma: float) -> Tensor:
-        """What has to be added to x for A x = y + sigma A n, or towards it."""
-        if self.projection == "exact":
-            return operator.pinv(residual)
-        return operator.solve(operator.adjoint(residual), mean_variance(problem) / sigma**2)
-
-    def _estimate(
-        self, problem: InverseProblem, operator: LinearOperator, prior: Prior, x: Tensor, sigma: float
-    ) -> tuple[Tensor, Tensor]:
-        """The clean estimate and the gradient of |W (y - A x0)| with respect to x: one network call gives both."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            x0 = prior.denoise(x, sigma)
-            if self.clip:
-                x0 = x0.clamp(*prior.value_range)
-            residual = problem.residual(x0.detach())
-            if self.weight == "identity":
-                pull, norm = operator.adjoint(residual), row_norm(residual)
-            else:  # A^T W^T W r = A+ r for W = A+
-                pull = operator.pinv(residual)
-                norm = row_norm(pull)
-            # The norm has no gradient where it is 0: that image is guided no further.
-            direction = pull / per_row(nonzero(norm), pull)
-            (gradient,) = torch.autograd.grad(x0, x, -direction)
-        return x0.detach(), gradient

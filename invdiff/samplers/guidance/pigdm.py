@@ -21,19 +21,17 @@ Departures  starts from noise, not from the noised pseudo-inverse of y. Their co
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Self
-
-import torch
-from torch import Tensor
+from typing import ClassVar, Literal
 
 from invdiff.engine.step import Step
-from invdiff.operators import LinearOperator
 from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import Positive, Share
 from invdiff.samplers.base import Needs, Sampler
-from invdiff.samplers.moves import ddim_step, noise_variance
-from invdiff.schedules import EDM, VP, Schedule
+from invdiff.samplers.moves import clean_estimate, ddim_step
+from invdiff.schedules import EDM, Schedule
+from invdiff.shapes import row_vjp
 from invdiff.streams import Streams
 
 
@@ -41,7 +39,7 @@ from invdiff.streams import Streams
 class PiGDM(Sampler):
     """DDIM steps, pulled by the residual through the regularised pseudo-inverse and the network's Jacobian.
 
-    The defaults are invdiff's own; `PiGDM.published()` has the authors', in image units.
+    The defaults are invdiff's own; `experiment=paper/pigdm_...` has the authors'.
 
     schedule   noise levels
     prior_std  s, how far the images scatter, image units; published 0.5, which is 1 on [-1, 1]
@@ -49,63 +47,27 @@ class PiGDM(Sampler):
     eta        noise of a step: 1 is the ancestral step (published), 0 none
     """
 
+    requires = Needs(linear=True, gaussian_noise=True, differentiable_prior=True)
+    per_step = Cost(forwards=1, vjps=1)
+    small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
+
     schedule: Schedule = EDM(steps=100, sigma_max=20.0, sigma_min=0.01)
-    prior_std: float = 0.25
+    prior_std: Positive = 0.25
     weight: Literal["posterior", "published"] = "posterior"
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.prior_std > 0:
-            raise ValueError(f"pigdm: prior_std must be positive, got {self.prior_std}")
-        if self.weight not in ("posterior", "published"):
-            raise ValueError(f"pigdm: weight must be posterior or published, got {self.weight!r}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"pigdm: eta must lie in [0, 1], got {self.eta}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(linear=True, gaussian_noise=True, differentiable_prior=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps, vjps=self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=EDM(steps=10, sigma_max=10.0, sigma_min=0.02))
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for photographs, in image units."""
-        return cls(schedule=VP(steps=100), prior_std=0.5, weight="published")
+    eta: Share = 1.0
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        operator = problem.linear_operator
         sigmas = self.schedule.sigmas().tolist()
         x = sigmas[0] * rng.normal()
         for sigma_t, sigma_s in pairwise(sigmas):
             variance = (sigma_t * self.prior_std) ** 2 / (sigma_t**2 + self.prior_std**2)  # r^2
-            x0, pull = self._estimate(problem, prior, x, sigma_t, variance)
+            x0, vjp = row_vjp(clean_estimate(prior, sigma_t, clip=False), x)
+            # A^T (A A^T + c I)^-1 = (A^T A + c I)^-1 A^T
+            pull = vjp(operator.solve(operator.adjoint(problem.residual(x0)), problem.noise_variance / variance))
             if self.weight == "posterior":
                 x0 = x0 + sigma_t**2 / variance * pull
                 x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal())
             else:
                 x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal()) + pull
             yield Step(x, x0, sigma_s)
-
-    def _estimate(
-        self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float, variance: float
-    ) -> tuple[Tensor, Tensor]:
-        """The clean estimate and the pull g: one network call gives both."""
-        operator = problem.operator
-        assert isinstance(operator, LinearOperator)  # `needs` made sure
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            x0 = prior.denoise(x, sigma)
-        residual = problem.residual(x0.detach())
-        # A^T (A A^T + c I)^-1 = (A^T A + c I)^-1 A^T
-        back = operator.solve(operator.adjoint(residual), noise_variance(problem) / variance)
-        (pull,) = torch.autograd.grad(x0, x, back)
-        return x0.detach(), pull

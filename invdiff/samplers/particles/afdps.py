@@ -17,18 +17,16 @@ Departures  the paper puts the likelihood on the noisy image at full strength at
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import SpectralOperator
-from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers.base import Needs
-from invdiff.samplers.particles.base import ParticleSampler, each_particle
-from invdiff.samplers.particles.spectrum import Spectrum
+from invdiff.samplers.particles.base import ParticleSampler
+from invdiff.samplers.particles.spectrum import Spectrum, back, into
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
 from invdiff.streams import Streams
@@ -44,54 +42,34 @@ class AFDPS(ParticleSampler):
     ensemble, resample_below, particles_at_once  as in `ParticleSampler`
     """
 
+    requires = Needs(linear=True, spectral=True, gaussian_noise=True)
+    small: ClassVar = {
+        "schedule": EDM(steps=10, sigma_max=5.0, sigma_min=0.05),
+        "ensemble": 6,
+        "particles_at_once": 1000,
+    }
+
     schedule: Schedule = EDM(steps=100, sigma_max=40.0, sigma_min=0.002)
     annealed: bool = True
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(linear=True, spectral=True, gaussian_noise=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.ensemble * self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=EDM(steps=10, sigma_max=5.0, sigma_min=0.05), ensemble=6, particles_at_once=1000)
-
-    @classmethod
-    def published(cls) -> Self:
-        """Settings for images as far as they are known, from a port that quotes the authors, in image units."""
-        return cls(schedule=EDM(steps=400, sigma_max=4.0, sigma_min=0.001), ensemble=32, annealed=False)
 
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        operator, noise_shape = problem.operator, (self.ensemble, *problem.image_shape)
-        assert isinstance(operator, SpectralOperator)  # `needs` made sure
-        seen = Spectrum.of(problem)
+        seen, noise_shape = Spectrum.of(problem), (self.ensemble, *problem.image_shape)
         sigmas = self.schedule.sigmas().tolist()
-
-        def into(values: Tensor) -> Tensor:
-            return each_particle(lambda i, part: operator.select(i).vt(part), values, self.particles_at_once)
-
-        def back(values: Tensor) -> Tensor:
-            return each_particle(lambda i, part: operator.select(i).v(part), values, self.particles_at_once)
 
         # Stage I: N(0, sigma^2 I) times the likelihood is Gaussian, direction by direction.
         scatter = self._scatter(seen, sigmas[0])
         gain = sigmas[0] ** 2 * seen.values / (scatter + sigmas[0] ** 2 * seen.values**2)
         c = gain * seen.data + sigmas[0] * (1 - gain * seen.values).sqrt() * rng.normal(noise_shape)  # c = V^T x
-        x = back(c)
+        x = back(problem, c, self.particles_at_once)
         weights.multiply(self._log_start(seen, sigmas[0]))
         for sigma, after in pairwise(sigmas):
             step = sigma**2 - after**2
             residual, scatter = seen.data - seen.values * c, self._scatter(seen, sigma)
             pull, laplacian = seen.values * residual / scatter, -(seen.values**2) / scatter  # of the log-likelihood
             x0 = self.denoise(prior, x, sigma)
-            score = into(x0 - x) / sigma**2
+            score = into(problem, x0 - x, self.particles_at_once) / sigma**2
             rate = (laplacian + pull**2).double() / 2 + score.double() * pull.double()
             change = (1 / self._scatter(seen, after) - 1 / scatter).double() * residual.double() ** 2 / 2
             weights.multiply((step * rate - change).flatten(2).sum(2))
@@ -99,7 +77,7 @@ class AFDPS(ParticleSampler):
             if after > 0:
                 ancestors = weights.resample(rng)
                 c, x0 = take(c, ancestors), take(x0, ancestors)
-            x = back(c)
+            x = back(problem, c, self.particles_at_once)
             yield x, x0, after
 
     def _scatter(self, seen: Spectrum, sigma: float) -> Tensor:

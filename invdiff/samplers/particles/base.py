@@ -15,9 +15,10 @@ from torch import Tensor
 
 from invdiff.engine.driver import Callback, Compute, Event
 from invdiff.engine.step import Step
-from invdiff.posterior import Posterior
+from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Sampler
 from invdiff.samplers.particles.cloud import Cloud
 from invdiff.samplers.particles.weights import Weights, take
@@ -45,18 +46,9 @@ class ParticleSampler(Sampler):
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
-    ensemble: int = 64
-    resample_below: float = 0.5
-    particles_at_once: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        name = type(self).__name__.lower()
-        for setting in ("ensemble", "particles_at_once"):
-            if getattr(self, setting) < 1:
-                raise ValueError(f"{name}: {setting} must be at least 1, got {getattr(self, setting)}")
-        if not 0 <= self.resample_below <= 1:
-            raise ValueError(f"{name}: resample_below is a fraction of the ensemble, got {self.resample_below}")
+    ensemble: Count = 64
+    resample_below: Share = 0.5
+    particles_at_once: Count = 64
 
     @abstractmethod
     def evolve(
@@ -70,6 +62,10 @@ class ParticleSampler(Sampler):
     @property
     def particles(self) -> int:
         return self.ensemble
+
+    def expected_cost(self) -> Cost:
+        one = super().expected_cost()
+        return Cost(forwards=self.ensemble * one.forwards, vjps=self.ensemble * one.vjps)
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         weights = Weights(problem.images, self.ensemble, self.resample_below, problem.y.device)

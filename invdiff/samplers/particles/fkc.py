@@ -26,19 +26,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import Positive
 from invdiff.samplers.base import Needs
 from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, largest_curvature, parts_of
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import per_row
+from invdiff.shapes import per_row, row_vjp
 from invdiff.streams import Streams
 
 
@@ -58,40 +58,17 @@ class FKC(ParticleSampler):
     ensemble, resample_below, particles_at_once  as in `ParticleSampler`
     """
 
+    requires = Needs(differentiable=True)
+    small: ClassVar = {
+        "schedule": EDM(steps=10, sigma_max=5.0, sigma_min=0.05),
+        "ensemble": 6,
+        "particles_at_once": 1000,
+    }
+
     schedule: Schedule = EDM(steps=100, sigma_max=40.0, sigma_min=0.002)
-    inverse_temperature: float = 1.0
-    prior_std: float | None = 0.25
-    curvature: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("inverse_temperature", "prior_std", "curvature"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"fkc: {name} must be positive, got {value}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(differentiable=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.ensemble * self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(
-            schedule=EDM(steps=10, sigma_max=5.0, sigma_min=0.05),
-            ensemble=6,
-            particles_at_once=1000,
-        )
-
-    @classmethod
-    def published(cls) -> Self:
-        """Steps and resampling of the authors' images (32 steps, resampled at each), which were of no measurement."""
-        return cls(schedule=EDM(steps=32, sigma_max=40.0, sigma_min=0.001), resample_below=1.0, prior_std=None)
+    inverse_temperature: Positive = 1.0
+    prior_std: Positive | None = 0.25
+    curvature: Positive | None = None
 
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
@@ -129,14 +106,12 @@ class FKC(ParticleSampler):
 
     def _likelihood(self, problem: InverseProblem, x: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of all particles, (R, N), and its gradient, (R, N, C, H, W)."""
-        nlls, gradients = [], []
+        parts = []
         for index, part in parts_of(x, self.particles_at_once):
-            with torch.enable_grad():
-                part = part.detach().requires_grad_(True)
-                nll = problem.select(index).nll(part)
-                gradients.append(torch.autograd.grad(nll.sum(), part)[0])  # the sum mixes nothing
-            nlls.append(nll.detach().double())
-        return torch.cat(nlls).unflatten(0, x.shape[:2]), torch.cat(gradients).unflatten(0, x.shape[:2])
+            nll, pull = row_vjp(problem.select(index).nll, part)
+            parts.append((nll.double(), pull(torch.ones_like(nll))))
+        nll, gradient = (torch.cat(values).unflatten(0, x.shape[:2]) for values in zip(*parts, strict=True))
+        return nll, gradient
 
     def _curvature(self, problem: InverseProblem, prior: Prior) -> Tensor:
         """L of each chain, (R,) float64."""

@@ -23,18 +23,17 @@ Measured    on two modes in the plane, 100 levels: at 4096 particles the mean is
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import SpectralOperator
-from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import Positive, Range
 from invdiff.samplers.base import Needs
-from invdiff.samplers.particles.base import ParticleSampler, each_particle
-from invdiff.samplers.particles.spectrum import Spectrum
+from invdiff.samplers.particles.base import ParticleSampler
+from invdiff.samplers.particles.spectrum import Spectrum, back, into
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, VP, Schedule
 from invdiff.shapes import per_row
@@ -52,86 +51,47 @@ class MCGDiff(ParticleSampler):
     ensemble, resample_below, particles_at_once  as in `ParticleSampler`
     """
 
+    requires = Needs(linear=True, spectral=True, gaussian_noise=True)
+    small: ClassVar = {
+        "schedule": EDM(steps=10, sigma_max=5.0, sigma_min=0.02),
+        "ensemble": 6,
+        "particles_at_once": 1000,
+    }
+
     schedule: Schedule = VP(steps=100)
-    eta: float = 1.0
-    kappa: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.eta <= 1:
-            raise ValueError(f"mcgdiff: eta must be in (0, 1], got {self.eta}; at 0 particles would not move apart")
-        if not self.kappa > 0:
-            raise ValueError(f"mcgdiff: kappa must be positive, got {self.kappa}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(linear=True, spectral=True, gaussian_noise=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.ensemble * self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=EDM(steps=10, sigma_max=5.0, sigma_min=0.02), ensemble=6, particles_at_once=1000)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for inpainting, in image units."""
-        return cls(schedule=VP(steps=100), ensemble=64, resample_below=1.0)
+    eta: Annotated[float, Range(0, 1, open_low=True)] = 1.0
+    kappa: Positive = 1e-4
 
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        operator, noise_shape = problem.operator, (self.ensemble, *problem.image_shape)
-        assert isinstance(operator, SpectralOperator)  # `needs` made sure
-        half = (prior.value_range[1] - prior.value_range[0]) / 2
-        seen = Spectrum.of(problem)
-        measured = seen.values != 0
-        target = torch.where(measured, seen.data / seen.values, 0)
-        level = torch.where(measured, seen.variance.sqrt() / seen.values, math.inf)  # t
-        sigmas = self.levels(level)  # (R, K + 1)
-
-        def into(values: Tensor) -> Tensor:
-            return each_particle(lambda i, part: operator.select(i).vt(part), values, self.particles_at_once)
-
-        def back(values: Tensor) -> Tensor:
-            return each_particle(lambda i, part: operator.select(i).v(part), values, self.particles_at_once)
-
-        def guided(sigma: Tensor) -> Tensor:
-            return sigma >= level.to(sigma.dtype)
-
-        def slack(sigma: Tensor) -> Tensor:
-            """Variance of the target about a coordinate at this level, where it is guided."""
-            width = sigma**2 - level**2 + self.kappa * (half**2 + level**2)
-            return torch.where(guided(sigma), width, 1)
-
-        sigma = per_row(sigmas[:, 0], level)
-        pin = torch.where(guided(sigma), sigma**2 / (sigma**2 + slack(sigma)), 0)
-        weights.multiply(self._log_density(guided(sigma), target, sigma**2 + slack(sigma)))
-        weights.multiply(self._log_units(guided(sigma), level, seen))
-        c = pin * target + sigma * (1 - pin).sqrt() * rng.normal(noise_shape)
-        x = back(c)
+        seen, noise_shape = Spectrum.of(problem), (self.ensemble, *problem.image_shape)
+        guide = Guide.of(seen, self.kappa, (prior.value_range[1] - prior.value_range[0]) / 2)
+        sigmas = self.levels(guide.level)  # (R, K + 1)
+        # The start: noise and potential together.
+        sigma = per_row(sigmas[:, 0], guide.level)
+        weights.multiply(guide.log_density(sigma, 0, sigma**2 + guide.slack(sigma)))
+        weights.multiply(guide.log_units(sigma, seen))
+        pin = guide.pin(sigma, sigma**2)
+        c = pin * guide.target + sigma * (1 - pin).sqrt() * rng.normal(noise_shape)
+        x = back(problem, c, self.particles_at_once)
         for k in range(self.num_steps):
-            sigma, after = per_row(sigmas[:, k], level), per_row(sigmas[:, k + 1], level)
+            sigma, after = per_row(sigmas[:, k], guide.level), per_row(sigmas[:, k + 1], guide.level)
             x0 = self.denoise(prior, x, sigmas[:, k])
-            x0_c = into(x0)
+            x0_c = into(problem, x0, self.particles_at_once)
             variance = self.eta**2 * after**2 * (1 - (after / sigma) ** 2)
             mean = x0_c + (after**2 - variance).sqrt() / sigma * (c - x0_c)
-            held, width = guided(after), slack(after)
             weights.multiply(
-                self._log_density(held, target - mean, variance + width)
-                - self._log_density(held, target - c, slack(sigma))
+                guide.log_density(after, mean, variance + guide.slack(after))
+                - guide.log_density(after, c, guide.slack(sigma))
             )
             if k + 1 < self.num_steps:
                 # Before the move: the weight is that of the mean, so that moved particles are as good as their weights.
                 ancestors = weights.resample(rng)
                 mean, x0 = take(mean, ancestors), take(x0, ancestors)
-            pin = torch.where(held, variance / (variance + width), 0)
-            c = pin * target + (1 - pin) * mean + (variance * (1 - pin)).sqrt() * rng.normal(noise_shape)
-            x = back(c)
+            pin = guide.pin(after, variance)
+            c = pin * guide.target + (1 - pin) * mean + (variance * (1 - pin)).sqrt() * rng.normal(noise_shape)
+            x = back(problem, c, self.particles_at_once)
             yield x, x0, float(sigmas[:, k + 1].amax())
 
     def levels(self, measured_at: Tensor) -> Tensor:
@@ -149,17 +109,48 @@ class MCGDiff(ParticleSampler):
         found = found.scatter_reduce(1, cell.clamp(max=len(base) - 1), torch.where(inside, t, -math.inf), "amax")
         return torch.where(found > 0, found, base)
 
-    @staticmethod
-    def _log_density(where: Tensor, away: Tensor, variance: Tensor) -> Tensor:
-        """Sum of log N(away; 0, variance) over some coordinates, (R, N) or (R, 1) float64."""
-        away, variance = away.double(), variance.double()
-        terms = -(away**2 / variance + (2 * math.pi * variance).log()) / 2
-        return torch.where(where, terms, 0).flatten(2).sum(2)
 
-    @staticmethod
-    def _log_units(where: Tensor, level: Tensor, seen: Spectrum) -> Tensor:
+@dataclass(frozen=True)
+class Guide:
+    """The measurement as diffusing coordinates: c_i was seen as `target` at level t, and is guided down to t.
+
+    target, level  (R, 1, C, H, W); infinite levels where nothing was measured
+    kappa, half    slack of the measurement at level t: kappa (half^2 + t^2)
+    """
+
+    target: Tensor
+    level: Tensor
+    kappa: float
+    half: float
+
+    @classmethod
+    def of(cls, seen: Spectrum, kappa: float, half: float) -> Self:
+        measured = seen.values != 0
+        target = torch.where(measured, seen.data / seen.values, 0)
+        return cls(target, torch.where(measured, seen.variance.sqrt() / seen.values, math.inf), kappa, half)
+
+    def guided(self, sigma: Tensor) -> Tensor:
+        return sigma >= self.level.to(sigma.dtype)
+
+    def slack(self, sigma: Tensor) -> Tensor:
+        """Variance of the target about a coordinate at this level, where it is guided; 1 elsewhere."""
+        width = sigma**2 - self.level**2 + self.kappa * (self.half**2 + self.level**2)
+        return torch.where(self.guided(sigma), width, 1)
+
+    def pin(self, sigma: Tensor, variance: Tensor) -> Tensor:
+        """Share of the target in a coordinate at this level that would have this variance without it."""
+        return torch.where(self.guided(sigma), variance / (variance + self.slack(sigma)), 0)
+
+    def log_density(self, sigma: Tensor, mean: float | Tensor, variance: Tensor) -> Tensor:
+        """Sum of log N(target; mean, variance) over the coordinates guided at this level, (R, N) or (R, 1) float64."""
+        away, variance = (self.target - mean).double(), variance.double()
+        terms = -(away**2 / variance + (2 * math.pi * variance).log()) / 2
+        return torch.where(self.guided(sigma), terms, 0).flatten(2).sum(2)
+
+    def log_units(self, sigma: Tensor, seen: Spectrum) -> Tensor:
         """From the density of the targets to exp(-nll), (R, 1): each coordinate counts in units of its level."""
-        units = torch.where(where, (2 * math.pi * level.double() ** 2).log() / 2, 0)
+        guided = self.guided(sigma)
+        units = torch.where(guided, (2 * math.pi * self.level.double() ** 2).log() / 2, 0)
         # A coordinate with a level above the first one says next to nothing: none of its measurement is explained.
-        lone = torch.where(where, 0, seen.data.double() ** 2 / (2 * seen.variance.double()))
+        lone = torch.where(guided, 0, seen.data.double() ** 2 / (2 * seen.variance.double()))
         return (units - lone).flatten(2).sum(2) - seen.unexplained[:, None]

@@ -6,9 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invdiff.operators import GaussianNoise, SpectralOperator
 from invdiff.operators.noise.base import masked
 from invdiff.problem import InverseProblem
+from invdiff.samplers.particles.base import each_particle
 from invdiff.shapes import per_row
 
 
@@ -31,9 +31,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, problem: InverseProblem) -> Self:
-        operator, noise = problem.operator, problem.noise
-        assert isinstance(operator, SpectralOperator)  # `needs` made sure of both
-        assert isinstance(noise, GaussianNoise)
+        operator = problem.svd
         y = masked(problem.y, problem.observed)  # y may hold anything where nothing was measured
         data = operator.ut(y)
         values = operator.singular_values(data).expand_as(data)
@@ -41,9 +39,19 @@ class Spectrum:
         seen = ~(values <= operator.cutoff * per_row(largest, values))  # NaN is seen, and shows
         values, data = (torch.where(seen, part, 0).unsqueeze(1) for part in (values, data))
         # The unknown is real: where y is complex each of its two parts has half the variance.
-        variance = noise.sigma.to(data).reshape(-1).expand(len(data)) ** 2 / (2 if y.is_complex() else 1)
+        variance = problem.noise_std.to(data).reshape(-1).expand(len(data)) ** 2 / (2 if y.is_complex() else 1)
         rest = y.abs().double().square().flatten(1).sum(1) - data.double().square().flatten(1).sum(1)
         unexplained = rest.clamp(min=0) / (2 * variance.double())  # below zero by rounding only
         # Comparisons let NaN pass for a direction that nobody measured: the likelihood has to show it.
         unexplained = torch.where(values.flatten(1).isfinite().all(1), unexplained, torch.nan)
         return cls(values, data, variance.reshape(-1, 1, 1, 1, 1), unexplained)
+
+
+def into(problem: InverseProblem, x: Tensor, at_once: int) -> Tensor:
+    """c = V^T x of all particles, (R, N, C, H, W), at most `at_once` at a time."""
+    return each_particle(lambda i, part: problem.svd.select(i).vt(part), x, at_once)
+
+
+def back(problem: InverseProblem, c: Tensor, at_once: int) -> Tensor:
+    """x = V c of all particles, (R, N, C, H, W), at most `at_once` at a time."""
+    return each_particle(lambda i, part: problem.svd.select(i).v(part), c, at_once)

@@ -19,7 +19,7 @@ Departures  the authors' twists are this with the noise of y left out and prior_
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ from torch import Tensor
 from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import Positive
 from invdiff.samplers.base import Needs
-from invdiff.samplers.particles.base import ParticleSampler, dot, largest_curvature, parts_of
+from invdiff.samplers.moves import clean_estimate
+from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, largest_curvature, parts_of
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import VP, Schedule
-from invdiff.shapes import per_row
+from invdiff.shapes import per_row, row_vjp
 from invdiff.streams import Streams
 
 
@@ -46,32 +48,14 @@ class TDS(ParticleSampler):
     ensemble, resample_below, particles_at_once  as in `ParticleSampler`
     """
 
+    requires = Needs(differentiable=True, differentiable_prior=True)
+    small: ClassVar = {"schedule": VP(steps=10), "ensemble": 6, "particles_at_once": 1000}
+
     schedule: Schedule = VP(steps=100)
-    prior_std: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.prior_std > 0:
-            raise ValueError(f"tds: prior_std must be positive, got {self.prior_std}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(differentiable=True, differentiable_prior=True)
+    prior_std: Positive = 0.25
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.ensemble * self.num_steps, vjps=self.ensemble * (self.num_steps - 1))
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=VP(steps=10), ensemble=6, particles_at_once=1000)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The resampling and the softening of the authors' code, in image units; its images are digits, not photos."""
-        return cls(schedule=VP(steps=100), ensemble=4, resample_below=1.0, prior_std=0.5)
 
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
@@ -82,7 +66,8 @@ class TDS(ParticleSampler):
         for sigma, after in pairwise(sigmas):
             softness = 1 / (1 + (sigma * self.prior_std) ** 2 / (sigma**2 + self.prior_std**2) * curvature)
             if after == 0:
-                x, nll, _ = self._estimate(problem, prior, x, sigma, guided=False)
+                x = self.denoise(prior, x, sigma)
+                nll = each_particle(lambda i, part: problem.select(i).nll(part), x, self.particles_at_once)
                 weights.multiply(-nll)  # the twist of this level would come in and go out again
                 yield x, x, after
                 return
@@ -101,20 +86,13 @@ class TDS(ParticleSampler):
             yield x, x0, after
 
     def _estimate(
-        self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float, *, guided: bool = True
+        self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean estimates of all particles, their negative log-likelihood (R, N), and its gradient by x (or zero)."""
-        estimates, nlls, gradients = [], [], []
+        """Clean estimates of all particles, their negative log-likelihood (R, N), and its gradient by x."""
+        parts = []
         for index, part in parts_of(x, self.particles_at_once):
-            with torch.set_grad_enabled(guided):
-                part = part.detach().requires_grad_(guided)
-                x0 = prior.denoise(part, sigma)
-                nll = problem.select(index).nll(x0)
-                gradients.append(torch.autograd.grad(nll.sum(), part)[0] if guided else torch.zeros_like(part))
-            estimates.append(x0.detach())
-            nlls.append(nll.detach().double())
-        return (
-            torch.cat(estimates).unflatten(0, x.shape[:2]),
-            torch.cat(nlls).unflatten(0, x.shape[:2]),
-            torch.cat(gradients).unflatten(0, x.shape[:2]),
-        )
+            x0, pull = row_vjp(clean_estimate(prior, sigma, clip=False), part)
+            nll, of_x0 = row_vjp(problem.select(index).nll, x0)
+            parts.append((x0, nll.double(), pull(of_x0(torch.ones_like(nll)))))
+        x0, nll, gradient = (torch.cat(values).unflatten(0, x.shape[:2]) for values in zip(*parts, strict=True))
+        return x0, nll, gradient

@@ -23,18 +23,19 @@ Departures  clocks that differ between known and unknown pixels and the guidance
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from invdiff.engine.step import Step
-from invdiff.operators import GaussianNoise
 from invdiff.posterior import Cost
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
+from invdiff.problem import InverseProblem, Unsupported
+from invdiff.ranges import NotNegative, Positive, Share, WholeNumber
 from invdiff.samplers.base import Needs, Sampler
 from invdiff.samplers.moves import ddim_step
+from invdiff.samplers.relaxation import Relaxation
 from invdiff.schedules import EDM, Schedule
 from invdiff.streams import Streams
 
@@ -43,7 +44,7 @@ from invdiff.streams import Streams
 class LanPaint(Sampler):
     """At every noise level put the measured pixels back, let all pixels settle together, and step down.
 
-    The defaults are invdiff's own; `LanPaint.published()` has the authors' suggestions, in image units.
+    The defaults are invdiff's own; `experiment=paper/lanpaint_inpainting` has the authors'.
 
     schedule     noise levels
     inner_steps  steps of the dynamics at each level; published 5, for hard cases 10
@@ -56,47 +57,21 @@ class LanPaint(Sampler):
                  for the pixels themselves, noise and all (published)
     """
 
+    small: ClassVar = {"schedule": EDM(steps=6, sigma_max=5.0, sigma_min=0.02), "inner_steps": 2, "lam": 1.0}
+
     schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.01)
-    inner_steps: int = 4
-    step_size: float = 0.5
-    lam: float = 5.0
-    friction: float | None = None
-    eta: float = 1.0
+    inner_steps: WholeNumber = 4
+    step_size: Positive = 0.5
+    lam: NotNegative = 5.0
+    friction: Positive | None = None
+    eta: Share = 1.0
     known: Literal["noisy", "exact"] = "noisy"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.inner_steps < 0 or not self.lam >= 0:
-            raise ValueError(
-                f"lanpaint: inner_steps and lam must not be negative, got {self.inner_steps} and {self.lam}"
-            )
-        for name in ("step_size", "friction"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"lanpaint: {name} must be positive and finite, got {value}")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"lanpaint: eta must lie in [0, 1], got {self.eta}")
-        if self.known not in ("noisy", "exact"):
-            raise ValueError(f"lanpaint: known must be noisy or exact, got {self.known!r}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
 
     def needs(self) -> Needs:
         return Needs(mask=True, gaussian_noise=self.known == "noisy")
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.num_steps * (1 + self.inner_steps))
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=EDM(steps=6, sigma_max=5.0, sigma_min=0.02), inner_steps=2, lam=1.0)
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' defaults, in image units: 180 network calls."""
-        return cls(schedule=EDM(steps=30), inner_steps=5, step_size=0.2, friction=15.0, eta=0.0, known="exact")
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         nominal = self.schedule.sigmas().tolist()
@@ -105,87 +80,51 @@ class LanPaint(Sampler):
         sigmas = known.levels(nominal)
         x = known.put_back(sigmas[0] * rng.normal(), sigmas[0], noise)
         for (sigma, after), level in zip(pairwise(sigmas), nominal[1:], strict=True):
-            x = self._settle(prior, x, sigma, known, rng)
+            score = Score.of(known, sigma, self.lam)
+            time = known.clock(sigma, self.step_size)
+            full, half = (Relaxation.of(score.pull, t, sigma, self.friction) for t in (time, time / 2))
+            velocity = None if self.friction is None else sigma * rng.normal()
+            for n in range(self.inner_steps):  # Langevin dynamics at one noise level, in units of its variance
+                if n == 0:
+                    c = score(prior, x)
+                    x, velocity = full(x, velocity, c, rng)
+                else:  # c is replaced halfway
+                    x, velocity = half(x, velocity, c, rng)
+                    before, c = c, score(prior, x)
+                    x, velocity = full.corrected(x, velocity, c - before)
+                    x, velocity = half(x, velocity, before, rng)
             x0 = prior.denoise(x, sigma.flatten())
             x = known.put_back(ddim_step(x, x0, sigma, after, self.eta, rng.normal()), after, noise)
             yield Step(x, x0, level)
 
-    def _settle(self, prior: Prior, x: Tensor, sigma: Tensor, known: "Known", rng: Streams) -> Tensor:
-        """The inner steps: Langevin dynamics at one noise level, in units of its variance."""
-        noise = sigma**2 - known.level**2  # of a held pixel about y; below the noise of y minus that of y about it
-        held, freed = known.mask & (noise > 0), known.mask & (noise < 0)
-        to_y = torch.where(held, (1 + self.lam) * sigma**2 / noise, torch.where(freed, -(sigma**2) / noise, 0))
-        pull = torch.where(held, to_y, 1 + to_y)  # a
-        time = torch.where(known.mask & (noise == 0), 0, torch.full_like(pull, self.step_size))  # there it is y
-        full, half = (Relaxation.of(pull, t, sigma, self.friction) for t in (time, time / 2))
-
-        def force(x: Tensor) -> Tensor:
-            x0 = prior.denoise(x, sigma.flatten())
-            return to_y * known.y + torch.where(held, -self.lam * (x0 - x), x0)  # c
-
-        c, velocity = None, None if self.friction is None else sigma * rng.normal()
-        for _ in range(self.inner_steps):
-            if c is None:
-                c = force(x)
-                x, velocity = full(x, velocity, c, rng)
-                continue
-            x, velocity = half(x, velocity, c, rng)
-            fresh = force(x)
-            if velocity is None:
-                x = x + (fresh - c) * time
-            else:
-                velocity = velocity + full.gamma**0.5 * (fresh - c) * time
-            x, velocity = half(x, velocity, c, rng)
-            c = fresh
-        return x
-
 
 @dataclass(frozen=True)
-class Relaxation:
-    """An exact step of dx = (c - a x) dt + s sqrt(2) dW, or of the oscillator dx = sqrt(G) v dt,
-    dv = sqrt(G) (c - a x) dt - G v dt + s sqrt(2 G) dW, whose limit of large G it is.
+class Score:
+    """The bidirectional guided score in units of the squared level, c - a x.
 
-    pull    a, shaped to multiply x
-    gamma   G; 0 without a velocity
-    turn    what is left of x - c / a and of v after the step: x of x, x of v, v of x, v of v
-    spread  lower triangle of the square root of the covariance of what is added: xx, vx, vv
+    pull  a
+    to_y  share of y in c
+    held  pixels held about y; the others follow the prior
     """
 
+    known: "Known"
+    sigma: Tensor
+    lam: float
     pull: Tensor
-    gamma: float
-    turn: tuple[Tensor, ...]
-    spread: tuple[Tensor, ...]
+    to_y: Tensor
+    held: Tensor
 
     @classmethod
-    def of(cls, pull: Tensor, time: Tensor, sigma: Tensor, friction: float | None) -> Self:
-        if friction is None:
-            spread = sigma * (-torch.expm1(-2 * pull * time) / pull) ** 0.5
-            return cls(pull, 0.0, (torch.exp(-pull * time),), (spread,))
-        gamma, (a, t) = 5 * friction**2, (pull.double(), time.double())
-        # exp(t M) for M = ((0, sqrt G), (-a sqrt G, -G)), whose eigenvalues are -G/2 +- w, w real or imaginary
-        w = torch.complex(gamma**2 / 4 - gamma * a, torch.zeros_like(a)).sqrt()
-        w = torch.where(w == 0, 1e-6 * gamma, w)
-        slow, fast = (-gamma * a * t / (w + gamma / 2)).exp(), (-(w + gamma / 2) * t).exp()
-        even, odd = ((slow + fast) / 2).real, ((slow - fast) / (2 * w)).real
-        xx, xv = even + gamma / 2 * odd, gamma**0.5 * odd
-        vx, vv = -a * xv, even - gamma / 2 * odd
-        # Of the law at rest, diag(1 / a, 1), what is not left over is added.
-        var_x = ((1 - xx**2) / a - xv**2).clamp(min=0)
-        var_v = (1 - vx**2 / a - vv**2).clamp(min=0)
-        both = -(xx * vx / a + xv * vv)
-        std_x = var_x**0.5
-        along = torch.where(std_x > 0, both / std_x, 0)
-        std_v = (var_v - along**2).clamp(min=0) ** 0.5
-        turn, lower = (xx, xv, vx, vv), (std_x, along, std_v)
-        return cls(pull, gamma, tuple(e.to(pull) for e in turn), tuple(sigma * e.to(pull) for e in lower))
+    def of(cls, known: "Known", sigma: Tensor, lam: float) -> Self:
+        noise = sigma**2 - known.level**2  # of a held pixel about y; below the noise of y minus that of y about it
+        held, freed = known.mask & (noise > 0), known.mask & (noise < 0)
+        to_y = torch.where(held, (1 + lam) * sigma**2 / noise, torch.where(freed, -(sigma**2) / noise, 0))
+        return cls(known, sigma, lam, torch.where(held, to_y, 1 + to_y), to_y, held)
 
-    def __call__(self, x: Tensor, v: Tensor | None, c: Tensor, rng: Streams) -> tuple[Tensor, Tensor | None]:
-        rest = c / self.pull
-        if v is None:
-            return rest + self.turn[0] * (x - rest) + self.spread[0] * rng.normal(), None
-        (xx, xv, vx, vv), (std_x, along, std_v), n = self.turn, self.spread, rng.normal()
-        moved = rest + xx * (x - rest) + xv * v + std_x * n
-        return moved, vx * (x - rest) + vv * v + along * n + std_v * rng.normal()
+    def __call__(self, prior: Prior, x: Tensor) -> Tensor:
+        """c at x: one network call."""
+        x0 = prior.denoise(x, self.sigma.flatten())
+        return self.to_y * self.known.y + torch.where(self.held, -self.lam * (x0 - x), x0)
 
 
 @dataclass(frozen=True)
@@ -205,11 +144,11 @@ class Known:
     def of(cls, problem: InverseProblem, like: Tensor, nominal: list[float] | None) -> Self:
         """nominal  levels that will be walked; None: y is exact. Raises ValueError for a y noisier than the first."""
         mask = problem.observed
-        assert mask is not None  # an inpainting operator always says what it measured
+        if mask is None:
+            raise Unsupported(f"{type(problem.operator).__name__} has no mask of pixels")
         level = like.new_zeros(len(like), 1, 1, 1)
         if nominal is not None:
-            assert isinstance(problem.noise, GaussianNoise)  # `needs` made sure
-            level = level + problem.noise.sigma.to(like).reshape(-1, 1, 1, 1)
+            level = level + problem.noise_std.to(like).reshape(-1, 1, 1, 1)
             if not (level < nominal[0]).all():
                 raise ValueError(
                     f"lanpaint: the noise of y, {float(level.max()):.3g}, is not below the first noise level, "
@@ -234,3 +173,8 @@ class Known:
     def put_back(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """x with the known pixels at y and the noise of the level, down to that of y."""
         return torch.where(self.mask & (sigma >= self.level), self.y + self.variance(sigma).sqrt() * noise, x)
+
+    def clock(self, sigma: Tensor, step_size: float) -> Tensor:
+        """Length of an inner step for every pixel; 0 for known pixels at the level of the noise of y, which are y."""
+        still = self.mask & (sigma**2 - self.level**2 == 0)
+        return torch.where(still, 0, torch.full_like(sigma, step_size))

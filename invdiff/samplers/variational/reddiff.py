@@ -19,20 +19,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log1p, sqrt
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from invdiff.engine.step import Step
 from invdiff.operators.noise.base import masked
-from invdiff.posterior import Cost
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
+from invdiff.ranges import NotNegative, Positive
 from invdiff.samplers.base import Needs, Sampler
-from invdiff.samplers.moves import mean_variance, misfit_gradient
+from invdiff.samplers.moves import half_squares, mean_variance
 from invdiff.schedules import VP, Schedule
-from invdiff.shapes import per_row
+from invdiff.shapes import per_row, row_gradient
 from invdiff.streams import Streams
 
 # Weight of the noise difference as a function of sigma / alpha, the inverse root of the signal-to-noise ratio: the
@@ -52,7 +52,7 @@ WEIGHTINGS: dict[str, Callable[[float], float]] = {
 class REDDiff(Sampler):
     """Descend the data misfit and the denoising residual together, from high noise levels to low ones.
 
-    The defaults are invdiff's own; `REDDiff.published()` has the authors' for inpainting.
+    The defaults are invdiff's own; `experiment=paper/reddiff_...` has the authors'.
 
     schedule       noise levels of the regulariser, one step of Adam each
     learning_rate  of Adam, image units
@@ -64,41 +64,14 @@ class REDDiff(Sampler):
                    n / m |y - A(mu)|^2 / 2 with n pixels and m measurements, as the authors' means of losses have it
     """
 
+    requires = Needs(differentiable=True)
+    small: ClassVar = {"schedule": VP(steps=12)}
+
     schedule: Schedule = VP(steps=100, sigma_max=0.5, sigma_min=0.02)
-    learning_rate: float = 0.02
-    lam: float = 0.15
+    learning_rate: Positive = 0.02
+    lam: NotNegative = 0.15
     weighting: Literal["linear", "sqrt", "square", "log", "clip", "power_2_3", "constant"] = "linear"
     data_term: Literal["likelihood", "published"] = "likelihood"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.learning_rate <= 0 or self.lam < 0:
-            raise ValueError(
-                f"reddiff: learning_rate must be positive and lam not negative, got {self.learning_rate} and {self.lam}"
-            )
-        if self.weighting not in WEIGHTINGS:
-            raise ValueError(f"reddiff: weighting must be one of {', '.join(WEIGHTINGS)}, got {self.weighting!r}")
-        if self.data_term not in ("likelihood", "published"):
-            raise ValueError(f"reddiff: data_term must be likelihood or published, got {self.data_term!r}")
-
-    @property
-    def num_steps(self) -> int:
-        return self.schedule.steps
-
-    def needs(self) -> Needs:
-        return Needs(differentiable=True)
-
-    def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps)
-
-    @classmethod
-    def example(cls) -> Self:
-        return cls(schedule=VP(steps=12))
-
-    @classmethod
-    def published(cls) -> Self:
-        """The authors' settings for inpainting, in image units."""
-        return cls(schedule=VP(steps=1000), learning_rate=0.125, lam=0.25, data_term="published")
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         half = (prior.value_range[1] - prior.value_range[0]) / 2
@@ -114,7 +87,7 @@ class REDDiff(Sampler):
         if self.data_term == "likelihood":
             return per_row(mean_variance(problem), mu) * problem.nll_gradient(mu)
         m = problem.y[0].numel() * (2 if problem.y.is_complex() else 1)
-        return mu[0].numel() / m * misfit_gradient(problem, mu)
+        return mu[0].numel() / m * row_gradient(lambda x: half_squares(problem, x), mu)
 
 
 def start(problem: InverseProblem, prior: Prior) -> Tensor:
@@ -129,7 +102,7 @@ def start(problem: InverseProblem, prior: Prior) -> Tensor:
 
 
 class Adam:
-    """Adam with the state of every pixel of every sample apart, so that samples know nothing of each other."""
+    """Adam, elementwise: rows never mix."""
 
     def __init__(self, like: Tensor, learning_rate: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)

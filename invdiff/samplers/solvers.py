@@ -1,0 +1,56 @@
+"""Krylov solvers of a fixed number of iterations, for systems whose products are network VJPs; each row by itself."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invdiff.shapes import nonzero, per_row, row_dot, row_norm
+
+# p -> (sigma^2 A J^T A^T p, J^T A^T p): the product of the system, and its part in image space.
+Product = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# Relative to the sizes that were subtracted.
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+def generalised_minimal_residual(product: Product, variance: Tensor | float, b: Tensor, iterations: int) -> Tensor:
+    """J^T A^T v for the v of this many iterations of GMRES on (variance + product) v = b, of each row; like an image.
+
+    Each iteration leaves the least residual that its products can give; where nothing is left to gain a row stays.
+    """
+    residual, found = b, torch.zeros((), device=b.device)
+    earlier: list[tuple[Tensor, Tensor]] = []
+    for _ in range(iterations):
+        signal, w = product(residual)
+        q = variance * residual + signal
+        size = row_norm(q)
+        for q_before, w_before in earlier:
+            along = row_dot(q_before, q)
+            q, w = q - per_row(along, q) * q_before, w - per_row(along, w) * w_before
+        norm = row_norm(q)
+        # What is left of a direction that was there before is rounding: it would be blown up to length one.
+        scale = torch.where(norm > ROUNDING[norm.dtype] * size, 1 / nonzero(norm), torch.where(norm.isnan(), norm, 0))
+        q, w = per_row(scale, q) * q, per_row(scale, w) * w
+        step = row_dot(q, residual)
+        residual, found = residual - per_row(step, q) * q, found + per_row(step, w) * w
+        earlier.append((q, w))
+    return found
+
+
+def conjugate_gradient(product: Product, variance: Tensor | float, b: Tensor, iterations: int) -> Tensor:
+    """The same by conjugate gradients, for a symmetric, positive product; a row where it shows not to be stays."""
+    residual, direction, found = b, b, torch.zeros((), device=b.device)
+    energy = row_dot(residual, residual)
+    start = energy
+    for _ in range(iterations):
+        signal, w = product(direction)
+        q = variance * direction + signal
+        curvature = row_dot(direction, q)
+        going = (energy > ROUNDING[energy.dtype] ** 2 * start) & (row_dot(direction, signal) > 0)
+        step = torch.where(going | curvature.isnan(), energy / nonzero(curvature), 0)
+        residual, found = residual - per_row(step, q) * q, found + per_row(step, w) * w
+        left = row_dot(residual, residual)
+        direction = residual + per_row(torch.where(going, left / nonzero(energy), 0), direction) * direction
+        energy = left
+    return found
