@@ -170,7 +170,7 @@ def _uses(operator: Operator, shape: tuple[int, ...]) -> Table:
     """Which samplers can take it, with Gaussian noise, and which bundled priors know its images."""
     problem, prior = measure(operator, shape, GaussianNoise(0.1)), WhitePrior()
     table = Table(title=Text("can be used with"), title_justify="left", box=None, show_header=False)
-    table.add_row("  sampler", "auto", Text(Auto().resolve(problem, prior)[1]))
+    table.add_row("  sampler", "auto", Text(str(Auto().resolve(problem, prior)[1])))
     for name, cls in all_samplers().items():
         missing = cls().needs().missing(problem, prior)
         table.add_row("  sampler", name, Text(f"no: it needs {' and '.join(missing)}" if missing else "yes"))

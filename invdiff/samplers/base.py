@@ -195,7 +195,7 @@ def all_samplers() -> dict[str, type[Sampler]]:
     return dict(sorted(found.items()))
 
 
-def _subclasses(base: type[Sampler]) -> Iterator[type[Sampler]]:
+def _subclasses(base: Any) -> Iterator[type[Sampler]]:
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)

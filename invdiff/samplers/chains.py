@@ -98,7 +98,7 @@ class Chain(ABC):
         """Half of the step size that the stiffest direction of the target allows, shaped to multiply images."""
         assert self.probe is not None
         steepest, self.probe = stiffness(target.data_gradient, target.mean, self.probe)
-        return torch.as_tensor(per_row(0.5 / (steepest + 1 / target.width**2), target.mean))
+        return per_row(0.5 / (steepest + 1 / target.width**2), target.mean)
 
     @abstractmethod
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
@@ -143,7 +143,7 @@ class Metropolis(Chain):
         mean, shift = target.mean, 0.01 * self.probe.sign()
         above, here, below = (target.energy(mean + t) for t in (shift, 0 * shift, -shift))
         trace = (above - 2 * here + below) / 0.01**2
-        return torch.as_tensor(per_row(2.4**2 / trace.clamp(min=mean[0].numel() / target.width**2), mean))
+        return per_row(2.4**2 / trace.clamp(min=mean[0].numel() / target.width**2), mean)
 
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
         x, energy = target.mean, target.energy(target.mean)
