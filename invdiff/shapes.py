@@ -1,7 +1,12 @@
-"""Rows of a batch: values, norms and products of each row, and shapes in words. Rows never mix."""
+"""Rows of a batch: values, norms and products of each row, and shapes in words; copies of modules. Rows never mix."""
+
+import copy
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def per_row(value: float | Tensor, like: Tensor) -> Tensor | float:
@@ -39,3 +44,16 @@ def nonzero(norm: Tensor) -> Tensor:
 def describe_shape(shape: tuple[int, ...]) -> str:
     """(3, 256, 128) as '3x256x128', for messages."""
     return "x".join(str(n) for n in shape) or "scalar"
+
+
+def shallow_copy(module: Module) -> Module:
+    """A copy that shares every tensor: `to` and attributes set on it or its parts leave the original as it is."""
+    twin = copy.copy(module)
+    # Parameters of its own on the same memory: `to` changes a parameter in place.
+    twin._parameters = {
+        name: None if p is None else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for name, p in module._parameters.items()
+    }
+    twin._buffers = dict(module._buffers)
+    twin._modules = {name: child if child is None else shallow_copy(child) for name, child in module._modules.items()}
+    return twin

@@ -10,11 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from invdiff import Compute, InverseProblem
 from invdiff.io.examples import drawn_from_prior
+from invdiff.operators import Denoising, GaussianNoise
 from invdiff.priors import EDMPrior, GaussianPrior
 from invdiff.priors.networks.unet import UNet, UNetSpec
 from invdiff.priors.precision import autocast
 from invdiff.priors.training.training import denoising_psnr
+from invdiff.samplers import DPS
+from invdiff.shapes import shallow_copy
 
 SPEC = UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1))
 
@@ -274,6 +278,27 @@ def test_checkpointing_gives_the_same_gradient_and_keeps_less() -> None:
     assert kept_less < 0.8 * kept
     prior.checkpoint_gradients(False)
     assert vjp_and_kept(prior)[1] == kept
+
+
+def test_a_run_leaves_the_prior_of_the_caller_as_it_is() -> None:
+    """Neither its flags nor its parameters: `to` would replace the data of parameters in place."""
+    prior = EDMPrior.example()
+    before = {name: (p.data_ptr(), p.dtype) for name, p in prior.named_parameters()}
+    problem = InverseProblem(Denoising(), GaussianNoise(0.1), torch.zeros(1, 1, 16, 16))
+    seen = []
+    with torch.inference_mode():
+        DPS.example().sample(
+            problem,
+            prior,
+            compute=Compute(device="cpu", progress=False, checkpoint=True),
+            callback=lambda event: seen.append(any(m.checkpoint_gradients for m in prior.network.down)),
+        )
+    assert seen
+    assert not any(seen)
+    twin = shallow_copy(prior)
+    assert next(twin.parameters()).data_ptr() == next(prior.parameters()).data_ptr()
+    assert next(twin.double().parameters()).dtype == torch.float64
+    assert {name: (p.data_ptr(), p.dtype) for name, p in prior.named_parameters()} == before
 
 
 def test_checkpointing_of_what_has_no_parts_is_refused() -> None:
