@@ -77,4 +77,9 @@ class Prior(nn.Module, ABC):
     @classmethod
     def example(cls) -> "Prior":
         """A small instance for the conformance tests."""
-        raise NotImplementedError(f"{cls.__name__} gives no example()")
+        raise NotImplementedError(f"{cls.__name__} defines no example()")
+
+    @classmethod
+    def variants(cls) -> dict[str, "Prior"]:
+        """Small instances of all modes by name, for the conformance tests."""
+        return {"example": cls.example()}

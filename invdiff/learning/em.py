@@ -16,7 +16,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.engine.driver import Compute, Event
-from invdiff.operators import Inpainting, LinearOperator
+from invdiff.learning.steps import evidence, exact_draws, first_guess, refit
 from invdiff.priors import LowRankMixturePrior, Prior
-from invdiff.priors.closed_form.base import ClosedFormPrior, gaussian
-from invdiff.priors.closed_form.low_rank_pixels import draws_given_pixels, evidence_of_pixels
+from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.priors.library import load_prior
 from invdiff.priors.networks.edm import EDMPrior
-from invdiff.priors.training.mixture_fit import LEAST_IMAGES, Components, MixtureFit, MixtureRecipe
-from invdiff.priors.training.training import Recipe, Trainer
+from invdiff.priors.training.mixture_fit import MixtureRecipe
 from invdiff.problem import InverseProblem
-from invdiff.samplers import Sampler
-from invdiff.samplers.moves import noise_variance
-from invdiff.streams import generator
 
 LEAST = 8  # measurements
-BATCH = 64  # of them at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,183 +224,6 @@ class Learner(ABC):
         return self.kind | {"measurements": self.problem.images + self.held_out.images, "shape": shape}
 
 
-class MixtureLearner(Learner):
-    """Learns a mixture of low-rank Gaussians: both steps are exact, but for the draws.
-
-    recipe  its components, rank, batch, noise floor and seed count; its bounds do not
-    """
-
-    def __init__(self, plan: LearningPlan, recipe: MixtureRecipe, problem: InverseProblem, folder: Path) -> None:
-        super().__init__(plan, problem, folder)
-        n, count = math.prod(problem.image_shape), self.problem.images
-        if recipe.rank >= n:
-            raise ValueError(f"rank={recipe.rank} must be less than the {n} values of an image")
-        if count < recipe.components * LEAST_IMAGES:
-            raise ValueError(
-                f"components={recipe.components} need at least {recipe.components * LEAST_IMAGES} measurements beside "
-                f"those held out, got {count}; take fewer components or more measurements"
-            )
-        self.recipe = recipe
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        return {"prior": "mixture", "components": self.recipe.components, "rank": self.recipe.rank}
-
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> LowRankMixturePrior:
-        assert prior is None or isinstance(prior, LowRankMixturePrior)
-        return refit(self.recipe, images, prior, self.round, self.plan.iterations, self.folder)
-
-
-class NetworkLearner(Learner):
-    """Learns a network: posterior samples by a sampler, and a training on them, which `recipe` bounds for each round.
-
-    sampler  of the E-step; the paper's is MMPS
-    compute  where and how it runs
-    """
-
-    def __init__(
-        self,
-        plan: LearningPlan,
-        recipe: Recipe,
-        problem: InverseProblem,
-        folder: Path,
-        *,
-        sampler: Sampler,
-        compute: Compute | None = None,
-    ) -> None:
-        super().__init__(plan, problem, folder)
-        shape = tuple(problem.image_shape)
-        if recipe.shape is None or tuple(recipe.shape) != shape or not recipe.crop == shape[1] == shape[2]:
-            raise ValueError(
-                f"a network learns from measurements of whole images: recipe.shape must be {list(shape)} and "
-                f"recipe.crop its side, got {recipe.shape} and {recipe.crop}"
-            )
-        self.recipe, self.sampler = recipe, sampler
-        self.compute = compute or Compute(progress=False)
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        return {"prior": "network", "unet": json.dumps(self.recipe.unet.as_dict())}
-
-    def draw(self, prior: Prior, told: Callable[[float], None]) -> Tensor:
-        if isinstance(prior, ClosedFormPrior):  # the Gaussian that it starts from
-            return super().draw(prior, told)
-
-        def on_step(event: Event) -> None:
-            done = int(event.image.min()) + len(event.image) * (event.index + 1) / event.total
-            told(done / self.problem.images)
-
-        found = self.sampler.sample(self.problem, prior, seed=self.seed, compute=self.compute, callback=on_step)
-        return torch.where(found.diverged[..., None, None, None], torch.nan, found.samples)[:, 0].cpu()
-
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> EDMPrior:
-        # The trainer takes 8-bit pictures; images are no integers, and may leave [0, 1], here.
-        pictures = list(255 * images.permute(0, 2, 3, 1).numpy())
-        validation = pictures[: min(self.recipe.held_out, len(pictures) // 4)]
-        assert prior is None or isinstance(prior, EDMPrior)
-        recipe = replace(self.recipe, seed=self.recipe.seed + self.round)
-        folder = self.folder / "network"
-        trainer = Trainer(recipe, pictures[len(validation) :], validation, folder, init=prior)
-        found = trainer.run(lambda step, loss: told(min(1.0, trainer.progress())))
-        for left in folder.iterdir():
-            left.unlink()  # the next round is no continuation of this one
-        folder.rmdir()
-        return found.cpu()
-
-
-# -- the steps ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def first_guess(problem: InverseProblem) -> LowRankMixturePrior:
-    """A round Gaussian with the mean and the scatter of the pseudo-inverses of all measurements."""
-    assert isinstance(problem.operator, LinearOperator)  # `_check_problem`
-    images = []
-    for index in torch.arange(problem.images).split(256):
-        part = problem.select(index)
-        assert isinstance(part.operator, LinearOperator)
-        y = part.y if part.observed is None else torch.where(part.observed, part.y, 0)
-        images.append(part.operator.pinv(y))
-    stack = torch.cat(images)
-    mean = stack.mean(0)
-    spread = (stack - mean).square().mean().sqrt().clamp(min=1e-6)
-    return LowRankMixturePrior(torch.ones(1), mean[None], torch.zeros(1, mean.numel(), 1), spread[None])
-
-
-@torch.no_grad()
-def exact_draws(
-    prior: ClosedFormPrior, problem: InverseProblem, seed: int, told: Callable[[float], None] | None = None
-) -> Tensor:
-    """One exact draw from p(x | y) for every measurement, (N, C, H, W); that of measurement i depends on (seed, i)."""
-    streams = [generator(seed, "sample", i) for i in range(problem.images)]
-    draws: list[Tensor] = []
-    done = 0
-    for index in torch.arange(problem.images).split(BATCH):
-        part = problem.select(index)
-        if _fast(prior, part):
-            assert isinstance(prior, LowRankMixturePrior)
-            sources = streams[done : done + len(index)]
-            draws.append(draws_given_pixels(prior, part.y, *_pixels(part), sources))
-        else:
-            for i in range(len(index)):
-                posterior = prior.posterior(part.select(torch.tensor([i])))
-                draws.append(posterior.sample(1, streams[done + i]))
-        done += len(index)
-        if told is not None:
-            told(done / problem.images)
-    return torch.cat(draws)
-
-
-@torch.no_grad()
-def evidence(prior: ClosedFormPrior, problem: InverseProblem) -> Tensor:
-    """log p(y) of every measurement, (N,)."""
-    if _fast(prior, problem):
-        assert isinstance(prior, LowRankMixturePrior)
-        return evidence_of_pixels(prior, problem.y, *_pixels(problem))
-    return torch.stack([prior.log_evidence(problem.select(torch.tensor([i]))) for i in range(problem.images)])
-
-
-def _fast(prior: Prior, problem: InverseProblem) -> bool:
-    """Whether all images can be had at once; what `posterior` does one by one gives the same."""
-    return isinstance(prior, LowRankMixturePrior) and isinstance(problem.operator, Inpainting)
-
-
-def _pixels(problem: InverseProblem) -> tuple[Tensor, Tensor]:
-    """Mask of the measured pixels (B, C, H, W), and the noise."""
-    assert problem.observed is not None
-    return problem.observed.expand(problem.y.shape), noise_variance(problem).sqrt()
-
-
-def refit(
-    recipe: MixtureRecipe,
-    images: Tensor,
-    prior: LowRankMixturePrior | None,
-    number: int,
-    iterations: int,
-    folder: Path,
-) -> LowRankMixturePrior:
-    """The mixture after some iterations of EM on these images, from `prior`, or from k-means.
-
-    number  of the round, which has random numbers of its own
-    """
-    # One of the images stands in for those held out, which are scored by `MixtureFit.validate` alone.
-    fit = MixtureFit(replace(recipe, seed=recipe.seed + 1009 * number), images, images[:1], folder)
-    if prior is not None:
-        fit.components = Components(
-            weights=prior.weights.to(fit.images.device, torch.float64),
-            means=prior.means.flatten(1).to(fit.images),
-            directions=prior.directions.mT.to(fit.images).contiguous(),
-            variances=prior.variances.to(fit.images.device),
-            noise=prior.rest.to(fit.images.device),
-        )
-    for _ in range(iterations):
-        joint = fit.start() if fit.components is None else fit.joint(fit.images)
-        fit.components = fit.maximise(fit.responsibilities(joint)[0])
-        fit.iteration += 1
-    assert fit.components is not None
-    return fit.components.prior(fit.shape)
-
-
 # -- files and checks --------------------------------------------------------------------------------------------------
 
 
@@ -430,7 +246,7 @@ def _check_problem(plan: LearningPlan, problem: InverseProblem) -> None:
         raise ValueError(
             f"learning from measurements needs a linear operator, {type(problem.operator).__name__} is not"
         )
-    if not gaussian(problem.noise):
+    if not problem.noise.gaussian:
         raise ValueError(f"learning from measurements needs Gaussian noise, got {type(problem.noise).__name__}")
     if problem.images < plan.held_out + LEAST:
         raise ValueError(

@@ -23,6 +23,7 @@ class Noise(nn.Module, ABC):
 
     per_image: ClassVar[tuple[str, ...]] = ()
     complex_valued: ClassVar[bool] = True
+    gaussian: ClassVar[bool] = False
 
     @abstractmethod
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -101,6 +102,7 @@ class GaussianNoise(Noise):
     """
 
     per_image = ("sigma",)
+    gaussian = True
     sigma: Tensor
 
     def __init__(self, sigma: float | Tensor = 0.05) -> None:

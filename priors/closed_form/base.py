@@ -14,7 +14,7 @@ class Problem(Protocol):
 
     operator  `operator(x)`, `linear`; for linear ones `adjoint`, `spectral`, and there `singular_values`, `vt`, `v`,
               `ut` and `u`
-    noise     `sigma`, for Gaussian noise
+    noise     `gaussian`; for Gaussian noise `sigma`
     observed  mask of the measured entries of y, or None
     """
 
@@ -109,7 +109,7 @@ class ClosedFormPrior(Prior):
             raise ValueError(
                 f"an exact posterior needs a linear operator, {type(problem.operator).__name__} is not; use a sampler"
             )
-        if not gaussian(problem.noise):
+        if not problem.noise.gaussian:
             raise ValueError(
                 f"an exact posterior needs Gaussian noise, got {type(problem.noise).__name__}; use a sampler"
             )
@@ -124,8 +124,3 @@ def check_single(prior: Prior, problem: Problem) -> None:
     reason = prior.mismatch(tuple(problem.image_shape))
     if reason is not None:
         raise ValueError(reason)
-
-
-def gaussian(noise: Any) -> bool:
-    """Whether this is Gaussian noise. By name: priors do not know the operators' package."""
-    return any(cls.__name__ == "GaussianNoise" for cls in type(noise).__mro__)

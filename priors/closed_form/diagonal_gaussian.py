@@ -26,14 +26,13 @@ class DiagonalGaussianPrior(SpectralGaussian):
     kind = "diagonal"
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
         if mean.dim() != 3 or not bool(mean.isfinite().all()):
             raise ValueError(f"the mean of a Gaussian is (C, H, W) of finite numbers, got shape {tuple(mean.shape)}")
         if std.shape != mean.shape:
             raise ValueError(f"std of the pixels is like their mean, {tuple(mean.shape)}, got {tuple(std.shape)}")
         if not bool((std >= 0).all() and std.isfinite().all()):
             raise ValueError(f"std of the pixels is 0 or more and finite, got a least one of {float(std.min()):.3g}")
-        self._set(mean, std.to(mean.dtype).square())
+        super().__init__(mean, std.to(mean.dtype).square())
 
     @classmethod
     def white(cls, shape: tuple[int, int, int], *, std: float = 0.2, mean: float = 0.5) -> "DiagonalGaussianPrior":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
-from .base import ClosedFormPrior, Problem, check_single, gaussian
+from .base import ClosedFormPrior, Problem, check_single
 from .mixture import choose
 from .whitening import Rows, log_normaliser, noise_part
 
@@ -27,7 +27,8 @@ class EmpiricalPrior(ClosedFormPrior):
     """The distribution of a set of images.
 
     images       (N, C, H, W)
-    weights      (N,), 0 or more, sum 1; None: all the same
+    weights      (N,), >= 0, sum 1; None: all equal
+    log_weights  (N,), logarithms up to a constant, instead of the weights
     value_range  range of clean images; None: that of these
 
     At sigma = 0 the denoiser is its limit, the nearest image.
@@ -37,14 +38,21 @@ class EmpiricalPrior(ClosedFormPrior):
     log_weights: Tensor
 
     def __init__(
-        self, images: Tensor, weights: Tensor | None = None, *, value_range: tuple[float, float] | None = None
+        self,
+        images: Tensor,
+        weights: Tensor | None = None,
+        *,
+        log_weights: Tensor | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if images.dim() != 4 or not len(images) or not images.is_floating_point():
             raise ValueError(f"images are (N, C, H, W) of real numbers, got {tuple(images.shape)} of {images.dtype}")
         if not bool(images.isfinite().all()):
             raise ValueError("images must be finite, they hold NaN or infinity")
-        if weights is None:
+        if log_weights is not None:
+            weights = log_weights.softmax(0)
+        elif weights is None:
             weights = torch.full((len(images),), 1 / len(images), dtype=torch.float64, device=images.device)
         total = float(weights.sum())
         if weights.shape != images.shape[:1] or not bool((weights >= 0).all()) or not abs(total - 1) < 1e-3:
@@ -52,9 +60,8 @@ class EmpiricalPrior(ClosedFormPrior):
                 f"weights of {len(images)} images are as many numbers, 0 or more, with the sum 1, got "
                 f"{tuple(weights.shape)} with the sum {total:.6g}"
             )
-        self._set(images, weights.double().log(), value_range)
-
-    def _set(self, images: Tensor, log_weights: Tensor, value_range: tuple[float, float] | None) -> None:
+        if log_weights is None:
+            log_weights = weights.double().log()
         self.shape, self.channels = tuple(images.shape[1:]), images.shape[1]
         if value_range is None:
             value_range = (float(images.min()), float(images.max()))
@@ -138,15 +145,12 @@ class EmpiricalPrior(ClosedFormPrior):
     @torch.no_grad()
     def posterior(self, problem: Problem) -> "EmpiricalPrior":
         """p(x | y) of one measurement, by any operator and with any noise, exact."""
-        posterior = EmpiricalPrior.__new__(EmpiricalPrior)
-        super(EmpiricalPrior, posterior).__init__()
-        posterior._set(self.images, self._joint(problem), self.value_range)
-        return posterior
+        return EmpiricalPrior(self.images, log_weights=self._joint(problem), value_range=self.value_range)
 
     @torch.no_grad()
     def log_evidence(self, problem: Problem) -> Tensor:
         """log p(y) with all constants; ValueError for other than Gaussian noise, whose constants are not known here."""
-        if not gaussian(problem.noise):
+        if not problem.noise.gaussian:
             raise ValueError(
                 f"log p(y) needs Gaussian noise, got {type(problem.noise).__name__}, whose constants are left out; the "
                 "posterior itself is exact"

@@ -18,22 +18,27 @@ from .whitening import condition, whiten
 
 
 class GaussianPrior(ClosedFormPrior):
-    """N(mean, covariance).
+    """N(mean, covariance), or N(mean, root root^T).
 
     mean        (C, H, W)
     covariance  (n, n), symmetric and positive semi-definite, n = C H W, pixels in the order of `mean.flatten()`
+    root        (n, n), instead of the covariance: keeps small variances that are lost in the product
     """
 
     centre: Tensor
     basis: Tensor
     eigenvalues: Tensor
 
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, *, root: Tensor | None = None) -> None:
         super().__init__()
-        eigenvalues, basis = eigen(covariance, mean.numel())
-        self._set(mean, basis, eigenvalues)
-
-    def _set(self, mean: Tensor, basis: Tensor, eigenvalues: Tensor) -> None:
+        if (covariance is None) == (root is None):
+            raise ValueError("a Gaussian needs either a covariance or a root of it")
+        if root is not None:
+            basis, singular, _ = torch.linalg.svd(root.double())
+            eigenvalues = singular**2
+        else:
+            assert covariance is not None
+            eigenvalues, basis = eigen(covariance, mean.numel())
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         spread = 10 * max(float(eigenvalues.max()), 1e-12) ** 0.5
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
@@ -119,16 +124,7 @@ class GaussianPrior(ClosedFormPrior):
         residual = w - matrix @ self.mean.double().flatten()
         (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
         mean = self.mean + shift.to(self.mean.dtype).reshape(self.mean.shape)
-        return GaussianPrior.from_root(mean, narrowed), evidence
-
-    @classmethod
-    def from_root(cls, mean: Tensor, root: Tensor) -> "GaussianPrior":
-        """N(mean, root root^T), with root (n, n): keeps small variances that are lost in the product."""
-        basis, singular, _ = torch.linalg.svd(root.double())
-        prior = cls.__new__(cls)
-        super(GaussianPrior, prior).__init__()
-        prior._set(mean, basis, singular**2)
-        return prior
+        return GaussianPrior(mean, root=narrowed), evidence
 
     @classmethod
     def example(cls) -> "GaussianPrior":

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..base import Prior
 from .spectral_gaussian import SpectralGaussian
 from .whitening import Rows
 
@@ -29,7 +30,6 @@ class GaussianFieldPrior(SpectralGaussian):
     kind = "stationary"
 
     def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
-        super().__init__()
         if mean.dim() != 3 or not bool(mean.isfinite().all()):
             raise ValueError(f"the mean of a field is (C, H, W) of finite numbers, got shape {tuple(mean.shape)}")
         if tuple(spectrum.shape) not in (tuple(mean.shape), tuple(mean.shape[1:])):
@@ -41,8 +41,7 @@ class GaussianFieldPrior(SpectralGaussian):
             raise ValueError(f"the spectrum of a field is 0 or more and finite, got {float(spectrum.min()):.3g}")
         if not torch.allclose(spectrum, _negated(spectrum), rtol=1e-4, atol=1e-7 * float(spectrum.max())):
             raise ValueError("the spectrum of a real field is the same at k and -k, in the order of torch.fft.fft2")
-        spectrum = (spectrum + _negated(spectrum)) / 2
-        self._set(mean, spectrum)
+        super().__init__(mean, (spectrum + _negated(spectrum)) / 2)
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "GaussianFieldPrior":
@@ -123,6 +122,10 @@ class GaussianFieldPrior(SpectralGaussian):
     @classmethod
     def example(cls) -> "GaussianFieldPrior":
         return cls.matern((1, 16, 16), length=4.0)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        return {"example": cls.example(), "power law": cls.power_law((2, 8, 9))}
 
 
 def _negated(spectrum: Tensor) -> Tensor:

@@ -12,17 +12,15 @@ Noise       x_sigma is one more measurement, isotropic: it narrows C_k to psi' =
             likewise along Q_k, the same directions. So E[x0 | x_sigma, y] and its Jacobian are exact too.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
+from ..weights_file import read_weights, write_weights
 from .base import ClosedFormPrior, Problem
 from .mixture import MixturePrior, checked_weights, choose, standard_normal
 from .whitening import Decomposed, DenseTransform, decompose
@@ -54,7 +52,6 @@ class LowRankMixturePrior(MixturePrior):
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__()
         log_weights = checked_weights(weights, means)
         count, n = len(means), means[0].numel()
         if factors.dim() != 3 or factors.shape[:2] != (count, n) or factors.shape[2] > n:
@@ -69,7 +66,8 @@ class LowRankMixturePrior(MixturePrior):
         basis, triangle = torch.linalg.qr(factors.double())
         turn, singular, _ = torch.linalg.svd(triangle)
         noise = noise_std.double() ** 2
-        self._set(log_weights, means, (basis @ turn).mT.contiguous(), singular**2 + noise[:, None], noise)
+        directions = (basis @ turn).mT.contiguous()
+        super().__init__(log_weights, means, directions, singular**2 + noise[:, None], noise)
         self.value_range = (float(value_range[0]), float(value_range[1]))
 
     @property
@@ -94,32 +92,17 @@ class LowRankMixturePrior(MixturePrior):
         """Write everything needed to load it again to one `.safetensors` file; means and factors in `dtype`."""
         header = {"kind": KIND, "shape": self.shape, "value_range": self.value_range}
         tensors = {
-            "weights": self.weights.to("cpu", torch.float32),
-            "means": self.means.detach().to("cpu", dtype).contiguous(),
-            "factors": self.factors.detach().to("cpu", dtype).contiguous(),
-            "noise_std": self.noise_std.to("cpu", torch.float32),
+            "weights": self.weights.float(),
+            "means": self.means.to(dtype),
+            "factors": self.factors.to(dtype),
+            "noise_std": self.noise_std.float(),
         }
-        save_file(tensors, str(path), metadata={"invdiff": json.dumps(header)})
+        write_weights(path, header, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> "LowRankMixturePrior":
-        """Read a file written by `save`; tensors only, no code is executed.
-
-        Raises ValueError, in one line, where the file is missing, damaged or not of this kind.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"prior weights not found: {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("invdiff", "null"))
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, not a dict
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
-        if not isinstance(header, Mapping) or header.get("kind") != KIND:
-            raise ValueError(
-                f"prior weights of another kind: {path} holds no {KIND}; `LowRankMixturePrior.save` writes one"
-            )
+        """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
+        header, tensors = read_weights(path, KIND)
         try:
             weights, means, factors, noise_std = (tensors[k] for k in ("weights", "means", "factors", "noise_std"))
             if tuple(means.shape[1:]) != tuple(header["shape"]):

@@ -26,7 +26,8 @@ CHUNK = 1 << 24
 class MixturePrior(ClosedFormPrior):
     """A mixture of K Gaussians; see the module's docstring.
 
-    means       (K, C, H, W)
+    log_weights  logarithms of the weights, up to a constant, (K,)
+    means        (K, C, H, W)
     directions  Q, (K, q, n), or (1, q, n) where all components share them
     variances   along the directions, (K, q) or (1, q)
     rest        of the directions' complement, (K,) or (1,); without meaning where q = n
@@ -40,7 +41,8 @@ class MixturePrior(ClosedFormPrior):
     variances: Tensor
     rest: Tensor
 
-    def _set(self, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> None:
+    def __init__(self, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> None:
+        super().__init__()
         self.shape, self.channels = tuple(means.shape[1:]), means.shape[1]
         self.register_buffer("means", means)
         flat = means.flatten(1).double()

@@ -35,7 +35,8 @@ class SpectralGaussian(ClosedFormPrior):
     # What its covariances are, in a word.
     kind: str
 
-    def _set(self, mean: Tensor, spectrum: Tensor) -> None:
+    def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
+        super().__init__()
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         self.register_buffer("centre", mean)
         self.register_buffer("spectrum", spectrum.expand(mean.shape).to(mean.dtype).clone())
@@ -153,4 +154,4 @@ class SpectralGaussian(ClosedFormPrior):
         residual = w - matrix @ self.centre.double().flatten()
         (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
         mean = self.centre + shift.to(self.centre.dtype).reshape(self.centre.shape)
-        return GaussianPrior.from_root(mean, narrowed), evidence + constant
+        return GaussianPrior(mean, root=narrowed), evidence + constant
