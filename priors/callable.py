@@ -47,10 +47,10 @@ class CallablePrior(Prior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            return self._checked(self.function(x, self.told(x, sigma)), x)
+            return self._checked(self.function(x, self.levels(x, sigma)), x)
 
-    def told(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The levels that the function is told, one per row, (B,)."""
+    def levels(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Noise levels passed to the function, one per row, (B,), clamped to `sigma_range`."""
         return sigma_per_row(sigma, x).reshape(-1).expand(len(x)).clamp(*self.sigma_range)
 
     def _checked(self, x0: Any, x: Tensor) -> Tensor:
@@ -67,6 +67,16 @@ class CallablePrior(Prior):
     @classmethod
     def example(cls) -> "CallablePrior":
         return cls(_shrink)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        if cls is not CallablePrior:  # a subclass has arguments of its own
+            return super().variants()
+        return {
+            "example": cls.example(),
+            "fixed shape": cls(_shrink, shape=(2, 8, 9), value_range=(-1.0, 2.0)),
+            "not differentiable": cls(_shrink, channels=1, differentiable=False),
+        }
 
 
 def _shrink(x: Tensor, sigma: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..networks.diffusers_prior import (
     DiffusersPrior,
-    StandIn,
     autoencoder_in,
+    example_unet,
     local_folder,
     read_config,
     read_model,
@@ -103,10 +102,7 @@ class LatentPrior(DiffusersPrior):
     @classmethod
     def example(cls) -> "LatentPrior":
         """With stand-ins of a few weights, so that it can be tried where diffusers is not installed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = StandIn(channels=4, sample_size=8)
-        return cls(unet, {"_class_name": "DDPMScheduler"}, _Unshuffled())
+        return cls(example_unet(channels=4, sample_size=8), {"_class_name": "DDPMScheduler"}, _Unshuffled())
 
 
 class _Unshuffled(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from ..callable import CallablePrior
 from .checkpoint_files import read_tensors
 
@@ -59,7 +60,7 @@ class DeepinvPrior(CallablePrior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         low, high = self.value_range
-        z, level = (x - low) / (high - low), self.told(x, sigma) / (high - low)
+        z, level = (x - low) / (high - low), self.levels(x, sigma) / (high - low)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             if self.one_by_one:
                 z0 = torch.cat([self.function(z[i : i + 1], level[i : i + 1]) for i in range(len(z))])
@@ -146,6 +147,11 @@ class DeepinvPrior(CallablePrior):
                 pretrained=None,
             )
         return cls(denoiser, shape=(1, 16, 16), value_range=(-1.0, 1.0))
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        example = cls.example()
+        return {"example": example, "one by one": cls(example.function, shape=(1, 16, 16), one_by_one=True)}
 
 
 # -- what a denoiser says of itself ------------------------------------------------------------------------------------

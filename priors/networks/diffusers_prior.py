@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
-from .network_time import DiscreteTime, NetworkTime, VETime
-from .parametrised import Parametrisation, ParametrisedPrior
+from ..base import Prior
+from .network_time import DiscreteTime, NetworkTime, Parametrisation, VETime
+from .parametrised import ParametrisedPrior
 
 SCHEME = "hf://"
 PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
@@ -102,10 +103,19 @@ class DiffusersPrior(ParametrisedPrior):
     @classmethod
     def example(cls) -> "DiffusersPrior":
         """With a stand-in of a few weights, so that it can be tried where diffusers is not installed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = StandIn(channels=1, sample_size=16)
-        return cls(unet, {"_class_name": "DDPMScheduler"})
+        return cls(example_unet(channels=1, sample_size=16), {"_class_name": "DDPMScheduler"})
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        if cls is not DiffusersPrior:  # a subclass has arguments of its own
+            return super().variants()
+        unet, ddpm = example_unet(channels=1, sample_size=8), {"_class_name": "DDPMScheduler"}
+        return {
+            "example": cls.example(),
+            "any size": cls(example_unet(channels=1, sample_size=None), ddpm, value_range=(-1.0, 3.0)),
+            "v": cls(unet, {**ddpm, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+            "ve": cls(unet, {"_class_name": "ScoreSdeVeScheduler"}),
+        }
 
 
 class _Network(nn.Module):
@@ -122,13 +132,19 @@ class _Network(nn.Module):
 class StandIn(nn.Module):
     """The interface of a `UNet2DModel`, as far as it is used here."""
 
-    def __init__(self, channels: int, sample_size: int) -> None:
+    def __init__(self, channels: int, sample_size: int | None) -> None:
         super().__init__()
         self.config = {"in_channels": channels, "out_channels": channels, "sample_size": sample_size}
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None, return_dict: bool) -> tuple[Tensor]:
         return (torch.tanh(self.convolution(x) + sigma_per_row(t, x) / 1000),)
+
+
+def example_unet(channels: int, sample_size: int | None) -> StandIn:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return StandIn(channels, sample_size)
 
 
 # -- the scheduler -----------------------------------------------------------------------------------------------------
@@ -146,7 +162,7 @@ def network_time(scheduler: Mapping[str, Any]) -> NetworkTime:
     """Noise levels and time steps, of a scheduler's configuration; what it leaves out has diffusers' defaults."""
     name = scheduler.get("_class_name", "a scheduler without _class_name")
     if name == "ScoreSdeVeScheduler":
-        return VETime(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), told="sigma")
+        return VETime(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), time_input="sigma")
     if name not in CHAINS and not {"beta_schedule", "trained_betas"} & set(scheduler):
         raise ValueError(
             f"{name} is no chain of betas; wrap the network by hand: "

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from .adm import check_label
 from .checkpoint_files import build, class_name, read_checkpoint, save_network, weights_of
 from .network_time import DiscreteTime, EDMTime, NetworkTime, VETime, VPTime
@@ -147,24 +148,38 @@ class NVLabsEDMPrior(ParametrisedPrior):
 
     @classmethod
     def example(cls) -> "NVLabsEDMPrior":
-        from deepinv.models import ADMUNet
+        return cls(_example_network("edm"), shape=(1, 8, 8), class_label=1)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = ADMUNet(
-                img_resolution=8,
-                in_channels=1,
-                out_channels=1,
-                label_dim=3,
-                model_channels=32,
-                channel_mult=(1, 1),
-                num_blocks=1,
-                attn_resolutions=(),
-                pretrained=None,
-            )
-            for parameter in model.parameters():  # some are made zero, which would hide mistakes
-                nn.init.normal_(parameter, std=0.05)
-        return cls(NVLabsNetwork(model, "edm"), shape=(1, 8, 8), class_label=1)
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        """Every preconditioning."""
+        return {
+            "example": cls.example(),
+            **{kind: cls(_example_network(kind), shape=(1, 8, 8), class_label=1) for kind in ("vp", "ve", "iddpm")},
+        }
+
+
+def _example_network(preconditioning: Preconditioning) -> NVLabsNetwork:
+    from deepinv.models import ADMUNet
+
+    iddpm = preconditioning == "iddpm"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ADMUNet(
+            img_resolution=8,
+            in_channels=1,
+            out_channels=2 if iddpm else 1,
+            label_dim=3,
+            model_channels=32,
+            channel_mult=(1, 1),
+            num_blocks=1,
+            attn_resolutions=(),
+            pretrained=None,
+        )
+        for parameter in model.parameters():  # some are zero at first, which would hide mistakes
+            nn.init.normal_(parameter, std=0.05)
+    levels = torch.cat([torch.logspace(2, -2, 50), torch.zeros(1)]) if iddpm else None
+    return NVLabsNetwork(model, preconditioning, levels=levels)
 
 
 def _schedule(network: NVLabsNetwork, sigma_data: float) -> NetworkTime:
@@ -173,7 +188,7 @@ def _schedule(network: NVLabsNetwork, sigma_data: float) -> NetworkTime:
     if network.preconditioning == "vp":
         return VPTime(0.1, 20.0, t_min=1e-5)
     if network.preconditioning == "ve":
-        return VETime(0.02, 100.0, told="log")
+        return VETime(0.02, 100.0, time_input="log")
     assert network.u is not None
     levels = network.u[:-1].flip(0).double()
     return DiscreteTime(tuple((1 / (1 + levels**2)).tolist()), "nearest")
