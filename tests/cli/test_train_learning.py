@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from invdiff.cli.learning_run import operator_for_each
-from invdiff.learning.em import MixtureLearner
+from invdiff.learning.learners import MixtureLearner
 from invdiff.operators import Inpainting
 from invdiff.priors import load_prior
 

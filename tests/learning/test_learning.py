@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem, load_prior
-from invdiff.learning.em import Learner, LearningPlan, MixtureLearner, NetworkLearner, evidence, exact_draws, refit
+from invdiff.learning.em import Learner, LearningPlan
+from invdiff.learning.learners import MixtureLearner, NetworkLearner
+from invdiff.learning.steps import evidence, exact_draws, refit
 from invdiff.operators import CallableOperator, GaussianNoise, Inpainting, LinearOperator, PoissonNoise
 from invdiff.priors import GaussianPrior, LowRankMixturePrior
 from invdiff.priors.networks.unet import UNetSpec
