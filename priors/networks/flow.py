@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
+from ..base import Prior
 from .ncsnpp import check_size, example_network, load_ncsnpp, score_sde_weights
 from .network_time import FlowTime
 from .parametrised import ParametrisedPrior
@@ -93,6 +94,15 @@ class FlowPrior(ParametrisedPrior):
     @classmethod
     def example(cls) -> "FlowPrior":
         return cls(example_network(exploding=False), shape=(1, 8, 8))
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        network = example_network(exploding=False)
+        return {
+            "example": cls.example(),
+            "image at 0": cls(network, data_at=0, time_scale=1000.0, shape=(1, 8, 8)),
+            "over time": cls(_OverTime(network), time_scale=999.0, shape=(1, 8, 8)),
+        }
 
 
 class _OverTime(nn.Module):
