@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from .checkpoint_files import build, read_tensors, save_network
 from .network_time import DiscreteTime, Rule
 from .parametrised import ParametrisedPrior
@@ -251,12 +252,25 @@ class ADMPrior(ParametrisedPrior):
     @classmethod
     def example(cls) -> "ADMPrior":
         spec = ADMSpec(1, 2, 32, (1, 1), 1, (1,), 3, True, True, head_channels=32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = ADMNetwork(spec)
-            for parameter in network.parameters():  # some are made zero, which would hide mistakes
-                nn.init.normal_(parameter, std=0.05)
-        return cls(network, image_size=8, class_label=1)
+        return cls(_example_network(spec), image_size=8, class_label=1)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        plain = _example_network(ADMSpec(1, 1, 32, (1, 1), 1, (), None, False, False, head_channels=32))
+        return {
+            "example": cls.example(),
+            "no classes, no variance": cls(plain, image_size=8),
+            "cosine, nearest step": cls(plain, image_size=8, schedule=DiscreteTime.cosine(rule="nearest")),
+        }
+
+
+def _example_network(spec: ADMSpec) -> ADMNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ADMNetwork(spec)
+        for parameter in network.parameters():  # some are zero at first, which would hide mistakes
+            nn.init.normal_(parameter, std=0.05)
+    return network
 
 
 def check_label(label: int | None, classes: int | None) -> None:
