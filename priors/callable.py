@@ -15,11 +15,11 @@ class CallablePrior(Prior):
     """Any function (x, sigma) -> clean images: x (B, C, H, W) in image units, sigma (B,) in the same.
 
     function        a module is put in evaluation mode and its parameters are frozen
-    shape           (C, H, W) of the images it knows, None where it takes any size
-    channels        where `shape` is None and it takes only this many
-    sigma_range     noise levels it was made for; outside it is told the nearest of them
+    shape           (C, H, W) of the images, None for any size
+    channels        where `shape` is None: number of channels, None for any
+    sigma_range     noise levels of its training; other levels are clamped to it
     value_range     range of clean images
-    differentiable  autograd may be sent through it
+    differentiable  autograd can differentiate it
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class CallablePrior(Prior):
         return sigma_per_row(sigma, x).reshape(-1).expand(len(x)).clamp(*self.sigma_range)
 
     def _checked(self, x0: Any, x: Tensor) -> Tensor:
-        """What the function gave, if it is one clean image for each."""
+        """The output of the function, if its shape is that of the images."""
         if not isinstance(x0, Tensor) or x0.shape != x.shape:
             given = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise ValueError(
-                f"the denoiser {name} gives {given} for images {tuple(x.shape)}; it must give the clean images, in the "
-                "same shape (a network that gives noise or a variance as well goes in ParametrisedPrior)"
+                f"the denoiser {name} must return clean images of shape {tuple(x.shape)}, got {given}; wrap a network "
+                "that predicts noise, or a variance as well, in ParametrisedPrior"
             )
         return x0.to(x.dtype)
 

@@ -32,18 +32,18 @@ from invdiff.priors.networks.edm import EDMPrior
 from invdiff.priors.training.mixture_fit import MixtureRecipe
 from invdiff.problem import InverseProblem
 
-LEAST = 8  # measurements
+LEAST = 8  # measurements to fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningPlan:
     """How long to learn.
 
-    gaussian_rounds  rounds with a single Gaussian, of which the others start
-    gaussian_rank    directions of that Gaussian; fewer where there are few pixels, or few measurements
+    gaussian_rounds  rounds with a single Gaussian, the start of the others
+    gaussian_rank    directions of that Gaussian; fewer for few pixels or measurements
     rounds           rounds of the prior itself
     iterations       of EM on the images of one round, for a mixture
-    minutes          no round begins after these
+    minutes          time after which no round begins
     held_out         measurements that are scored and never fitted
     """
 
@@ -58,7 +58,7 @@ class LearningPlan:
     def __post_init__(self) -> None:
         for name in ("gaussian_rounds", "gaussian_rank", "rounds", "iterations", "held_out"):
             if not getattr(self, name) >= 1:
-                raise ValueError(f"learning: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"learning: {name} must be an integer >= 1, got {getattr(self, name)}")
         if not 0 < self.minutes < math.inf:
             raise ValueError(f"learning: minutes must be positive and finite, got {self.minutes}")
 
@@ -66,11 +66,11 @@ class LearningPlan:
 class Learner(ABC):
     """Learns from the measurements of a problem, in `folder`: `prior.safetensors`, `checkpoint.pt`, `log.jsonl`.
 
-    problem  N measurements of N images, linear and with Gaussian noise; best with an operator that has parameters of
-             its own for every image, for what no measurement sees cannot be learned
+    problem  N measurements of N images, linear and with Gaussian noise; best with an operator that has parameters per
+             image, for components of the images in the null space of all operators cannot be learned
 
-    A run that was stopped goes on: from the last round that was finished, and within a round from its images if these
-    had been drawn. Raises ValueError for other problems, and for too few measurements.
+    An interrupted run resumes after its last complete round, and within a round from the images of the E-step. Raises
+    ValueError for other problems, and for too few measurements.
     """
 
     def __init__(self, plan: LearningPlan, problem: InverseProblem, folder: Path) -> None:
@@ -84,21 +84,21 @@ class Learner(ABC):
         self.prior: Prior | None = None
         self.rows: list[dict[str, Any]] = []
 
-    # -- what a prior has to bring -------------------------------------------------------------------------------------
+    # -- steps of a kind of prior --------------------------------------------------------------------------------------
 
-    def draw(self, prior: Prior, told: Callable[[float], None]) -> Tensor:
+    def draw(self, prior: Prior, report: Callable[[float], None]) -> Tensor:
         """The E-step: an image of every measurement, (N, C, H, W); NaN where a sample diverged."""
         assert isinstance(prior, ClosedFormPrior)
-        return exact_draws(prior, self.problem, self.seed, told)
+        return exact_draws(prior, self.problem, self.seed, report)
 
     @abstractmethod
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> Prior:
+    def fit(self, images: Tensor, prior: Prior | None, report: Callable[[float], None]) -> Prior:
         """The M-step; `prior` is that of the round before, None in the first round after the Gaussian."""
 
     @property
     @abstractmethod
     def kind(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
+        """Settings that must agree between a checkpoint and the run that resumes it."""
 
     # -- the rounds ----------------------------------------------------------------------------------------------------
 
@@ -112,10 +112,10 @@ class Learner(ABC):
         on_round: Callable[[dict[str, Any]], None] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Prior:
-        """Round after round. Returns the prior that was kept.
+        """All rounds. Returns the prior that was kept.
 
-        on_round     told of each: a row of the log
-        on_progress  told of the share of all that is done
+        on_round     called after each with its row of the log
+        on_progress  called with the share of the run that is done
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "checkpoint.pt").exists():
@@ -144,8 +144,8 @@ class Learner(ABC):
         if on_progress is not None:
             on_progress((self.round + share) / self.total)
 
-    def _images(self, told: Callable[[float], None]) -> Tensor:
-        """The images of this round: those that an interrupted run has left, or new ones."""
+    def _images(self, report: Callable[[float], None]) -> Tensor:
+        """The images of this round: those of an interrupted run, or new ones."""
         path = self.folder / "images.pt"
         if path.exists():
             kept = torch.load(path, weights_only=True)
@@ -153,23 +153,23 @@ class Learner(ABC):
                 return kept["images"]
         if self.prior is None:
             self.prior = first_guess(self.problem)
-        images = self.draw(self.prior, told)
+        images = self.draw(self.prior, report)
         _replace(path, {"round": self.round, "images": images})
         return images
 
     @property
     def seed(self) -> int:
-        """Of the draws of this round: every round has its own."""
+        """Seed of the draws of this round."""
         return 1_000_003 * self.plan.seed + self.round
 
     def _gaussian(self, images: Tensor) -> LowRankMixturePrior:
-        # With fewer images for a direction it would fit their noise, and believe itself in the next round.
+        # With fewer images per direction it would fit their noise, and repeat it in the next round.
         rank = max(1, min(self.plan.gaussian_rank, images[0].numel() - 1, len(images) // 8))
         recipe = MixtureRecipe(components=1, rank=rank, channels=images.shape[1])
         return refit(recipe, images, None, self.round, 1, self.folder)
 
     def _finish(self, simple: bool, diverged: int) -> dict[str, Any]:
-        """Score the round on what was held out, log it, and save."""
+        """Score the round on the held-out measurements, log it, and save."""
         assert self.prior is not None
         score = None
         if isinstance(self.prior, ClosedFormPrior):
@@ -186,13 +186,13 @@ class Learner(ABC):
             "diverged": diverged,
         }
         if self.round == self.plan.gaussian_rounds + 1:
-            self.best = -math.inf  # a Gaussian of many directions would win over what it is only the start of
+            self.best = -math.inf  # a Gaussian of many directions, the start alone, would score best
         if score is None or score > self.best:
             self.best = -math.inf if score is None else score
             _save(self.prior, self.folder / "prior.safetensors")
         last = self.folder / "last.safetensors"
         _save(self.prior, last, dtype=torch.float32)
-        self.prior = load_prior(weights=last)  # so that a run that stops here goes on with the same digits
+        self.prior = load_prior(weights=last)  # so that a resumed run has the same digits
         self.rows.append(row)
         state = {
             "round": self.round,
@@ -207,12 +207,12 @@ class Learner(ABC):
         return row
 
     def resume(self) -> None:
-        """Go on from `checkpoint.pt`; the bounds may have changed since, the prior and the measurements may not."""
+        """Resume from `checkpoint.pt`; the bounds may differ, the prior and the measurements may not."""
         path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("kind") != self._whole_kind():
             raise ValueError(
-                f"{path} holds another run: {state.get('kind', 'one on images')}, this one is {self._whole_kind()}; "
+                f"{path} must belong to this run, {self._whole_kind()}, got {state.get('kind', 'a run on images')}; "
                 "choose another output folder, or remove that one"
             )
         self.round, self.seconds, self.best = state["round"], state["seconds"], state["best"]
@@ -228,7 +228,7 @@ class Learner(ABC):
 
 
 def _save(prior: Prior, path: Path, dtype: torch.dtype = torch.float16) -> None:
-    """A stop in the middle leaves the file as it was."""
+    """Atomic: an interruption leaves the file unchanged."""
     assert isinstance(prior, (LowRankMixturePrior, EDMPrior))
     partial = path.with_name(path.name + ".partial")
     prior.save(partial, dtype=dtype)
@@ -243,13 +243,11 @@ def _replace(path: Path, state: dict[str, Any]) -> None:
 
 def _check_problem(plan: LearningPlan, problem: InverseProblem) -> None:
     if not problem.operator.linear:
-        raise ValueError(
-            f"learning from measurements needs a linear operator, {type(problem.operator).__name__} is not"
-        )
+        raise ValueError(f"learning from measurements needs a linear operator, got {type(problem.operator).__name__}")
     if not problem.noise.gaussian:
         raise ValueError(f"learning from measurements needs Gaussian noise, got {type(problem.noise).__name__}")
     if problem.images < plan.held_out + LEAST:
         raise ValueError(
-            f"learning needs at least {LEAST} measurements beside the {plan.held_out} held out, got {problem.images} "
-            "in all"
+            f"learning needs >= {plan.held_out + LEAST} measurements, of which {plan.held_out} are held out, got "
+            f"{problem.images}"
         )

@@ -1,4 +1,4 @@
-"""What is learned from measurements: a mixture of Gaussians, or a network."""
+"""Learners of a mixture of Gaussians and of a network."""
 
 import json
 import math
@@ -23,20 +23,20 @@ from invdiff.samplers import Sampler
 
 
 class MixtureLearner(Learner):
-    """Learns a mixture of low-rank Gaussians: both steps are exact, but for the draws.
+    """Learns a mixture of low-rank Gaussians; both steps are exact up to the randomness of the draws.
 
-    recipe  its components, rank, batch, noise floor and seed count; its bounds do not
+    recipe  components, rank, batch, noise floor and seed; its bounds are not used
     """
 
     def __init__(self, plan: LearningPlan, recipe: MixtureRecipe, problem: InverseProblem, folder: Path) -> None:
         super().__init__(plan, problem, folder)
         n, count = math.prod(problem.image_shape), self.problem.images
         if recipe.rank >= n:
-            raise ValueError(f"rank={recipe.rank} must be less than the {n} values of an image")
+            raise ValueError(f"rank must be < {n}, the number of values of an image, got {recipe.rank}")
         if count < recipe.components * LEAST_IMAGES:
             raise ValueError(
-                f"components={recipe.components} need at least {recipe.components * LEAST_IMAGES} measurements beside "
-                f"those held out, got {count}; take fewer components or more measurements"
+                f"components={recipe.components} need >= {recipe.components * LEAST_IMAGES} measurements that are not "
+                f"held out, got {count}; take fewer components or more measurements"
             )
         self.recipe = recipe
 
@@ -44,13 +44,13 @@ class MixtureLearner(Learner):
     def kind(self) -> dict[str, Any]:
         return {"prior": "mixture", "components": self.recipe.components, "rank": self.recipe.rank}
 
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> LowRankMixturePrior:
+    def fit(self, images: Tensor, prior: Prior | None, report: Callable[[float], None]) -> LowRankMixturePrior:
         assert prior is None or isinstance(prior, LowRankMixturePrior)
         return refit(self.recipe, images, prior, self.round, self.plan.iterations, self.folder)
 
 
 class NetworkLearner(Learner):
-    """Learns a network: posterior samples by a sampler, and a training on them, which `recipe` bounds for each round.
+    """Learns a network: posterior samples by a sampler, and a training on them with the bounds of `recipe` per round.
 
     sampler  of the E-step; the paper's is MMPS
     compute  where and how it runs
@@ -70,8 +70,8 @@ class NetworkLearner(Learner):
         shape = tuple(problem.image_shape)
         if recipe.shape is None or tuple(recipe.shape) != shape or not recipe.crop == shape[1] == shape[2]:
             raise ValueError(
-                f"a network learns from measurements of whole images: recipe.shape must be {list(shape)} and "
-                f"recipe.crop its side, got {recipe.shape} and {recipe.crop}"
+                f"a network learns from whole images: recipe.shape must be {list(shape)} and recipe.crop its side, got "
+                f"{recipe.shape} and {recipe.crop}"
             )
         self.recipe, self.sampler = recipe, sampler
         self.compute = compute or Compute(progress=False)
@@ -80,27 +80,27 @@ class NetworkLearner(Learner):
     def kind(self) -> dict[str, Any]:
         return {"prior": "network", "unet": json.dumps(self.recipe.unet.as_dict())}
 
-    def draw(self, prior: Prior, told: Callable[[float], None]) -> Tensor:
+    def draw(self, prior: Prior, report: Callable[[float], None]) -> Tensor:
         if isinstance(prior, ClosedFormPrior):  # the Gaussian that it starts from
-            return super().draw(prior, told)
+            return super().draw(prior, report)
 
         def on_step(event: Event) -> None:
             done = int(event.image.min()) + len(event.image) * (event.index + 1) / event.total
-            told(done / self.problem.images)
+            report(done / self.problem.images)
 
         found = self.sampler.sample(self.problem, prior, seed=self.seed, compute=self.compute, callback=on_step)
         return torch.where(found.diverged[..., None, None, None], torch.nan, found.samples)[:, 0].cpu()
 
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> EDMPrior:
-        # The trainer takes 8-bit pictures; images are no integers, and may leave [0, 1], here.
+    def fit(self, images: Tensor, prior: Prior | None, report: Callable[[float], None]) -> EDMPrior:
+        # The trainer divides by 255, as for 8-bit pictures; these are floats, and may leave [0, 1].
         pictures = list(255 * images.permute(0, 2, 3, 1).numpy())
         validation = pictures[: min(self.recipe.held_out, len(pictures) // 4)]
         assert prior is None or isinstance(prior, EDMPrior)
         recipe = replace(self.recipe, seed=self.recipe.seed + self.round)
         folder = self.folder / "network"
         trainer = Trainer(recipe, pictures[len(validation) :], validation, folder, init=prior)
-        found = trainer.run(lambda step, loss: told(min(1.0, trainer.progress())))
+        found = trainer.run(lambda step, loss: report(min(1.0, trainer.progress())))
         for left in folder.iterdir():
-            left.unlink()  # the next round is no continuation of this one
+            left.unlink()  # the next round must not resume this one
         folder.rmdir()
         return found.cpu()

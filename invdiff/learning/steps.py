@@ -21,7 +21,7 @@ BATCH = 64  # measurements at a time
 
 @torch.no_grad()
 def first_guess(problem: InverseProblem) -> LowRankMixturePrior:
-    """A round Gaussian with the mean and the scatter of the pseudo-inverses of all measurements."""
+    """An isotropic Gaussian with the mean and the variance of the pseudo-inverses of all measurements."""
     assert isinstance(problem.operator, LinearOperator)  # `_check_problem`
     images = []
     for index in torch.arange(problem.images).split(256):
@@ -37,7 +37,7 @@ def first_guess(problem: InverseProblem) -> LowRankMixturePrior:
 
 @torch.no_grad()
 def exact_draws(
-    prior: ClosedFormPrior, problem: InverseProblem, seed: int, told: Callable[[float], None] | None = None
+    prior: ClosedFormPrior, problem: InverseProblem, seed: int, report: Callable[[float], None] | None = None
 ) -> Tensor:
     """One exact draw from p(x | y) for every measurement, (N, C, H, W); that of measurement i depends on (seed, i)."""
     streams = [generator(seed, "sample", i) for i in range(problem.images)]
@@ -54,8 +54,8 @@ def exact_draws(
                 posterior = prior.posterior(part.select(torch.tensor([i])))
                 draws.append(posterior.sample(1, streams[done + i]))
         done += len(index)
-        if told is not None:
-            told(done / problem.images)
+        if report is not None:
+            report(done / problem.images)
     return torch.cat(draws)
 
 
@@ -69,7 +69,7 @@ def evidence(prior: ClosedFormPrior, problem: InverseProblem) -> Tensor:
 
 
 def _fast(prior: Prior, problem: InverseProblem) -> bool:
-    """Whether all images can be had at once; what `posterior` does one by one gives the same."""
+    """Whether there is an algorithm for batches, with the results of `posterior` for each image."""
     return isinstance(prior, LowRankMixturePrior) and isinstance(problem.operator, Inpainting)
 
 
@@ -87,11 +87,11 @@ def refit(
     iterations: int,
     folder: Path,
 ) -> LowRankMixturePrior:
-    """The mixture after some iterations of EM on these images, from `prior`, or from k-means.
+    """The mixture after `iterations` of EM on these images, from `prior`, or from k-means.
 
-    number  of the round, which has random numbers of its own
+    number  of the round, which seeds its random numbers
     """
-    # One of the images stands in for those held out, which are scored by `MixtureFit.validate` alone.
+    # `MixtureFit.validate`, the only user of held-out images, is not called: one image stands in for them.
     fit = MixtureFit(replace(recipe, seed=recipe.seed + 1009 * number), images, images[:1], folder)
     if prior is not None:
         fit.components = Components(

@@ -1,4 +1,4 @@
-"""Gaussian prior: the yardstick. Denoiser, samples and linear-Gaussian posteriors in closed form.
+"""Gaussian prior: denoiser, samples and linear-Gaussian posteriors in closed form.
 
 Contract    denoise(x, sigma) = mean + C (C + sigma^2 I)^-1 (x - mean).
 Shapes      dense: the covariance is (n, n) with n = C H W, so small images only; `GaussianFieldPrior` and
@@ -42,7 +42,7 @@ class GaussianPrior(ClosedFormPrior):
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         spread = 10 * max(float(eigenvalues.max()), 1e-12) ** 0.5
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
-        # Exact at every level; these are the ones at which there is something to see.
+        # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * spread)
         self.register_buffer("centre", mean)
         self.register_buffer("basis", basis.to(mean.dtype))
@@ -78,7 +78,7 @@ class GaussianPrior(ClosedFormPrior):
             return self._filter(away, 1 / self._total(away, sigma)).to(x.dtype)
 
     def _total(self, like: Tensor, sigma: float | Tensor) -> Tensor:
-        """Eigenvalues of the covariance of x_sigma. Raises ValueError where one is 0."""
+        """Eigenvalues of the covariance of x_sigma. Raises ValueError if one is 0."""
         total = self.eigenvalues + sigma_per_row(sigma, like.flatten(1)) ** 2
         if self.singular and not bool((total > 0).all()):
             raise ValueError("a Gaussian with a singular covariance has no density at sigma = 0; give sigma > 0")
@@ -86,7 +86,7 @@ class GaussianPrior(ClosedFormPrior):
 
     def _gain(self, like: Tensor, sigma: float | Tensor) -> Tensor:
         variance = sigma_per_row(sigma, like.flatten(1)) ** 2
-        # At sigma = 0 the image is known: the gain is one, also where the prior has no variance.
+        # At sigma = 0 the gain is one, also where the prior has no variance.
         return torch.where(
             variance == 0, 1.0, self.eigenvalues / (self.eigenvalues + variance).clamp(min=torch.finfo(like.dtype).tiny)
         )
@@ -136,7 +136,7 @@ class GaussianPrior(ClosedFormPrior):
 
 
 def eigen(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors in float64. Raises ValueError for what is no covariance of n values."""
+    """Eigenvalues and eigenvectors in float64. Raises ValueError if it is not a covariance of n values."""
     if covariance.shape != (n, n) or not torch.allclose(covariance, covariance.mT):
         raise ValueError(
             f"covariance must be symmetric, {n} x {n} for a mean of {n} values, got {tuple(covariance.shape)}"
@@ -144,5 +144,5 @@ def eigen(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
     eigenvalues, basis = torch.linalg.eigh(covariance.double())
     rounding = max(1e-8, 100 * torch.finfo(covariance.dtype).eps)  # of a covariance with fewer ranks than pixels
     if eigenvalues[0] < -rounding * eigenvalues[-1].abs():
-        raise ValueError(f"covariance must be positive semi-definite, its least eigenvalue is {eigenvalues[0]:.3g}")
+        raise ValueError(f"covariance must be positive semi-definite, got an eigenvalue of {eigenvalues[0]:.3g}")
     return eigenvalues.clamp(min=0), basis

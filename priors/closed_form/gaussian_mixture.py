@@ -20,11 +20,11 @@ from .whitening import condition, whiten
 class GaussianMixturePrior(MixturePrior):
     """sum_k weights_k N(means_k, covariances_k).
 
-    weights      (K,), 0 or more, sum 1
+    weights      (K,), >= 0, sum 1
     means        (K, C, H, W)
     covariances  (K, n, n), symmetric and positive semi-definite, pixels in the order of `means.flatten(1)`
 
-    Raises ValueError, in one line, where these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -32,7 +32,7 @@ class GaussianMixturePrior(MixturePrior):
         count, n = len(means), means[0].numel()
         if covariances.shape != (count, n, n):
             raise ValueError(
-                f"covariances of {count} means of {n} values are {(count, n, n)}, got {tuple(covariances.shape)}"
+                f"covariances of {count} means of {n} values must be {(count, n, n)}, got {tuple(covariances.shape)}"
             )
         parts = [eigen(covariance, n) for covariance in covariances]
         directions = torch.stack([basis.mT for _, basis in parts])
@@ -63,7 +63,7 @@ class GaussianMixturePrior(MixturePrior):
         normalised, drawn from `seed`.
         """
         if dimension < 2 or dimension % 2:
-            raise ValueError(f"the mixture benchmark's dimension must be even, from 2 on, got {dimension}")
+            raise ValueError(f"dimension of the mixture benchmark must be an even integer >= 2, got {dimension}")
         rng = torch.Generator().manual_seed(seed)
         weights = torch.randn(25, generator=rng).square()
         corners = torch.tensor([[-8.0 * i, -8.0 * j] for i in range(-2, 3) for j in range(-2, 3)])
@@ -74,7 +74,7 @@ class GaussianMixturePrior(MixturePrior):
     def _of(
         cls, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor
     ) -> "GaussianMixturePrior":
-        """Of parts that are known to fit together; the constructor would decompose covariances."""
+        """From decomposed covariances, without the checks of the constructor."""
         prior = cls.__new__(cls)
         MixturePrior.__init__(prior, log_weights, means, directions, variances, rest.to(means.device))
         prior._set_ranges()
@@ -85,7 +85,7 @@ class GaussianMixturePrior(MixturePrior):
         spread = 10 * max(float(largest), 1e-12) ** 0.5
         low, high = float(self.means.min()), float(self.means.max())
         self.value_range = (low - spread, high + spread)
-        # Exact at every level; these are the ones at which there is something to see.
+        # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * spread + 10 * (high - low))
 
     @property

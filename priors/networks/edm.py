@@ -24,8 +24,8 @@ class EDMPrior(Prior):
     network      maps (B, C, H, W) and the noise coordinate (B,) to (B, C, H, W)
     shape        (C, H, W) it was trained on, None for a network that takes any size
     sigma_data   standard deviation of the data around the centre, image units
-    sigma_range  noise levels seen in training, image units; outside it the network is told the nearest of them, while
-                 the preconditioning keeps the true one (D(x, 0) = x exactly)
+    sigma_range  noise levels of the training, image units. c_noise is clamped to it, the rest of the preconditioning is
+                 not (D(x, 0) = x exactly)
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EDMPrior(Prior):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write weights and everything needed to load them again to one `.safetensors` file."""
+        """Write one `.safetensors` file, which `load` reads."""
         header = {
             "unet": self.network.spec.as_dict(),
             "shape": self.shape,

@@ -1,12 +1,10 @@
-"""Networks of score_sde: NCSN++ and DDPM++.
+"""Networks of score_sde as priors: NCSN++ and DDPM++.
 
 Paper       Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, ICLR 2021,
             arXiv:2011.13456.
-Form        ve   x_s = z + s eps on [0, 1]; the network is told s and the score is h / s of its output: z0 = x_s + s h.
-            vp   x_t = alpha_t z + sqrt(1 - alpha_t^2) eps on [-1, 1]; it is told 999 t and says eps.
-Network     Written here: the NCSNpp of `deepinv` is that of NVlabs, with other names, always 32 groups, and without the
-            image pyramids of the networks for large images. Names are those of score_sde: its layers are one flat list.
-Deviates    Only networks trained on continuous times and with blocks of the kind "biggan", as all that are "++" have.
+Form        ve   x_s = z + s eps on [0, 1]; input s, output h = s times the score: z0 = x_s + s h.
+            vp   x_t = alpha_t z + sqrt(1 - alpha_t^2) eps on [-1, 1]; input 999 t, output eps.
+Deviates    Only networks trained on continuous times, see also `ncsnpp_network.py`.
 """
 
 from collections.abc import Mapping
@@ -27,7 +25,7 @@ class NCSNppPrior(ParametrisedPrior):
     """A denoiser by a network of score_sde; see the module's docstring for its formulas.
 
     network     the U-Net; `exploding` for `ve`
-    image_size  side of the images that it was trained on; a multiple of what its levels halve
+    image_size  side of the training images; divisible by 2 for each level but one
     """
 
     network: NCSNppNetwork
@@ -63,14 +61,14 @@ class NCSNppPrior(ParametrisedPrior):
     ) -> "NCSNppPrior":
         """Read a checkpoint of score_sde (`checkpoint_N.pth`) or the state dict of its network, also `.safetensors`.
 
-        The network and its noise levels are known from the weights.
+        The network and its noise levels follow from the weights.
 
         sde     None: "ve" where time enters by Fourier features, otherwise "vp", as in the published networks
         fir     see `NCSNppSpec`; None: true of a network with an input pyramid, as in the published networks
-        ema     take the averaged weights, where the file holds them
-        sha256  hash of the file, which is checked; None: any file will do
+        ema     take the averaged weights if the file holds them
+        sha256  expected hash of the file, None: not checked
 
-        ValueError, in one line, where the file or the settings do not fit.
+        Raises ValueError if the file or the settings do not fit.
         """
         if sde not in (None, "ve", "vp"):
             raise ValueError(f"sde must be 've' or 'vp', got {sde!r}")
@@ -78,7 +76,7 @@ class NCSNppPrior(ParametrisedPrior):
         fourier = "all_modules.0.W" in tensors
         exploding = fourier if sde is None else sde == "ve"
         if exploding and not fourier:
-            raise ValueError(f"{weights} is told time by its step, so it was not trained on continuous levels of ve")
+            raise ValueError(f"sde=ve needs a network trained on continuous levels, {weights} takes steps")
         return cls(load_ncsnpp(tensors, weights, exploding=exploding, fir=fir), image_size=image_size)
 
     def save(self, path: str | Path) -> None:
@@ -124,11 +122,11 @@ def score_sde_weights(
 
 
 def load_ncsnpp(tensors: Mapping[str, Tensor], path: str | Path, *, exploding: bool, fir: bool | None) -> NCSNppNetwork:
-    """The network of these weights. ValueError, in one line, where they are of another kind."""
+    """The network of these weights. ValueError if they belong to another one."""
     try:
         spec, sigmas = NCSNppSpec.of(tensors, fir=fir), tensors["sigmas"]
     except (KeyError, ValueError, IndexError) as error:
-        raise ValueError(f"{path} is of another network than NCSN++: {error}") from error
+        raise ValueError(f"{path} must hold a network of NCSN++: {error}") from error
     return build(lambda: NCSNppNetwork(spec, exploding=exploding, sigmas=sigmas), tensors, path)
 
 

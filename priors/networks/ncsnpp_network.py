@@ -1,12 +1,10 @@
-"""Networks of score_sde: NCSN++ and DDPM++.
+"""The U-Net of score_sde: NCSN++ and DDPM++.
 
 Paper       Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, ICLR 2021,
             arXiv:2011.13456.
-Form        ve   x_s = z + s eps on [0, 1]; the network is told s and the score is h / s of its output: z0 = x_s + s h.
-            vp   x_t = alpha_t z + sqrt(1 - alpha_t^2) eps on [-1, 1]; it is told 999 t and says eps.
 Network     Written here: the NCSNpp of `deepinv` is that of NVlabs, with other names, always 32 groups, and without the
             image pyramids of the networks for large images. Names are those of score_sde: its layers are one flat list.
-Deviates    Only networks trained on continuous times and with blocks of the kind "biggan", as all that are "++" have.
+Deviates    Only networks with blocks of the kind "biggan", as all that are "++" have.
 """
 
 import math
@@ -42,7 +40,7 @@ class NCSNppSpec:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], *, fir: bool | None = None) -> "NCSNppSpec":
-        """From the names and shapes of the weights. KeyError, ValueError or IndexError where they are of another kind.
+        """From the names and shapes of the weights. KeyError, ValueError or IndexError for another network.
 
         fir  None: true of a network with an input pyramid, as in the published ones
         """
@@ -72,7 +70,7 @@ class NCSNppSpec:
 
 
 def _kind(weights: Mapping[str, Tensor], place: int) -> str:
-    """What the layer at a place of the flat list is, by the names of its weights."""
+    """The kind of the layer at a place of the flat list, by the names of its weights."""
     at = f"all_modules.{place}."
     if at + "W" in weights:
         return "features"

@@ -7,7 +7,7 @@ Form        D(z, s) = c_skip z + c_out F(c_in z, c_noise) on [-1, 1], with
             edm     c_in = (s^2 + d^2)^(-1/2), c_skip = (d c_in)^2, c_out = s d c_in, c_noise = ln(s) / 4
             vp      c_in = (s^2 + 1)^(-1/2), c_skip = 1, c_out = -s, c_noise = 999 t(s)
             ve      c_in = 1, c_skip = 1, c_out = s, c_noise = ln(s / 2)
-            iddpm   as vp, but c_noise is the step whose level is nearest, and F says a variance too
+            iddpm   as vp, but c_noise is the step whose level is nearest, and F predicts a variance too
 Network     "DDPM++" and "NCSN++" by `deepinv`'s NCSNpp and "ADM" by its ADMUNet, which keep NVlabs' names.
 Deviates    The levels of `edm` are those of NVlabs' own sampler, 0.002 to 80, where their network lets any through.
 """
@@ -36,8 +36,8 @@ _CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPre
 class NVLabsNetwork(nn.Module):
     """F under the names of NVlabs: (B, C, H, W), c_noise (B,) and labels (B,) to (B, C, H, W).
 
-    For `ve`, whose output is the noise with its sign turned and whose c_noise is that of half the level, this says the
-    noise and is told ln s. `levels` are the M + 1 levels of `iddpm`, falling to 0.
+    For `ve`, whose output is the negative noise and whose c_noise is that of half the level, this module returns the
+    noise and takes ln s. `levels` are the M + 1 levels of `iddpm`, falling to 0.
     """
 
     u: Tensor | None
@@ -109,13 +109,13 @@ class NVLabsEDMPrior(ParametrisedPrior):
     ) -> "NVLabsEDMPrior":
         """Read a network of NVlabs: a state dict as `.safetensors` or `.pt`, or, with `trust_pickle`, its `.pkl`.
 
-        The network is known from its weights. NVlabs' code is not needed, and none of what the pickle brings is run.
+        The weights determine the network. NVlabs' code is not needed, and no code of the pickle is run.
 
-        preconditioning  where the file does not say, `edm`, or `iddpm` for a network that holds its levels
-        key              the entry to take, where a file holds several networks
-        sha256           hash of the file, which is checked; None: any file will do
+        preconditioning  None: from the pickle, else `edm`, or `iddpm` for a network that holds its levels
+        key              the entry of a file that holds several networks
+        sha256           expected hash of the file, None: not checked
 
-        ValueError, in one line, where the file or the settings do not fit.
+        Raises ValueError if the file or the settings do not fit.
         """
         if preconditioning is not None and preconditioning not in get_args(Preconditioning):
             raise ValueError(
@@ -131,11 +131,13 @@ class NVLabsEDMPrior(ParametrisedPrior):
         found = _CLASSES.get(class_name(content) or "", "edm" if levels is None else "iddpm")
         kind: Preconditioning = preconditioning or found  # type: ignore[assignment]
         if (kind == "iddpm") != (levels is not None):
-            raise ValueError(f"{weights} is of another preconditioning than {kind}: its levels `u` go with iddpm alone")
+            raise ValueError(
+                f"preconditioning={kind} does not fit {weights}: levels `u` belong to iddpm, and only to it"
+            )
         try:
             model, settings = _settings(tensors)
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"{weights} is of another network than those of NVlabs' EDM: {error}") from error
+            raise ValueError(f"{weights} must hold a network of NVlabs' EDM: {error}") from error
         network = build(
             lambda: NVLabsNetwork(model(**settings, pretrained=None), kind, levels=levels), tensors, weights
         )

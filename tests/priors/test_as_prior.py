@@ -21,7 +21,7 @@ def halved(x: Tensor, sigma: Tensor) -> Tensor:
 def test_a_prior_stays_what_it_is() -> None:
     prior = WhitePrior()
     assert as_prior(prior) is prior
-    with pytest.raises(TypeError, match="says itself what it knows"):
+    with pytest.raises(TypeError, match="declares its shape"):
         as_prior(prior, channels=3)
 
 
@@ -31,7 +31,7 @@ def test_a_function_of_images_and_levels(normal: Normal) -> None:
     assert isinstance(prior, CallablePrior)
     assert torch.equal(prior.denoise(x, sigma), halved(x, sigma))
     assert torch.equal(prior.denoise(x, 0.5), halved(x, torch.tensor([0.5, 0.5], dtype=x.dtype)))
-    assert prior.mismatch((3, 4, 4)) == "this prior knows images with 1 channel(s), got 3"
+    assert prior.mismatch((3, 4, 4)) == "this prior expects 1 channel, got 3"
 
 
 def test_outside_its_levels_it_is_told_the_nearest(normal: Normal) -> None:
@@ -79,7 +79,7 @@ def test_other_things() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda x, sigma: x[:, :, :2], r"\(2, 1, 2, 4\) for images \(2, 1, 4, 4\)"),
+        (lambda x, sigma: x[:, :, :2], r"of shape \(2, 1, 4, 4\), got \(2, 1, 2, 4\)"),
         (lambda x, sigma: torch.cat([x, x], 1), r"\(2, 2, 4, 4\).*ParametrisedPrior"),
         (lambda x, sigma: x.numpy(), "ndarray"),
     ],

@@ -236,7 +236,7 @@ def test_load(suffix: str, tmp_path: Path, normal: Normal) -> None:
         ("DRUNet", "good.pth", {**OPTIONS, "nb": 2}, "holds no weights of deepinv's DRUNet with these options"),
         ("DRUNet", "good.pth", {"width": 3}, "cannot be made with options={'width': 3}"),
         ("DRUNet", "good.pth", {"pretrained": "download"}, "leave pretrained out"),
-        ("DruNet", "good.pth", {}, "no denoiser 'DruNet'; there are .*DRUNet"),
+        ("DruNet", "good.pth", {}, "no denoiser 'DruNet'; known are .*DRUNet"),
         ("Path", "good.pth", {}, "no denoiser 'Path'"),
     ],
 )

@@ -84,11 +84,11 @@ def test_pixels_that_are_known() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "words"),
     [
-        (torch.zeros(4, 4), torch.ones(4, 4), r"is \(C, H, W\)"),
+        (torch.zeros(4, 4), torch.ones(4, 4), r"must be \(C, H, W\)"),
         (torch.full((1, 4, 4), math.nan), torch.ones(1, 4, 4), "finite numbers"),
-        (torch.zeros(1, 4, 4), torch.ones(4, 4), r"like their mean, \(1, 4, 4\), got \(4, 4\)"),
-        (torch.zeros(1, 4, 4), -torch.ones(1, 4, 4), "0 or more and finite, got a least one of -1"),
-        (torch.zeros(1, 4, 4), torch.full((1, 4, 4), math.nan), "0 or more and finite"),
+        (torch.zeros(1, 4, 4), torch.ones(4, 4), r"the shape of the mean, \(1, 4, 4\), got \(4, 4\)"),
+        (torch.zeros(1, 4, 4), -torch.ones(1, 4, 4), ">= 0 and finite, got -1"),
+        (torch.zeros(1, 4, 4), torch.full((1, 4, 4), math.nan), ">= 0 and finite, got nan"),
     ],
 )
 def test_what_are_no_pixels(mean: Tensor, std: Tensor, words: str) -> None:

@@ -147,11 +147,11 @@ def test_learned_variance_and_classes(diffusers: Any, tmp_path: Path, normal: No
     found = [DiffusersPrior.load(tmp_path, class_label=label).denoise(x, 0.5) for label in (1, 4)]
     assert found[0].shape == x.shape
     assert not torch.allclose(*found)
-    with pytest.raises(ValueError, match="class-conditional: give class_label="):
+    with pytest.raises(ValueError, match="class_label must be given"):
         DiffusersPrior.load(tmp_path)
-    with pytest.raises(ValueError, match="gives 3"):
+    with pytest.raises(ValueError, match="must be 2 or 4, got 3"):
         DiffusersPrior(make_unet(diffusers, out_channels=3), {"_class_name": "DDPMScheduler"})
-    with pytest.raises(ValueError, match="knows no classes, got class_label=1"):
+    with pytest.raises(ValueError, match="without classes, got 1"):
         DiffusersPrior(make_unet(diffusers), {"_class_name": "DDPMScheduler"}, class_label=1)
 
 
@@ -200,9 +200,9 @@ def edit(path: Path, **values: Any) -> None:
     ("spoil", "said"),
     [
         (lambda f: shutil.rmtree(f), "no such folder"),
-        (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler_config.json, so its noise levels are not known"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler_config.json, which holds the noise levels"),
         (lambda f: (f / "unet" / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "unet" / "config.json").write_text("[]"), "no configuration of diffusers"),
+        (lambda f: (f / "unet" / "config.json").write_text("[]"), "not a configuration of diffusers"),
         (lambda f: edit(f / "model_index.json", vqvae=["diffusers", "VQModel"]), "works on the codes of a vqvae"),
         (lambda f: edit(f / "unet" / "config.json", _class_name="UNet2DConditionModel"), "UNet2DConditionModel"),
         (lambda f: edit(f / "unet" / "config.json", block_out_channels=[4, 4]), "cannot read the UNet2DModel"),
@@ -210,11 +210,11 @@ def edit(path: Path, **values: Any) -> None:
             lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_text("no"),
             "cannot read the UNet2DModel",
         ),
-        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "prediction_type must be"),
+        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "prediction_type of the scheduler must be"),
         (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="mine"), "unknown beta_schedule"),
         (
             lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}'),
-            "KarrasVeScheduler is no chain of betas",
+            "must be a chain of betas, got KarrasVeScheduler",
         ),
     ],
 )

@@ -276,5 +276,5 @@ def test_a_run_leaves_the_prior_of_the_caller_as_it_is() -> None:
 def test_checkpointing_of_what_has_no_parts_is_refused() -> None:
     prior = GaussianPrior.example()
     prior.checkpoint_gradients(False)
-    with pytest.raises(ValueError, match="checkpoint is not known to GaussianPrior"):
+    with pytest.raises(ValueError, match="GaussianPrior does not support checkpoint=true"):
         prior.checkpoint_gradients(True)

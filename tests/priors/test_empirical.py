@@ -113,8 +113,8 @@ def test_two_measurements_one_after_the_other() -> None:
         (IMAGES[0], None, r"\(N, C, H, W\)"),
         (IMAGES * torch.nan, None, "NaN"),
         (IMAGES, WEIGHTS[:3], "weights of 7 images"),
-        (IMAGES, 2 * WEIGHTS, "the sum 2"),
-        (IMAGES, WEIGHTS * torch.nan, "0 or more"),
+        (IMAGES, 2 * WEIGHTS, "with sum 2"),
+        (IMAGES, WEIGHTS * torch.nan, ">= 0, with sum 1, got .* nan"),
     ],
 )
 def test_what_is_no_set_of_images(images: Tensor, weights: Tensor | None, words: str) -> None:

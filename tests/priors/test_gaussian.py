@@ -120,7 +120,7 @@ def test_a_covariance_of_low_rank_in_float32(normal: Callable) -> None:
     [
         (torch.eye(3), "12 x 12 for a mean of 12 values, got \\(3, 3\\)"),
         (torch.eye(N) + torch.ones(N, N).triu(1), "symmetric"),
-        (torch.diag(torch.arange(12.0) - 1), "positive semi-definite, its least eigenvalue is -1"),
+        (torch.diag(torch.arange(12.0) - 1), "positive semi-definite, got an eigenvalue of -1"),
     ],
 )
 def test_what_is_no_covariance(covariance: Tensor, words: str) -> None:

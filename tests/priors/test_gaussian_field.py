@@ -111,7 +111,7 @@ def test_from_the_covariance_at_every_lag() -> None:
     prior = field()
     again = GaussianFieldPrior.from_covariance(prior.mean, torch.fft.ifft2(prior.spectrum).real)
     assert torch.allclose(again.spectrum, prior.spectrum)
-    with pytest.raises(ValueError, match="no field has this covariance"):
+    with pytest.raises(ValueError, match="covariance of a field must be >= 0"):
         GaussianFieldPrior.from_covariance(torch.zeros(1, 4, 4), torch.ones(4, 4) - 3 * torch.eye(4))
 
 
@@ -127,12 +127,12 @@ def test_without_variance_there_is_no_density() -> None:
 @pytest.mark.parametrize(
     ("mean", "spectrum", "words"),
     [
-        (torch.zeros(4, 4), torch.ones(4, 4), r"is \(C, H, W\)"),
+        (torch.zeros(4, 4), torch.ones(4, 4), r"must be \(C, H, W\)"),
         (torch.full((1, 4, 4), math.nan), torch.ones(4, 4), "finite numbers"),
-        (torch.zeros(1, 4, 4), torch.ones(3, 4), r"like its mean, \(1, 4, 4\).*got \(3, 4\)"),
-        (torch.zeros(1, 4, 4), -torch.ones(4, 4), "0 or more and finite, got -1"),
-        (torch.zeros(1, 4, 4), torch.full((4, 4), math.nan), "0 or more and finite"),
-        (torch.zeros(1, 4, 4), torch.arange(16.0).reshape(4, 4), "the same at k and -k"),
+        (torch.zeros(1, 4, 4), torch.ones(3, 4), r"shape of its mean, \(1, 4, 4\).*got \(3, 4\)"),
+        (torch.zeros(1, 4, 4), -torch.ones(4, 4), ">= 0 and finite, got -1"),
+        (torch.zeros(1, 4, 4), torch.full((4, 4), math.nan), ">= 0 and finite, got nan"),
+        (torch.zeros(1, 4, 4), torch.arange(16.0).reshape(4, 4), "equal at k and -k"),
     ],
 )
 def test_what_is_no_field(mean: Tensor, spectrum: Tensor, words: str) -> None:

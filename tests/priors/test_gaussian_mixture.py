@@ -267,9 +267,9 @@ def test_float32_images_of_far_components() -> None:
     ("weights", "covariances", "words"),
     [
         (torch.tensor([0.5, 0.6]), torch.eye(4).expand(2, 4, 4), "sum to 1, got .* a sum of 1.1"),
-        (torch.tensor([1.5, -0.5]), torch.eye(4).expand(2, 4, 4), "least one of -0.5"),
-        (torch.tensor([torch.nan, 1]), torch.eye(4).expand(2, 4, 4), "0 or more and sum to 1"),
-        (torch.tensor([1.0]), torch.eye(4).expand(2, 4, 4), "needs 2 weights"),
+        (torch.tensor([1.5, -0.5]), torch.eye(4).expand(2, 4, 4), "minimum of -0.5"),
+        (torch.tensor([torch.nan, 1]), torch.eye(4).expand(2, 4, 4), ">= 0 and sum to 1"),
+        (torch.tensor([1.0]), torch.eye(4).expand(2, 4, 4), "weights of 2 means must be \\(2,\\)"),
         (torch.tensor([0.5, 0.5]), torch.eye(4), r"\(2, 4, 4\), got \(4, 4\)"),
         (torch.tensor([0.5, 0.5]), -torch.eye(4).expand(2, 4, 4), "positive semi-definite"),
     ],

@@ -109,7 +109,7 @@ def edit(path: Path, **values: Any) -> None:
     [
         (lambda f: edit(f / "model_index.json", text_encoder=[]), "works on text"),
         (lambda f: (f / "model_index.json").unlink(), "holds no autoencoder; DiffusersPrior.load reads"),
-        (lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderTiny"), "holds a AutoencoderTiny"),
+        (lambda f: edit(f / "vae" / "config.json", _class_name="AutoencoderTiny"), "got AutoencoderTiny"),
         (lambda f: edit(f / "vae" / "config.json", latent_channels=3), "cannot read the AutoencoderKL"),
         (
             lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="ScoreSdeVeScheduler"),
@@ -127,7 +127,7 @@ def test_folders_that_cannot_be_used(spoil: Callable[[Path], Any], said: str, di
 
 def test_parts_that_do_not_fit(diffusers: Any, tmp_path: Path) -> None:
     save(diffusers, tmp_path, "vae", channels=3)
-    with pytest.raises(ValueError, match="codes have 2 channels, the UNet takes 3"):
+    with pytest.raises(ValueError, match="codes of the autoencoder must have 3 channels, got 2"):
         LatentPrior.load(tmp_path)
     with pytest.raises(ValueError, match=r"code_range must be \(low, high\)"):
         LatentPrior.load(tmp_path, code_range=(1.0, float("nan")))

@@ -117,7 +117,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factors", "noise", "words"),
     [
-        (FACTORS[:2], NOISE, r"\(3, 30, r\), r <= 30, got \(2, 30, 4\)"),
+        (FACTORS[:2], NOISE, r"\(3, 30, r <= 30\), got \(2, 30, 4\)"),
         (FACTORS * torch.nan, NOISE, "factors must be finite"),
         (FACTORS, NOISE[:2], "3 positive numbers"),
         (FACTORS, NOISE * torch.nan, "3 positive numbers"),

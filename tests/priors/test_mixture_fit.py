@@ -255,12 +255,12 @@ def test_another_mixture_in_the_same_folder_is_refused(make: Fit) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"components": 0}, "components of a mixture must be at least 1, got 0"),
-        ({"rank": 0}, "rank of a mixture must be at least 1"),
-        ({"size": 1}, "size of a mixture's images must be at least 2 pixels"),
+        ({"components": 0}, "components of a mixture must be an integer >= 1, got 0"),
+        ({"rank": 0}, "rank of a mixture must be an integer >= 1"),
+        ({"size": 1}, "size of a mixture's images must be >= 2 pixels"),
         ({"minutes": 0.0}, "minutes of a mixture must be positive and finite"),
         ({"noise_floor": math.nan}, "noise_floor of a mixture must be positive and finite, got nan"),
-        ({"tolerance": math.nan}, "tolerance of a mixture must be 0 or more"),
+        ({"tolerance": math.nan}, "tolerance of a mixture must be >= 0"),
     ],
 )
 def test_bad_recipes_are_named(changes: dict, words: str) -> None:

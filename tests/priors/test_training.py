@@ -196,7 +196,7 @@ def test_refuses_weights_of_another_network(train: Callable[..., Trainer]) -> No
     for widths, blocks in (((8, 16), (1, 2)), ((8, 24), (2, 2)), ((8, 16, 16), (2, 2, 2))):
         other = UNet(replace(RECIPE.unet, widths=widths, blocks=blocks))
         with pytest.raises(
-            ValueError, match="of this network, of one with fewer blocks, or of its like for colours, not"
+            ValueError, match="to this network, to one with fewer blocks, or to its version for colours, got"
         ):
             network.start_from(other)
 
@@ -209,7 +209,7 @@ def test_a_grey_network_starts_from_one_for_colours_not_the_other_way_round() ->
     grey.start_from(colour)
     x, noise = torch.rand(3, 1, 8, 8), torch.rand(3)
     torch.testing.assert_close(grey(x, noise), colour(x.expand(-1, 3, -1, -1), noise).mean(1, keepdim=True))
-    with pytest.raises(ValueError, match="not of"):
+    with pytest.raises(ValueError, match="weights to start from"):
         colour.start_from(grey)
 
 
