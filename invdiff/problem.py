@@ -1,14 +1,13 @@
 """An inverse problem: what was measured (operator), how it scatters (noise), and the measurement y."""
 
-import copy
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
-from invdiff.shapes import describe_shape, row_gradient
+from invdiff.shapes import describe_shape, row_gradient, shallow_copy
 from invdiff.streams import generator
 
 
@@ -152,24 +151,15 @@ class InverseProblem:
 
     def to(self, device: torch.device | str) -> Self:
         """This problem on a device; operator and noise are copied, so that those of the caller stay where they are."""
-        return self._with(_detached(self.operator).to(device), _detached(self.noise).to(device), self.y.to(device))
+        return self._with(
+            shallow_copy(self.operator).to(device), shallow_copy(self.noise).to(device), self.y.to(device)
+        )
 
     def _with(self, operator: Operator, noise: Noise, y: Tensor) -> Self:
         """A copy with other parts that are known to fit together."""
         twin = object.__new__(type(self))
         twin.operator, twin.noise, twin.y, twin.image_shape = operator, noise, y, self.image_shape
         return twin
-
-
-_Module = TypeVar("_Module", bound=nn.Module)
-
-
-def _detached(module: _Module) -> _Module:
-    """A copy that shares every tensor; `Module.to` replaces them in place, in the copy only."""
-    twin = copy.copy(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: child if child is None else _detached(child) for name, child in module._modules.items()}
-    return twin
 
 
 @torch.no_grad()

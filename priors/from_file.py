@@ -1,4 +1,4 @@
-"""A prior from a Python file of the user's: no package, no configuration, only a file in a folder."""
+"""A prior from a Python file, without a package or a configuration."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ def prior_from_file(
     file        with the name behind a colon, `my_network.py:denoise`: a `Prior`, a `deepinv` denoiser, a function
                 (x, sigma) -> clean images, or a class of one of them, made with `parameters`
     parameters  by name: of the class, or of the function, behind its images and levels
-    shape ...   of a denoiser or a function, as in `as_prior`; a `Prior` says these itself
+    shape ...   of a denoiser or a function, as in `as_prior`; not for a `Prior`, which declares them
 
-    Raises ValueError, in one line, where there is no such thing in it.
+    Raises ValueError if the file holds no such prior.
     """
     path, _, name = str(file or "").rpartition(":")
     if not path.endswith(".py") or not name:

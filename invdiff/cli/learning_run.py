@@ -20,7 +20,8 @@ from invdiff.cli.values import check_kinds
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.measurement import PARAMETERS
-from invdiff.learning.em import Learner, LearningPlan, MixtureLearner, NetworkLearner
+from invdiff.learning.em import Learner, LearningPlan
+from invdiff.learning.learners import MixtureLearner, NetworkLearner
 from invdiff.operators import Noise, Operator
 from invdiff.priors import LowRankMixturePrior, Prior
 from invdiff.priors.ode import generate

@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from invdiff.priors import CallablePrior, Prior
-from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior
+from invdiff.priors.networks.parametrised import ParametrisedPrior
 from invdiff.streams import generator
 
 # In widths of the value range; those are taken that the prior was made for.
@@ -165,10 +164,11 @@ def _unbounded(prior: Prior) -> Prior:
 
 
 def _other_parametrisations(prior: ParametrisedPrior) -> Iterator[tuple[str, Denoise]]:
-    kinds = [kind for kind in get_args(Parametrisation) if kind not in ("flow", "edm", prior.parametrisation)]
     if prior.parametrisation in ("flow", "edm"):
         return  # they have schedules of their own
-    for kind in kinds:
+    for kind in prior.schedule.parametrisations:
+        if kind in ("flow", "edm", prior.parametrisation):
+            continue
         other = copy.copy(prior)
         other.parametrisation = kind
         yield f"its parametrisation is {kind!r}, not {prior.parametrisation!r}", other.denoise

@@ -22,6 +22,7 @@ from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
 from invdiff.priors.precision import PRECISIONS
 from invdiff.problem import InverseProblem
+from invdiff.shapes import shallow_copy
 from invdiff.streams import Streams, generator
 
 # Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
@@ -125,11 +126,13 @@ def run(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     device = compute.resolve_device()
+    with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
+        prior = shallow_copy(prior).to(device)  # the prior of the caller stays where it is
     prior.checkpoint_gradients(compute.checkpoint)
     cost = Cost()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # else the peak of an earlier run would be this one's
-    metered = MeteredPrior(prior.to(device), cost, precision=compute.precision, compile=compute.compile)
+    metered = MeteredPrior(prior, cost, precision=compute.precision, compile=compute.compile)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples

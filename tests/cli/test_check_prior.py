@@ -249,7 +249,7 @@ def test_photographs_for_any_size(invdiff: Run, colour_weights: Path, without_pi
             ["prior=callable", "prior.file=my_network.py:digits", "prior.parameters={a:1}"],
             ["is a EDMPrior and takes no parameters"],
         ),
-        (["prior=callable", "prior.file=my_network.py:digits", "prior.channels=3"], ["says itself what it knows"]),
+        (["prior=callable", "prior.file=my_network.py:digits", "prior.channels=3"], ["declares its shape"]),
         (["prior=diffusers"], ["prior.path"]),
         (["prior=diffusers", "prior.path=absent"], ["no such folder: absent"]),
         (["prior=deepinv_drunet"], ["give weights=", "DRUNet"]),

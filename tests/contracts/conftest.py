@@ -31,14 +31,19 @@ def found(package: ModuleType, base: type) -> dict[str, type]:
 
 OPERATORS = found(invdiff.operators, Operator)
 PRIORS = found(invdiff.priors, Prior)
+PRIOR_VARIANTS = {
+    f"{name}-{variant}": prior for name, cls in PRIORS.items() for variant, prior in cls.variants().items()
+}
 SAMPLERS = all_samplers()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `operator_class`, `prior_class` or `sampler_class` runs for each that was found."""
+    """A test that asks for `operator_class`, `prior_class`, `prior_variant` or `sampler_class` runs for each."""
     for fixture, classes in (("operator_class", OPERATORS), ("prior_class", PRIORS), ("sampler_class", SAMPLERS)):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, classes.values(), ids=list(classes))
+    if "prior_variant" in metafunc.fixturenames:
+        metafunc.parametrize("prior_variant", PRIOR_VARIANTS.values(), ids=list(PRIOR_VARIANTS))
 
 
 @pytest.fixture(scope="session")

@@ -40,18 +40,13 @@ def test_an_operator_with_parameters_per_image() -> None:
 # -- priors ------------------------------------------------------------------------------------------------------------
 
 
-def test_prior(prior_class: type[Prior]) -> None:
-    check_prior(prior_class.example())
+def test_prior(prior_variant: Prior) -> None:
+    check_prior(prior_variant)
 
 
-@pytest.mark.parametrize(
-    "prior", [WhitePrior(), EDMPrior(EDMPrior.example().network, shape=None)], ids=["white", "free"]
-)
-def test_priors_of_any_size(prior: Prior) -> None:
-    check_prior(prior)
-
-
-def test_a_bundled_prior() -> None:
+def test_priors_outside_the_package() -> None:
+    """The toy of the conformance suite, and weights from a file."""
+    check_prior(WhitePrior())
     check_prior(invdiff.load_prior("digits"))
 
 
@@ -116,4 +111,4 @@ def test_something_was_found(request: pytest.FixtureRequest) -> None:
     if "test_operator[GaussianBlur]" in names:  # unless pytest was asked for a part of the suite
         for cls in ("Inpainting", "SuperResolution", "Denoising", "DeepinvOperator", "CallableOperator"):
             assert f"test_operator[{cls}]" in names
-        assert {"test_prior[GaussianPrior]", "test_prior[EDMPrior]"} <= names
+        assert {"test_prior[GaussianPrior-example]", "test_prior[EDMPrior-any size]"} <= names

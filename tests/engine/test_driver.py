@@ -361,7 +361,7 @@ def test_a_prior_that_cannot_be_differentiated() -> None:
 
 def test_a_prior_of_other_images() -> None:
     with pytest.raises(
-        Unsupported, match=r"do not match: this prior knows images of shape \(1, 16, 16\), got \(1, 8, 8\)"
+        Unsupported, match=r"do not match: this prior expects images of shape \(1, 16, 16\), got \(1, 8, 8\)"
     ):
         DPS().sample(numbered(1), GaussianPrior.example())
     colour = InverseProblem(Denoising(), GaussianNoise(0.1), torch.zeros(1, 3, 16, 16))

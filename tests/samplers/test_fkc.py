@@ -190,7 +190,7 @@ def test_powers_and_priors_have_to_match() -> None:
     for priors, powers in (([WhitePrior()], [1.0, 2.0]), ([WhitePrior(), WhitePrior()], [1.0, -1.0])):
         with pytest.raises(ValueError, match="one power for each prior, of positive sum"):
             compose(priors, powers, SHAPE)
-    with pytest.raises(ValueError, match="this prior knows images of shape"):
+    with pytest.raises(ValueError, match="this prior expects images of shape"):
         compose([GaussianPrior(BROAD[0].reshape(1, 1, 2), BROAD[1])], [1.0], SHAPE)
 
 

@@ -248,7 +248,7 @@ def test_the_summary_is_json(run: Callable[..., Calibration]) -> None:
         ({"num_samples": 1}, "num_samples must be at least 2"),
         ({"resolution": math.nan}, "resolution must be 0 or more"),
         ({"resolution": -1.0}, "resolution must be 0 or more"),
-        ({"image_shape": (3, 8, 8)}, "this prior knows images of shape"),
+        ({"image_shape": (3, 8, 8)}, "this prior expects images of shape"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(settings: dict, words: str) -> None:
