@@ -15,7 +15,9 @@ from rich.text import Text
 
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.values import check_kinds
-from invdiff.contracts.conformance import NotApplicable, WhitePrior, measure, operator_checks
+from invdiff.contracts import NotApplicable, operator_checks
+from invdiff.contracts.compare import measure
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
 from invdiff.operators import GaussianNoise, LinearOperator, Operator
