@@ -20,13 +20,13 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, SpectralOperator
+from ..core.base import LinearOperator, SameShape, SpectralOperator, Variants
 from ..core.separable import BOUNDARIES, fold
 
 Kernel = str | Path | Tensor | np.ndarray
 
 
-class Blur(LinearOperator):
+class Blur(SameShape, LinearOperator):
     """Convolution with a kernel of any size, even, odd or larger than the image.
 
     kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt` as
@@ -61,9 +61,6 @@ class Blur(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return CircularBlur(self.kernel).pinv(y) if self.boundary == "circular" else super().pinv(y)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
         return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
 
@@ -71,8 +68,16 @@ class Blur(LinearOperator):
     def example(cls) -> tuple["Blur", tuple[int, ...]]:
         return cls(_example_kernel()), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "flip": (cls(_sharp_taps(1, 3, 2), flip=True), (1, 6, 7)),
+            "larger-than-the-image": (cls(_sharp_taps(1, 25, 2)), (1, 8, 9)),
+        } | {f"{name}-per-image": (cls(_sharp_taps(3, 4, 3), boundary=name), (1, 8, 9)) for name in BOUNDARIES}
 
-class CircularBlur(SpectralOperator):
+
+class CircularBlur(SameShape, SpectralOperator):
     """Convolution of a periodic image; `kernel` and `flip` as in `Blur`."""
 
     per_image = ("kernel",)
@@ -87,9 +92,6 @@ class CircularBlur(SpectralOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return convolve_adjoint(y, self.kernel, "circular")
-
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
 
     def _transfer(self, like: Tensor) -> Tensor:
         """Fourier transform of the kernel, (1 or B, 1, H, W), equal at k and -k to the last bit but for conjugation."""
@@ -124,10 +126,25 @@ class CircularBlur(SpectralOperator):
     def example(cls) -> tuple["CircularBlur", tuple[int, ...]]:
         return cls(_example_kernel()), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "even": (cls(_sharp_taps(1, 5, 4)), (3, 7, 6)),
+            "per-image": (cls(_sharp_taps(4, 3, 25)), (1, 8, 9)),
+        }
+
 
 def _example_kernel() -> Tensor:
     """A lopsided kernel: nothing that a flip or a transposition leaves as it is."""
     return torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.0, 0.5, 0.2, 0.0], [0.05, 0.0, 0.1, 0.05]])
+
+
+def _sharp_taps(*shape: int) -> Tensor:
+    """Lopsided kernels (B, h, w) that are well conditioned under every boundary rule."""
+    taps = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    taps[:, shape[1] // 2, shape[2] // 2] += taps.abs().sum((-2, -1))
+    return taps
 
 
 # -- convolution -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Spec    The posterior-sampling papers use std 3, 61 taps, reflection at the boun
 import torch
 from torch import Tensor
 
+from ..core.base import Variants
 from ..core.separable import BOUNDARIES, SeparableOperator, folded_matrix
 
 
@@ -58,6 +59,9 @@ class GaussianBlur(SeparableOperator):
             [folded_matrix(taps.expand(length, -1), positions, length, self.boundary) for taps in self.kernel()]
         )
 
+    def measured_length(self, length: int) -> int:
+        return length
+
     def image_length(self, measured: int) -> int:
         return measured
 
@@ -67,3 +71,10 @@ class GaussianBlur(SeparableOperator):
     @classmethod
     def example(cls) -> tuple["GaussianBlur", tuple[int, ...]]:
         return cls(std=1.0, kernel_size=9), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "std-per-image": (cls(std=torch.tensor([0.5, 0.8, 1.1]), kernel_size=7), (3, 7, 6)),
+        } | {name: (cls(std=0.8, kernel_size=9, boundary=name), (1, 8, 9)) for name in BOUNDARIES}

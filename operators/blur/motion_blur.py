@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..core.base import Variants
 from .blur import Blur
 
 
@@ -46,6 +47,10 @@ class MotionBlur(Blur):
     @classmethod
     def example(cls) -> tuple["MotionBlur", tuple[int, ...]]:
         return cls(kernel_size=9), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "per-image": (cls.random(images=3, seed=1, kernel_size=7), (1, 8, 9))}
 
 
 def motion_kernels(intensity: float, kernel_size: int, seed: int, images: int = 1) -> Tensor:

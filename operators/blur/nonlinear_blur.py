@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..core.base import Operator
+from ..core.base import SameShape, Variants
 from ..core.separable import BOUNDARIES
 from .blur import convolve
 from .motion_blur import motion_kernels
 
 
-class NonlinearBlur(Operator):
+class NonlinearBlur(SameShape):
     """Motion blur in linear light, seen through a camera response.
 
     intensity    how crooked the path of the camera is, 0 to 1
@@ -132,12 +132,17 @@ class NonlinearBlur(Operator):
             return light
         return 1 - self.shoulder * softplus((1 - light) / self.shoulder)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
         return y
 
     @classmethod
     def example(cls) -> tuple["NonlinearBlur", tuple[int, ...]]:
         return cls(kernel_size=9, exposure=1.5, shoulder=0.1), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "unsaturated": (cls(kernel_size=5, boundary="circular"), (3, 8, 9)),
+            "per-image": (cls.random(images=3, seed=1, kernel_size=7), (1, 8, 9)),
+        }

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import LinearOperator, SameShape, Variants
 from ..core.separable import BOUNDARIES
 from .blur import convolve, convolve_adjoint
 
 
-class SpaceVaryingBlur(LinearOperator):
+class SpaceVaryingBlur(SameShape, LinearOperator):
     """A lens out of focus towards its corners, or any kernels with any maps.
 
     std_center   standard deviation of the Gaussian in the centre of the image, pixels, a float or one per image, (B,)
@@ -94,9 +94,6 @@ class SpaceVaryingBlur(LinearOperator):
         ]
         return torch.stack(spread).sum(0)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if self.multipliers is None or shape[-2:] == self.multipliers.shape[-2:]:
             return None
@@ -109,6 +106,19 @@ class SpaceVaryingBlur(LinearOperator):
     @classmethod
     def example(cls) -> tuple["SpaceVaryingBlur", tuple[int, ...]]:
         return cls(std_corner=1.5, kernels=3, kernel_size=7), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        draws = torch.Generator().manual_seed(9)
+        filters = torch.randn(2, 3, 4, generator=draws)
+        filters[:, 1, 2] += filters.abs().sum((-2, -1))  # well conditioned
+        multipliers = (torch.rand(3, 2, 8, 9, generator=draws) < 0.5) + 0.5
+        return {
+            "example": cls.example(),
+            "sharp": (cls(std_corner=0.6, kernel_size=5), (3, 7, 6)),
+            "std-per-image": (cls(std_center=torch.tensor([0.4, 0.5, 0.6]), std_corner=0.7, kernel_size=5), (1, 8, 9)),
+            "multipliers-per-image": (cls(filters=filters, multipliers=multipliers), (1, 8, 9)),
+        }
 
 
 def lens(std_center: float | Tensor, std_corner: float | Tensor, kernels: int, kernel_size: int) -> Tensor:

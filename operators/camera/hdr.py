@@ -15,10 +15,10 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape, per_row
 
-from ..core.base import Operator
+from ..core.base import SameShape, Variants
 
 
-class HDR(Operator):
+class HDR(SameShape):
     """Contrast about `pivot`, then clipping to [0, 1].
 
     factor  gain of the contrast, a number or one per image, (B,); above 1 values are lost
@@ -44,9 +44,6 @@ class HDR(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return (self.pivot + per_row(self.factor, x) * (x - self.pivot)).clamp(0, 1)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
         """The contrast taken back; what was clipped ends where clipping set in."""
         return self.pivot + (y.clamp(0, 1) - self.pivot) / per_row(self.factor, y)
@@ -54,3 +51,11 @@ class HDR(Operator):
     @classmethod
     def example(cls) -> tuple["HDR", tuple[int, ...]]:
         return cls(), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "exposure": (cls(factor=1.5, pivot=0.0), (3, 7, 6)),
+            "per-image": (cls(factor=torch.tensor([1.0, 1.5, 3.0])), (1, 8, 9)),
+        }

@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import Operator, straight_through
+from ..core.base import SameShape, Variants, straight_through
 
 # Pixels that share one colour sample: down, right.
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
@@ -30,7 +30,7 @@ FROM_CHROMA = ((0.0, 1.402), (-0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587), (
 LONGEST = 65500  # pixels a side, of libjpeg
 
 
-class JPEG(Operator):
+class JPEG(SameShape):
     """Compression and decompression.
 
     quality      1 (worst) to 100, as libjpeg counts, a number or one per image, (B,)
@@ -84,9 +84,6 @@ class JPEG(Operator):
         smooth = interpolate(coarse, -1)[..., :height, :width]
         return x + torch.einsum("ck,bkhw->bchw", x.new_tensor(FROM_CHROMA), smooth - chroma)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if shape[0] not in (1, 3):
             return f"jpeg: images are grey or RGB, 1 or 3 channels, got {describe_shape(shape)}"
@@ -100,6 +97,16 @@ class JPEG(Operator):
     @classmethod
     def example(cls) -> tuple["JPEG", tuple[int, ...]]:
         return cls(), (3, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "grey": (cls(quality=50), (1, 9, 8)),
+            "4:2:2": (cls(subsampling="4:2:2"), (3, 9, 7)),
+            "4:4:4": (cls(subsampling="4:4:4"), (3, 9, 7)),
+            "per-image": (cls(quality=torch.tensor([5, 20, 90])), (3, 9, 7)),
+        }
 
 
 def interpolate(coarse: Tensor, axis: int) -> Tensor:

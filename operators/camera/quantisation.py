@@ -13,10 +13,10 @@ another operator, such as one-bit compressed sensing.
 import torch
 from torch import Tensor
 
-from ..core.base import Operator, straight_through
+from ..core.base import SameShape, Variants, straight_through
 
 
-class Quantisation(Operator):
+class Quantisation(SameShape):
     """Rounding to 2^bits levels.
 
     bits  1 to 8
@@ -33,15 +33,16 @@ class Quantisation(Operator):
     def surrogate(self, x: Tensor) -> Tensor:
         return x
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
         return y
 
     @classmethod
     def example(cls) -> tuple["Quantisation", tuple[int, ...]]:
         return cls(), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "one-bit": (cls(bits=1), (3, 7, 6))}
 
 
 def check_bits(name: str, bits: int) -> int:

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator
-from ..core.parts import OperatorOfParts, measured_shape
+from ..camera.hdr import HDR
+from ..core.base import LinearOperator, Operator, Variants
+from ..core.parts import OperatorOfParts, kind_of_measurement
+from ..mri.mri import MRI
 from ..noise.base import Noise
+from ..pixels.inpainting import Inpainting
+from ..pixels.super_resolution import SuperResolution
 
 
 class Stacking(OperatorOfParts):
@@ -34,9 +38,9 @@ class Stacking(OperatorOfParts):
         reason = self.mismatch(self._image_shape)
         if reason is not None:
             raise ValueError(reason)
-        examples = [measured_shape(part, self._image_shape) for part in self.operators]
-        self.shapes = [tuple(y.shape) for y in examples]
-        self.complex = [y.is_complex() for y in examples]
+        kinds = [kind_of_measurement(part, self._image_shape) for part in self.operators]
+        self.shapes, self.complex = [shape for shape, _ in kinds], [is_complex for _, is_complex in kinds]
+        self.complex_measurement = all(self.complex)
 
     @property
     def in_pairs(self) -> bool:
@@ -85,6 +89,9 @@ class Stacking(OperatorOfParts):
             full.append(flat.repeat_interleave(2, dim=1) if self.in_pairs and is_complex else flat)
         return torch.cat(full, dim=1)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (sum(self.sizes),)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._image_shape
 
@@ -95,10 +102,11 @@ class Stacking(OperatorOfParts):
 
     @classmethod
     def example(cls) -> tuple["Stacking", tuple[int, ...]]:
-        from ..camera.hdr import HDR
-        from ..pixels.super_resolution import SuperResolution
-
         return cls([HDR(), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()}
 
 
 class LinearStacking(Stacking, LinearOperator):
@@ -113,10 +121,17 @@ class LinearStacking(Stacking, LinearOperator):
 
     @classmethod
     def example(cls) -> tuple["LinearStacking", tuple[int, ...]]:
-        from ..pixels.inpainting import Inpainting
-        from ..pixels.super_resolution import SuperResolution
-
         return cls([Inpainting(keep=0.5), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (1, 6, 8)
+        some, kspace = Inpainting.random(shape, keep=0.4, seed=1, images=3), MRI(acceleration=2, center_fraction=0.3)
+        return {
+            "example": cls.example(),
+            "pairs-per-image": (cls([some, kspace], image_shape=shape), shape),
+            "complex": (cls([kspace, MRI(acceleration=3, seed=1)], image_shape=shape), shape),
+        }
 
 
 def stack(parts: Sequence[Operator], *, image_shape: Sequence[int]) -> Stacking:

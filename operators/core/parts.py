@@ -1,4 +1,4 @@
-"""What operators made of other operators share: parameters per image live in the parts."""
+"""Operators made of other operators: parameters per image are those of the parts."""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ from .base import Operator
 
 
 class OperatorOfParts(Operator):
-    """An operator that holds others as `parts`."""
+    """An operator that holds others as `parts`.
+
+    It is differentiable where every part is, and stepped where one is; it has neither decomposition nor alignment.
+    """
 
     def __init__(self, parts: Sequence[Operator]) -> None:
         super().__init__()
@@ -48,9 +51,16 @@ class OperatorOfParts(Operator):
         return chosen
 
 
-def measured_shape(operator: Operator, shape: tuple[int, ...]) -> torch.Tensor:
-    """What the operator makes of one black image of this (C, H, W), without the batch axis: its shape and type."""
+def kind_of_measurement(operator: Operator, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
+
+    An operator that cannot tell measures a black image.
+    """
+    shape = operator.measurement_shape(image_shape)
+    if shape is not None:
+        return shape, operator.complex_measurement
     held = next(chain(operator.buffers(), operator.parameters()), None)
     with torch.no_grad():
-        black = torch.zeros(1, *shape, device=None if held is None else held.device)
-        return operator.select(torch.zeros(1, dtype=torch.long))(black)[0]
+        black = torch.zeros(1, *image_shape, device=None if held is None else held.device)
+        y = operator.select(torch.zeros(1, dtype=torch.long))(black)[0]
+    return tuple(y.shape), y.is_complex()

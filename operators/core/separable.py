@@ -37,6 +37,10 @@ class SeparableOperator(SpectralOperator):
         """float64 (1 or B, measured length, length): what happens along an axis of this many pixels."""
 
     @abstractmethod
+    def measured_length(self, length: int) -> int:
+        """Measured pixels along an axis of this many pixels of the image."""
+
+    @abstractmethod
     def image_length(self, measured: int) -> int:
         """Pixels of the image along an axis of this many measured pixels."""
 
@@ -68,6 +72,10 @@ class SeparableOperator(SpectralOperator):
 
     def _factors_of(self, y: Tensor) -> tuple[Factor, Factor]:
         return self._factor(self.image_length(y.shape[-2]), y), self._factor(self.image_length(y.shape[-1]), y)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = image_shape
+        return channels, self.measured_length(height), self.measured_length(width)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(measurement_shape) != 3:

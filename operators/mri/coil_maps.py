@@ -25,6 +25,7 @@ RADIUS = 1.5
 class CoilArray(LinearOperator):
     """What operators with coils share: x -> S_c x and back."""
 
+    complex_measurement = True
     maps: Tensor | None
     complex_image: bool
 

@@ -67,6 +67,7 @@ def refused_channels(channels: int, complex_image: bool) -> str | None:
 class CartesianSampling(LinearOperator):
     """What operators share that sample k-space on its grid: a mask, drawn once per image size or given."""
 
+    complex_measurement = True
     mask: Tensor | None
 
     def _set_sampling(
@@ -109,6 +110,9 @@ class CartesianSampling(LinearOperator):
 
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor:
         return self.mask_of(measurement_shape[-2:], "cpu" if self.mask is None else self.mask.device)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, *image_shape[1:]
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (2 if self.complex_image else 1, *measurement_shape[-2:])

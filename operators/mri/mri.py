@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, negated, to_kspace
 
 
@@ -98,3 +98,17 @@ class MRI(CartesianSampling, SpectralOperator):
     @classmethod
     def example(cls) -> tuple["MRI", tuple[int, ...]]:
         return cls(acceleration=2, center_fraction=0.2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        one, two = (1, 7, 6), (2, 6, 7)
+        return {
+            "example": cls.example(),
+            "complex": (cls(acceleration=3, center_fraction=0.3, complex_image=True), two),
+            "equispaced": (cls(acceleration=2, center_fraction=0.3, pattern="equispaced"), one),
+            "gaussian": (cls(acceleration=2, pattern="gaussian"), one),
+            "radial": (cls(acceleration=2, pattern="radial"), one),
+            "lines": (cls(mask=torch.tensor([1, 0, 0, 1, 1, 0])), one),
+            "per-image": (cls.random(one, acceleration=2, seed=1, images=3), one),
+            "complex-per-image": (cls.random(two, acceleration=2, seed=1, images=3), two),
+        }

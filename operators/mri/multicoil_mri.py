@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invdiff.shapes import per_row
 
+from ..core.base import Variants
 from .coil_maps import CoilArray
 from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, to_kspace
 
@@ -113,6 +114,9 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         """The coils combined as they are, aliased: the adjoint, evened out where sum_c |S_c|^2 is not 1."""
         return self._evened(self.adjoint(y))
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.coils, *image_shape[1:]
+
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         return super().mismatch(shape) or self._refused_by_maps(tuple(shape[-2:]))
 
@@ -197,3 +201,18 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     @classmethod
     def example(cls) -> tuple["MulticoilMRI", tuple[int, ...]]:
         return cls(coils=4, acceleration=2, center_fraction=0.2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        one, two = (1, 6, 7), (2, 7, 6)
+        maps = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(5), dtype=torch.complex64)
+        maps[..., :2, :2] = 0  # no coil sees this corner
+        masks = draw_masks(two, 1.6, 0.08, "radial", 4, 3)
+        return {
+            "example": cls.example(),
+            "complex": (cls(coils=4, acceleration=1.5, complex_image=True), two),
+            "radial": (cls(coils=4, acceleration=1.3, pattern="radial"), one),
+            "masks-per-image": (cls.random(one, coils=3, acceleration=2, seed=1, images=3), one),
+            "maps-per-image": (cls(maps=maps, complex_image=True), two),
+            "all-per-image": (cls(maps=maps, mask=masks, complex_image=True), two),
+        }

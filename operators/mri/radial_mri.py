@@ -21,6 +21,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape, per_row
 
+from ..core.base import Variants
 from ..core.conjugate_gradients import conjugate_gradients
 from .coil_maps import CoilArray
 from .kspace import GOLDEN_ANGLE, refused_channels
@@ -211,6 +212,9 @@ class RadialMRI(CoilArray):
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.coils, self.spokes, self.samples or OVERSAMPLING * max(image_shape[1:])
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         side = measurement_shape[-1] // OVERSAMPLING
         return (2 if self.complex_image else 1, *(self.size or (side, side)))
@@ -226,6 +230,17 @@ class RadialMRI(CoilArray):
     @classmethod
     def example(cls) -> tuple["RadialMRI", tuple[int, ...]]:
         return cls(spokes=12), (1, 12, 12)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        maps = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(5), dtype=torch.complex64)
+        maps[..., :2, :2] = 0  # no coil sees this corner
+        return {
+            "example": cls.example(),
+            "golden": (cls(size=(6, 7), spokes=15, samples=13, angles="golden", complex_image=True), (2, 6, 7)),
+            "coils": (cls(size=(7, 6), spokes=9, coils=3), (1, 7, 6)),
+            "maps-per-image": (cls(maps=maps, spokes=9, complex_image=True), (2, 7, 6)),
+        }
 
 
 def exponentials(k: Tensor, pixels: Tensor) -> Tensor:

@@ -19,9 +19,11 @@ class Noise(nn.Module, ABC):
 
     per_image       names of the buffers that hold levels: one for all images, () or (1,), or one per image, (B,)
     complex_valued  it is defined for complex measurements too
+    gaussian        y = A x + sigma n with `sigma` a float or one per image: closed-form posteriors exist
     """
 
     per_image: ClassVar[tuple[str, ...]] = ()
+    gaussian: ClassVar[bool] = False
     complex_valued: ClassVar[bool] = True
 
     @abstractmethod
@@ -101,6 +103,7 @@ class GaussianNoise(Noise):
     """
 
     per_image = ("sigma",)
+    gaussian = True
     sigma: Tensor
 
     def __init__(self, sigma: float | Tensor = 0.05) -> None:

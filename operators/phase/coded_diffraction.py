@@ -15,8 +15,8 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import Operator
-from .phase_retrieval import centred_fourier, check_oversampling, image_length
+from ..core.base import Operator, Variants
+from .phase_retrieval import centred_fourier, check_oversampling, image_length, padded_length
 
 MODULATIONS = ("uniform", "quaternary", "octanary")
 
@@ -98,6 +98,10 @@ class CodedDiffraction(Operator):
         """What `forward` takes the magnitude of, linear in x."""
         return centred_fourier(self.masks_of(x) * x[:, :, None], self.oversampling)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *size = image_shape
+        return channels, self.masks, *(padded_length(n, self.oversampling) for n in size)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(measurement_shape) != 4 or measurement_shape[1] != self.masks:
             return None
@@ -136,3 +140,13 @@ class CodedDiffraction(Operator):
     @classmethod
     def example(cls) -> tuple["CodedDiffraction", tuple[int, ...]]:
         return cls(masks=2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        masks = torch.randn(3, 2, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.complex64)
+        return {
+            "example": cls.example(),
+            "quaternary": (cls(masks=1, modulation="quaternary", oversampling=2.0), (3, 7, 6)),
+            "octanary": (cls(masks=3, modulation="octanary"), (1, 7, 6)),
+            "masks-per-image": (cls(masks=masks, oversampling=1.5), (1, 7, 6)),
+        }

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.base import Operator
+from ..core.base import Operator, Variants
 
 
 class PhaseRetrieval(Operator):
@@ -34,6 +34,10 @@ class PhaseRetrieval(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return centred_amplitude(x, self.oversampling)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *size = image_shape
+        return channels, *(padded_length(n, self.oversampling) for n in size)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(measurement_shape) != 3:
@@ -89,6 +93,10 @@ class PhaseRetrieval(Operator):
     @classmethod
     def example(cls) -> tuple["PhaseRetrieval", tuple[int, ...]]:
         return cls(), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()} | {f"oversampling-{n}": (cls(oversampling=n), (3, 7, 6)) for n in (1.0, 1.5)}
 
 
 def check_oversampling(name: str, value: float) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 
 WEIGHTS = {"rec601": (0.299, 0.587, 0.114), "mean": (1 / 3, 1 / 3, 1 / 3)}
 
@@ -55,6 +55,9 @@ class Colorization(SpectralOperator):
         """The grey image in three channels. The pseudo-inverse has a tint, unless the weights are equal."""
         return (y / sum(self.weights)).expand(-1, 3, -1, -1).clone()
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, *image_shape[1:]
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(measurement_shape) != 3 or measurement_shape[0] != 1:
             raise ValueError(f"colorization: a measurement is 1xHxW, got {describe_shape(measurement_shape)}")
@@ -85,6 +88,10 @@ class Colorization(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["Colorization", tuple[int, ...]]:
         return cls(), (3, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "mean": (cls(weights="mean"), (3, 7, 6))}
 
 
 def _weighted(weights: tuple[float, ...], x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 
 PATTERNS = ("RGGB", "GRBG", "GBRG", "BGGR")
 
@@ -57,6 +57,9 @@ class Demosaicing(SpectralOperator):
         colours, weights = tent(torch.where(mask, y, 0)), tent(mask.to(y.dtype))
         return torch.where(mask, y, colours / weights)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, *image_shape[1:]
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(measurement_shape) != 3 or measurement_shape[0] != 1:
             raise ValueError(f"demosaicing: a measurement is a mosaic, 1xHxW, got {describe_shape(measurement_shape)}")
@@ -85,6 +88,10 @@ class Demosaicing(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["Demosaicing", tuple[int, ...]]:
         return cls(), (3, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()} | {pattern: (cls(pattern=pattern), (3, 7, 6)) for pattern in PATTERNS}
 
 
 def tent(x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit.
 import torch
 from torch import Tensor
 
-from ..core.base import SpectralOperator
+from ..core.base import SameShape, SpectralOperator
 
 
-class Denoising(SpectralOperator):
+class Denoising(SameShape, SpectralOperator):
     """A = I; what makes the problem is its noise."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -18,9 +18,6 @@ class Denoising(SpectralOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y
-
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
 
     def singular_values(self, like: Tensor) -> Tensor:
         return torch.ones(1, 1, *like.shape[2:], dtype=like.dtype, device=like.device)

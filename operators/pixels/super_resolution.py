@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
+from ..core.base import Variants
 from ..core.separable import SeparableOperator, folded_matrix
 
 KERNELS = ("bicubic", "average")
@@ -31,7 +32,7 @@ class SuperResolution(SeparableOperator):
     def matrix(self, length: int) -> Tensor:
         if length % self.factor:
             raise ValueError(f"super_resolution: factor={self.factor} does not divide {length} pixels")
-        measured = length // self.factor
+        measured = self.measured_length(length)
         # Centre of each measured pixel on the grid of image pixels.
         centre = (torch.arange(measured, dtype=torch.float64) + 0.5) * self.factor - 0.5
         reach = 2 * self.factor if self.kernel == "bicubic" else self.factor / 2
@@ -40,6 +41,9 @@ class SuperResolution(SeparableOperator):
         distance = (positions - centre[:, None]).abs() / self.factor
         taps = keys_cubic(distance) if self.kernel == "bicubic" else (distance < 0.5).double()
         return folded_matrix(taps / taps.sum(1, keepdim=True), positions, length, "symmetric")[None]
+
+    def measured_length(self, length: int) -> int:
+        return length // self.factor
 
     def image_length(self, measured: int) -> int:
         return measured * self.factor
@@ -52,6 +56,15 @@ class SuperResolution(SeparableOperator):
     @classmethod
     def example(cls) -> tuple["SuperResolution", tuple[int, ...]]:
         return cls(factor=2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "average": (cls(factor=2, kernel="average"), (3, 6, 8)),
+            "factor-4": (cls(factor=4), (1, 8, 12)),
+            "factor-8-average": (cls(factor=8, kernel="average"), (1, 16, 8)),
+        }
 
 
 def keys_cubic(t: Tensor) -> Tensor:

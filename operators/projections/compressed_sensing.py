@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 
 MOST_BYTES = 2**30  # of the matrix in single precision; its decomposition takes a few times as much
 
@@ -99,9 +99,12 @@ class CompressedSensing(SpectralOperator):
         self.image_shape(tuple(y.shape[1:]))
         return y if self.channelwise else y[:, None]
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         m = self.matrix.shape[0]
-        wanted = (self._image_shape[0], m) if self.channelwise else (m,)
+        return (image_shape[0], m) if self.channelwise else (m,)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        wanted = self.measurement_shape(self._image_shape)
         if tuple(measurement_shape) != wanted:
             raise ValueError(
                 f"compressed_sensing: a measurement is {describe_shape(wanted)}, got "
@@ -144,6 +147,16 @@ class CompressedSensing(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["CompressedSensing", tuple[int, ...]]:
         return cls(image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (3, 7, 6)
+        return {
+            "example": cls.example(),
+            "all-channels": (cls(image_shape=shape, ratio=0.3), shape),
+            "channelwise": (cls(image_shape=shape, ratio=0.3, channelwise=True), shape),
+            "square": (cls(image_shape=(1, 4, 5), ratio=1.0), (1, 4, 5)),
+        }
 
 
 def decompose(matrix: Tensor) -> Decomposition:

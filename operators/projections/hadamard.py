@@ -13,13 +13,13 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SameShape, SpectralOperator, Variants
 
 ORDERS = ("sequency", "random")
 BLOCK = 64  # pixels up to which a matrix product is faster than butterflies
 
 
-class HadamardSensing(SpectralOperator):
+class HadamardSensing(SameShape, SpectralOperator):
     """Some coefficients of the Walsh-Hadamard transform, the same ones in all channels.
 
     ratio  fraction of the coefficients that is measured, in (0, 1]
@@ -73,9 +73,6 @@ class HadamardSensing(SpectralOperator):
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor:
         return self.mask_of(measurement_shape)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if any(n < 1 or n & (n - 1) for n in shape[-2:]):
             return f"hadamard: height and width must be powers of 2, got {describe_shape(tuple(shape[-2:]))}"
@@ -100,6 +97,14 @@ class HadamardSensing(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["HadamardSensing", tuple[int, ...]]:
         return cls(), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "random": (cls(ratio=0.4, order="random", seed=1), (3, 4, 8)),
+            "everything": (cls(ratio=1.0), (1, 8, 2)),
+        }
 
 
 def walsh(x: Tensor) -> Tensor:

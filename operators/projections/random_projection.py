@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 from .compressed_sensing import decompose
 
 
@@ -87,6 +87,9 @@ class RandomProjection(SpectralOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self._images(self._measured(y) @ self.matrix.to(y))
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.measurements,)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if tuple(measurement_shape) != (self.measurements,):
             raise ValueError(
@@ -127,6 +130,15 @@ class RandomProjection(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["RandomProjection", tuple[int, ...]]:
         return cls(image_shape=(1, 16, 16), measurements=20), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (1, 4, 5)
+        return {
+            "example": cls.example(),
+            "per-image": (cls(image_shape=shape, measurements=3, images=4), shape),
+            "in-own-units": (cls(image_shape=shape, measurements=20, normalised=False), shape),
+        }
 
 
 def _draw(m: int, n: int, seed: int, image: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import LinearOperator, Variants
 from .filtered_backprojection import FILTERS, filtered_backprojection
 from .projection import Scan, SystemMatrix, system_matrix
 
@@ -129,6 +129,10 @@ class CT(LinearOperator):
         _, height, width = self.image_shape(tuple(y.shape[1:]))
         return height, width
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = image_shape
+        return channels, self.scan((height, width)).detectors, self.views
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
         if len(measurement_shape) != 3 or measurement_shape[2] != self.views:
             got = describe_shape(measurement_shape)
@@ -160,6 +164,15 @@ class CT(LinearOperator):
     @classmethod
     def example(cls) -> tuple["CT", tuple[int, ...]]:
         return cls(views=12), (1, 12, 12)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "fan": (cls(views=15, geometry="fan", filter="hann"), (3, 8, 8)),
+            "limited-angle": (cls(views=9, angle_range=(20.0, 100.0)), (1, 7, 7)),
+            "rectangle": (cls(views=8, size=(7, 10), detectors=9, detector_spacing=1.5, pixel_size=0.5), (1, 7, 10)),
+        }
 
 
 def _shadow(diameter: float, source: float) -> float:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.base import Operator
+from ..core.base import Operator, Variants
 from .ct import CT
 
 # Below this line integral, which no image of positive values has, the exponential goes on as its tangent: iterates of
@@ -76,6 +76,9 @@ class CTTransmission(Operator):
         floor = least.clamp(min=darkest).reshape(-1, 1, 1, 1)
         return self.ct.first_guess(-torch.maximum(y, floor).log()) / scale
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.ct.measurement_shape(image_shape)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return self.ct.image_shape(measurement_shape)
 
@@ -85,3 +88,10 @@ class CTTransmission(Operator):
     @classmethod
     def example(cls) -> tuple["CTTransmission", tuple[int, ...]]:
         return cls(views=12), (1, 12, 12)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "fan": (cls(views=9, geometry="fan", size=(7, 9), attenuation=2.0), (1, 7, 9)),
+        }

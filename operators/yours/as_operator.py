@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator, linear_map
+from ..core.base import LinearOperator, Operator, Variants, linear_map
 from .black_box import called, from_scipy, refuses_other
 from .matrix import MatrixOperator
 
@@ -67,6 +67,10 @@ class CallableOperator(Operator):
     def example(cls) -> tuple["CallableOperator", tuple[int, ...]]:
         return cls(torch.tanh), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "black-box": (cls(torch.square, differentiable=False), (3, 7, 6))}
+
 
 class LinearCallableOperator(CallableOperator, LinearOperator):
     """A linear function. Its adjoint is taken by autograd, or given, and then autograd uses it, whatever the function
@@ -94,6 +98,15 @@ class LinearCallableOperator(CallableOperator, LinearOperator):
     @classmethod
     def example(cls) -> tuple["LinearCallableOperator", tuple[int, ...]]:
         return cls(lambda x: x.diff(dim=-1), image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (3, 7, 6)
+        return {
+            "example": cls.example(),
+            "adjoint": (cls(torch.neg, image_shape=shape, adjoint=torch.neg), shape),
+            "complex": (cls(torch.fft.rfft2, image_shape=shape), shape),
+        }
 
 
 # The parameters of deepinv's physics that may have one entry per image, along their first axis.
@@ -159,6 +172,10 @@ class DeepinvOperator(Operator):
 
         return cls(Physics(A=lambda x, **_: x**2)), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()}
+
 
 class LinearDeepinvOperator(DeepinvOperator, LinearOperator):
     """A `deepinv.physics.LinearPhysics`. `solve` and `pinv` are invdiff's own: deepinv 0.5's default solver couples the
@@ -175,6 +192,20 @@ class LinearDeepinvOperator(DeepinvOperator, LinearOperator):
         # A mask and not a rate: deepinv would keep the generator, which can be neither copied nor pickled.
         mask = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)) < 0.5
         return cls(Inpainting(img_size=(1, 16, 16), mask=mask.float())), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        from deepinv.physics import Blur, Inpainting
+
+        shape, draws = (3, 7, 6), torch.Generator().manual_seed(8)
+        taps = torch.randn(3, 1, 5, 3, generator=draws)
+        taps[..., 2, 1] += 12  # well conditioned
+        masks = (torch.rand(3, 1, 7, 6, generator=draws) < 0.5).float()
+        return {
+            "example": cls.example(),
+            "blur-per-image": (cls(Blur(filter=taps, padding="reflect")), shape),
+            "masks-per-image": (cls(Inpainting(img_size=shape, mask=masks)), shape),
+        }
 
 
 def as_operator(

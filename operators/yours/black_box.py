@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator, linear_map
+from ..core.base import LinearOperator, Operator, Variants, linear_map
 
 ArrayFunction = Callable[[np.ndarray], Any]
 
@@ -108,6 +108,10 @@ class BlackBox(Operator):
     def example(cls) -> tuple["BlackBox", tuple[int, ...]]:
         return cls(np.tanh), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "batched": (cls(np.exp, batched=True, max_batch=2, workers=2), (1, 7, 6))}
+
 
 class LinearBlackBox(BlackBox, LinearOperator):
     """A linear function of NumPy arrays with its adjoint, through which autograd goes.
@@ -152,6 +156,15 @@ class LinearBlackBox(BlackBox, LinearOperator):
     @classmethod
     def example(cls) -> tuple["LinearBlackBox", tuple[int, ...]]:
         return cls(np.fft.fft2, _adjoint_of_fft2, image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        batched = cls(np.fft.fft2, _adjoint_of_fft2, image_shape=(3, 7, 6), batched=True, max_batch=2)
+        return {
+            "example": cls.example(),
+            "batched": (batched, (3, 7, 6)),
+            "real": (cls(np.negative, np.negative, image_shape=(1, 7, 6)), (1, 7, 6)),
+        }
 
 
 def _adjoint_of_fft2(y: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, linear_map
+from ..core.base import LinearOperator, Variants, linear_map
 from .black_box import as_image_shape, refuses_other
 
 
@@ -59,7 +59,7 @@ class MatrixOperator(LinearOperator):
             raise ValueError("matrix: give matrix=, a .npy or .npz file")
         if isinstance(matrix, (str, Path)):
             matrix = read_matrix(Path(matrix))
-        matrix, self._complex = _real_rows(matrix)
+        matrix, self.complex_measurement = _real_rows(matrix)
         rows, columns = matrix.shape
         c, h, w = self._image_shape
         if columns not in (c * h * w, h * w):
@@ -67,7 +67,7 @@ class MatrixOperator(LinearOperator):
                 f"matrix: {columns} columns do not fit images of {describe_shape(self._image_shape)}, which have "
                 f"{c * h * w} entries"
             )
-        m = rows // 2 if self._complex else rows
+        m = rows // 2 if self.complex_measurement else rows
         self._measurement_shape = (m,) if measurement_shape is None else tuple(int(n) for n in measurement_shape)
         if torch.Size(self._measurement_shape).numel() != m:
             raise ValueError(
@@ -86,6 +86,10 @@ class MatrixOperator(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return linear_map(y, self._transpose, self._measure)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        whole = self._size[1] == torch.Size(image_shape).numel()
+        return self._measurement_shape if whole else (image_shape[0], *self._measurement_shape)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._image_shape
 
@@ -95,13 +99,12 @@ class MatrixOperator(LinearOperator):
     def _measure(self, x: Tensor) -> Tensor:
         pixels = x.mT if self.column_major else x
         rows = self._product(pixels.reshape(-1, self._size[1]), "A")
-        if self._complex:
+        if self.complex_measurement:
             rows = torch.view_as_complex(rows.unflatten(1, (-1, 2)).contiguous())
-        channels = [] if self._size[1] == torch.Size(self._image_shape).numel() else [self._image_shape[0]]
-        return rows.reshape(len(x), *channels, *self._measurement_shape)
+        return rows.reshape(len(x), *self.measurement_shape(self._image_shape))
 
     def _transpose(self, y: Tensor) -> Tensor:
-        if self._complex:
+        if self.complex_measurement:
             y = torch.view_as_real(y.resolve_conj())
         c, h, w = self._image_shape
         images = self._product(y.reshape(-1, self._size[0]), "T")
@@ -124,6 +127,21 @@ class MatrixOperator(LinearOperator):
 
         sparse = scipy.sparse.random(120, 256, density=0.05, rng=np.random.default_rng(0), dtype=np.float32)
         return cls(sparse, image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        import scipy.sparse
+
+        shape, draws = (3, 7, 6), np.random.default_rng(0)
+        dense, one = draws.normal(size=(20, 126)), draws.normal(size=(20, 42))
+        sparse = scipy.sparse.csr_array(one * (one > 0.5))
+        return {
+            "example": cls.example(),
+            "dense": (cls(dense, image_shape=shape, measurement_shape=(4, 5)), shape),
+            "dense-complex": (cls(dense + 1j * draws.normal(size=dense.shape), image_shape=shape), shape),
+            "channelwise-columns": (cls(sparse, image_shape=shape, column_major=True), shape),
+            "sparse-complex": (cls(sparse * (1 + 2j), image_shape=shape), shape),
+        }
 
 
 def _real_rows(matrix: Any) -> tuple[Any, bool]:

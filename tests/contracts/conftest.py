@@ -35,10 +35,16 @@ SAMPLERS = all_samplers()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `operator_class`, `prior_class` or `sampler_class` runs for each that was found."""
+    """A test that asks for `operator_class`, `prior_class` or `sampler_class` runs for each that was found.
+
+    One that asks for `operator_variant` runs for every (operator, image shape) of their `variants()`.
+    """
     for fixture, classes in (("operator_class", OPERATORS), ("prior_class", PRIORS), ("sampler_class", SAMPLERS)):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, classes.values(), ids=list(classes))
+    if "operator_variant" in metafunc.fixturenames:
+        variants = {f"{name}-{mode}": case for name, cls in OPERATORS.items() for mode, case in cls.variants().items()}
+        metafunc.parametrize("operator_variant", variants.values(), ids=list(variants))
 
 
 @pytest.fixture(scope="session")
