@@ -1,7 +1,7 @@
-"""Composition of forward models: one operator measures the image that another makes.
+"""Composition of forward models: one operator after another.
 
 Model   A x = A_n(... A_2(A_1 x)); linear where every part is, differentiable where every part is.
-Shapes  all parts but the last map images to images (B, C, H, W); the last one decides shape and unit of y.
+Shapes  all parts but the last map images to images (B, C, H, W); the last one determines shape and unit of y.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from ..pixels.super_resolution import SuperResolution
 
 
 class Composition(OperatorOfParts):
-    """Operators one after the other; `compose` gives the linear version where there is one.
+    """Operators one after the other; `compose` returns the linear class where every part is linear.
 
-    parts  in the order in which they act: the first one sees the image, the last one gives y
+    parts  in the order of application: the first one acts on the image, the last one gives y
     """
 
     @property
@@ -39,7 +39,7 @@ class Composition(OperatorOfParts):
         return x
 
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
-        """Of the last part: the images between the parts are whole."""
+        """The entries of the last part: intermediate images are complete."""
         return self.operators[-1].measured(measurement_shape)
 
     def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -57,8 +57,7 @@ class Composition(OperatorOfParts):
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         *inner, last = self.operators
         for part in inner:
-            reason = part.mismatch(shape)
-            if reason is not None:
+            if reason := part.mismatch(shape):
                 return reason
             shape, is_complex = kind_of_measurement(part, shape)
             if len(shape) != 3 or is_complex:
@@ -99,6 +98,6 @@ class LinearComposition(Composition, LinearOperator):
 
 
 def compose(parts: Sequence[Operator]) -> Composition:
-    """The composition of operators in the order in which they act; a `LinearOperator` where all of them are."""
+    """The composition of operators in the order of application; a `LinearOperator` where all of them are."""
     linear = len(parts) > 0 and all(isinstance(part, LinearOperator) for part in parts)
     return (LinearComposition if linear else Composition)(parts)

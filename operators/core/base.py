@@ -7,13 +7,13 @@ and the same image give the same measurement at every call. Noise is separate, i
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from invdiff.shapes import per_row
+from invdiff.shapes import describe_shape, per_row
 
 from .conjugate_gradients import conjugate_gradients
 
@@ -250,6 +250,26 @@ class SpectralOperator(LinearOperator):
     def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
         s = self.singular_values(b)
         return self.v(self.vt(b) / (s**2 + per_row(rho, b)))
+
+
+def as_image_shape(name: str, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """(C, H, W) as a tuple. Raises ValueError for anything else."""
+    if shape is None:
+        raise ValueError(f"{name}: image_shape=(C, H, W) of the images is required")
+    found = tuple(int(n) for n in shape)
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"{name}: image_shape must be (C, H, W), integers >= 1, got {list(found)}")
+    return found
+
+
+def shape_mismatch(name: str, own: tuple[int, ...] | None, shape: tuple[int, ...]) -> str | None:
+    """None where an operator for images of its own shape (None: of any) measures those of this one, or the reason."""
+    if own is None or tuple(shape) == own:
+        return None
+    wanted = ",".join(str(n) for n in shape)
+    return (
+        f"{name}: image_shape is {describe_shape(own)}, the image {describe_shape(shape)}; set image_shape=[{wanted}]"
+    )
 
 
 def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:

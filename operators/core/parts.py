@@ -21,19 +21,21 @@ class OperatorOfParts(Operator):
         super().__init__()
         name = type(self).__name__.removeprefix("Linear").lower()
         if not parts:
-            raise ValueError(f"{name}: parts is empty; give at least one operator")
+            raise ValueError(f"{name}: parts must hold at least one operator, got none")
         for part in parts:
             if not isinstance(part, Operator):
-                raise ValueError(f"{name}: every part is an operator, got {type(part).__name__}; as_operator makes one")
+                raise ValueError(f"{name}: parts must be operators, got {type(part).__name__}; wrap it by as_operator")
         self.parts = nn.ModuleList(parts)
         self.differentiable = all(part.differentiable for part in parts)
         counts = {part.images for part in parts} - {1}
         if len(counts) > 1:
-            raise ValueError(f"{name}: the parts have parameters for {' and '.join(map(str, sorted(counts)))} images")
+            raise ValueError(
+                f"{name}: parts must be for equally many images, got {' and '.join(map(str, sorted(counts)))}"
+            )
 
     @property
     def operators(self) -> list[Operator]:
-        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList is typed as one of modules
 
     @property
     def images(self) -> int:
@@ -54,7 +56,7 @@ class OperatorOfParts(Operator):
 def kind_of_measurement(operator: Operator, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
     """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
 
-    An operator that cannot tell measures a black image.
+    Runs the operator on a black image where it does not define `measurement_shape`.
     """
     shape = operator.measurement_shape(image_shape)
     if shape is not None:

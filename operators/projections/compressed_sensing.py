@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator, Variants
+from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
 
 MOST_BYTES = 2**30  # of the matrix in single precision; its decomposition takes a few times as much
 
@@ -50,9 +50,7 @@ class CompressedSensing(SpectralOperator):
         self, *, image_shape: Sequence[int], ratio: float = 0.25, channelwise: bool = False, seed: int = 0
     ) -> None:
         super().__init__()
-        shape = tuple(int(n) for n in image_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"compressed_sensing: image_shape is (C, H, W), each from 1 on, got {list(shape)}")
+        shape = as_image_shape("compressed_sensing", image_shape)
         if not 0 < ratio <= 1:
             raise ValueError(f"compressed_sensing: ratio is measurements per pixel, in (0, 1], got {ratio}")
         n = prod(shape[1:]) if channelwise else prod(shape)
@@ -113,12 +111,7 @@ class CompressedSensing(SpectralOperator):
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if tuple(shape) != self._image_shape:
-            return (
-                f"compressed_sensing: image_shape is {describe_shape(self._image_shape)}, the image "
-                f"{describe_shape(tuple(shape))}; set image_shape=[{','.join(map(str, shape))}]"
-            )
-        return None
+        return shape_mismatch("compressed_sensing", self._image_shape, shape)
 
     def singular_values(self, like: Tensor) -> Tensor:
         s = self._decomposition(like).s

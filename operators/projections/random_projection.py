@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator, Variants
+from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
 from .compressed_sensing import decompose
 
 
@@ -50,9 +50,7 @@ class RandomProjection(SpectralOperator):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        shape = tuple(int(n) for n in image_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"random_projection: image_shape is (C, H, W), each from 1 on, got {list(shape)}")
+        shape = as_image_shape("random_projection", image_shape)
         if not 1 <= measurements <= prod(shape):
             raise ValueError(f"random_projection: measurements must be 1 to {prod(shape)}, got {measurements}")
         if images < 1:
@@ -99,12 +97,7 @@ class RandomProjection(SpectralOperator):
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if tuple(shape) != self._image_shape:
-            return (
-                f"random_projection: image_shape is {describe_shape(self._image_shape)}, the image "
-                f"{describe_shape(tuple(shape))}; set image_shape=[{','.join(map(str, shape))}]"
-            )
-        return None
+        return shape_mismatch("random_projection", self._image_shape, shape)
 
     def singular_values(self, like: Tensor) -> Tensor:
         return self._images(self.values.to(like))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import invdiff.operators  # noqa: F401, which defines the subclasses
-from invdiff.operators import LinearOperator, MulticoilMRI, RandomProjection, SpectralOperator, SuperResolution
+from invdiff.operators import LinearCallableOperator, LinearOperator, MulticoilMRI, RandomProjection, SpectralOperator, SuperResolution
 from invdiff.operators.core.separable import SeparableOperator
 
 Shape = tuple[int, ...]
@@ -163,7 +163,8 @@ def test_gradients(name: str, normal: Normal) -> None:
     x = normal(images, *shape, seed=1)
     with torch.inference_mode():
         operator(x.clone())
-        operator.solve(x.clone(), 1.0)
+        if not isinstance(operator, LinearCallableOperator):  # an adjoint by autograd needs a graph
+            operator.solve(x.clone(), 1.0)
     y = random_y(operator, x, normal)
     torch.testing.assert_close(operator.vjp(x, y), operator.adjoint(y), rtol=1e-10, atol=1e-10)
     with torch.enable_grad():
