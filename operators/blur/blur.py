@@ -1,10 +1,10 @@
 """Blur by a given kernel.
 
 Model   A x = k * x, a true convolution as in scipy and deepinv: y[i] = sum_j k[j] x[i + c - j] with the centre
-        c = size // 2 of the kernel, and pixels outside the image by a boundary rule. Exact adjoint, any size of kernel.
-        Of periodic images (`CircularBlur`) also pseudo-inverse, solve and decomposition in closed form. Its basis is
-        real and orthonormal, Hartley's V^T x = Re F x - Im F x with the unitary Fourier transform F: inner products are
-        those of the images and white noise stays white.
+        c = size // 2 of the kernel, and a boundary rule for pixels outside the image. Exact adjoint, any kernel size.
+        `CircularBlur`, of periodic images, has a closed-form pseudo-inverse, solve and decomposition in the basis of
+        Hartley, V^T x = Re F x - Im F x with the unitary Fourier transform F. It is real and orthonormal: it preserves
+        inner products and white noise.
 Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one; the same kernel for all channels.
 """
 
@@ -29,14 +29,13 @@ Kernel = str | Path | Tensor | np.ndarray
 class Blur(SameShape, LinearOperator):
     """Convolution with a kernel of any size, even, odd or larger than the image.
 
-    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt` as
-              they are, or a grey image, scaled to sum one
-    boundary  what lies outside the image: `reflect` (mirrored about the centre of the edge pixel), `symmetric` (about
-              its outer side), `replicate`, `circular`, `zero`
-    flip      turn the kernel by half a turn, for kernels that were made for a correlation (torch's Conv2d, as in DPS
-              and DAPS)
+    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt`
+              unchanged, or a grey image, scaled to sum one
+    boundary  values outside the image: `reflect` (mirrored at the centre of the edge pixel), `symmetric` (at its outer
+              side), `replicate`, `circular`, `zero`
+    flip      rotate the kernel by 180 degrees, for kernels of a correlation (torch's Conv2d, as in DPS and DAPS)
 
-    `CircularBlur` is the same as `circular` for methods that need a decomposition.
+    `CircularBlur` equals boundary="circular", for methods that need a decomposition.
     """
 
     per_image = ("kernel",)
@@ -62,7 +61,7 @@ class Blur(SameShape, LinearOperator):
         return CircularBlur(self.kernel).pinv(y) if self.boundary == "circular" else super().pinv(y)
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["Blur", tuple[int, ...]]:
@@ -108,7 +107,7 @@ class CircularBlur(SameShape, SpectralOperator):
     def v(self, z: Tensor) -> Tensor:
         return self.vt(z)  # Hartley's transform is its own inverse
 
-    # A acts on a frequency by a complex number: its modulus is the singular value, U turns by its phase.
+    # A multiplies a frequency by a complex number: its modulus is the singular value, its phase belongs to U.
 
     def ut(self, y: Tensor) -> Tensor:
         f = self._transfer(y).sgn().conj() * fft2(y, norm="ortho")
@@ -120,7 +119,7 @@ class CircularBlur(SameShape, SpectralOperator):
         return ifft2(self._transfer(z).sgn() * f, norm="ortho").real
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["CircularBlur", tuple[int, ...]]:
@@ -136,7 +135,7 @@ class CircularBlur(SameShape, SpectralOperator):
 
 
 def _example_kernel() -> Tensor:
-    """A lopsided kernel: nothing that a flip or a transposition leaves as it is."""
+    """A kernel that every flip and transposition changes."""
     return torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.0, 0.5, 0.2, 0.0], [0.05, 0.0, 0.1, 0.05]])
 
 
@@ -173,7 +172,7 @@ def convolve_adjoint(y: Tensor, kernel: Tensor, boundary: str) -> Tensor:
 
 
 def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
-    """An image with as many pixels around it as a kernel of this size sees: (.., H + h - 1, W + w - 1)."""
+    """An image with the pixels around it that a kernel of this size needs: (.., H + h - 1, W + w - 1)."""
     for dim, count in zip((-2, -1), taps, strict=True):
         before, after = (x.index_select(dim, i) for i in _outside(x.shape[dim], count, boundary, x.device))
         if boundary == "zero":
@@ -183,7 +182,7 @@ def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
 
 
 def extend_adjoint(z: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
-    """The transpose of `extend`: what lies outside is added to the pixels that it was copied from."""
+    """The transpose of `extend`: outer values are added to the pixels that they were copied from."""
     for dim, count in zip((-2, -1), taps, strict=True):
         length = z.shape[dim] - count + 1
         before, inside, after = z.split([count - 1 - count // 2, length, count // 2], dim)
@@ -196,7 +195,7 @@ def extend_adjoint(z: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
 
 
 def _outside(length: int, taps: int, boundary: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis stand for those before its first and after its last that a kernel sees."""
+    """The pixels of an axis that are copied before its first and after its last one."""
     before = torch.arange(taps // 2 + 1 - taps, 0, device=device)
     after = torch.arange(length, length + taps // 2, device=device)
     return fold(before, length, boundary), fold(after, length, boundary)
@@ -219,7 +218,7 @@ def opposite(spectrum: Tensor) -> Tensor:
 
 
 def fast_length(n: int) -> int:
-    """The smallest length from n on without prime factors above 5, for which Fourier transforms are fast."""
+    """The smallest length >= n without prime factors above 5, for fast Fourier transforms."""
     while True:
         rest = n
         for prime in (2, 3, 5):
@@ -234,28 +233,28 @@ def fast_length(n: int) -> int:
 
 
 def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
-    """Whatever a kernel was given as: float32 (1 or B, 1, h, w)."""
+    """A kernel, array or file, as float32 (1 or B, 1, h, w)."""
     if kernel is None:
         raise ValueError(
-            "blur: no kernel; give its file, operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
+            "blur: kernel is required; give operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
         )
     if isinstance(kernel, (str, Path)):
         kernel = read_kernel(Path(kernel))
     kernel = torch.as_tensor(kernel)
     if kernel.is_complex():
-        raise ValueError("blur: a kernel must be real, got complex taps")
+        raise ValueError("blur: kernel must be real, got complex taps")
     if kernel.dim() not in (2, 3, 4) or (kernel.dim() == 4 and kernel.shape[1] != 1) or not kernel.numel():
-        raise ValueError(f"blur: a kernel is (h, w), (B, h, w) or (B, 1, h, w), got {describe_shape(kernel.shape)}")
+        raise ValueError(f"blur: kernel must be (h, w), (B, h, w) or (B, 1, h, w), got {describe_shape(kernel.shape)}")
     kernel = kernel.detach().float().reshape(-1, 1, *kernel.shape[-2:])
     if not kernel.isfinite().all():
-        raise ValueError("blur: a kernel holds NaN or infinity; its taps must be finite numbers")
+        raise ValueError("blur: kernel must be finite, got NaN or infinity")
     if not kernel.flatten(1).any(1).all():
-        raise ValueError("blur: a kernel is zero everywhere; at least one tap must not be")
+        raise ValueError("blur: kernel must have a tap other than 0")
     return kernel.flip(-2, -1) if flip else kernel.clone()
 
 
 def read_kernel(path: Path) -> Tensor:
-    """A kernel file: arrays as they are, images in grey and scaled to sum one."""
+    """A kernel from a file: arrays unchanged, images as grey values scaled to sum one."""
     if not path.is_file():
         raise ValueError(f"blur: kernel file not found: {path}")
     try:
@@ -264,7 +263,7 @@ def read_kernel(path: Path) -> Tensor:
         if path.suffix.lower() == ".pt":
             kernel = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(kernel, Tensor):
-                raise ValueError(f"it holds a {type(kernel).__name__}, not a tensor")
+                raise ValueError(f"the file must hold a tensor, got {type(kernel).__name__}")
             return kernel
         with Image.open(path) as image:
             grey = image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16") else image.convert("L")

@@ -17,7 +17,7 @@ class GaussianBlur(SeparableOperator):
 
     std          its standard deviation in pixels, a float or one per image, (B,)
     kernel_size  taps, odd; weights beyond `truncate` standard deviations are zero
-    boundary     what lies outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
+    boundary     values outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
     """
 
     per_image = ("std",)
@@ -34,13 +34,13 @@ class GaussianBlur(SeparableOperator):
         super().__init__()
         std = torch.as_tensor(std, dtype=torch.float32).reshape(-1)
         if not (std > 0).all():
-            raise ValueError(f"gaussian_blur: std must be positive, in pixels, got {std.min().item()}")
+            raise ValueError(f"gaussian_blur: std must be > 0 pixels, got {std.min().item()}")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"gaussian_blur: kernel_size must be odd and positive, got {kernel_size}")
+            raise ValueError(f"gaussian_blur: kernel_size must be an odd integer >= 1, got {kernel_size}")
         if boundary not in BOUNDARIES:
             raise ValueError(f"gaussian_blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if not truncate >= 0:
-            raise ValueError(f"gaussian_blur: truncate is a number of standard deviations, at least 0, got {truncate}")
+            raise ValueError(f"gaussian_blur: truncate must be >= 0 standard deviations, got {truncate}")
         self.register_buffer("std", std)
         self.kernel_size, self.boundary, self.truncate = kernel_size, boundary, truncate
 
@@ -66,7 +66,7 @@ class GaussianBlur(SeparableOperator):
         return measured
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["GaussianBlur", tuple[int, ...]]:

@@ -1,13 +1,13 @@
-"""Quantisation: every value is rounded to one of a few levels.
+"""Quantisation: rounding to a few levels.
 
 Model   A x = round((L - 1) clip(x, 0, 1)) / (L - 1) with L = 2^bits levels from 0 to 1. Gradients are those of the
-        identity: a value is pulled towards the level that was measured, also from outside [0, 1], and not at all where
-        it is rounded to that level already.
+        identity, so that they do not vanish outside [0, 1]; the residual is zero for a value that rounds to the
+        measured level.
 Shapes  x (B, C, H, W) in [0, 1] -> y (B, C, H, W) in [0, 1].
-Spec    "Quantization" of RED-diff, which rounds in the same way and measures without noise (`noise=none`).
+Spec    "Quantization" of RED-diff, which rounds in the same way and has no noise (`noise=none`).
 
-`QuantisationNoise` is the exact likelihood of what is rounded after noise, such as the samples of a converter, or after
-another operator, such as one-bit compressed sensing.
+`QuantisationNoise` is the exact likelihood of rounding after noise, as in an analogue-to-digital converter, and after
+other operators, as in one-bit compressed sensing.
 """
 
 import torch
@@ -19,7 +19,7 @@ from ..core.base import SameShape, Variants, straight_through
 class Quantisation(SameShape):
     """Rounding to 2^bits levels.
 
-    bits  1 to 8
+    bits  an integer, 1 to 8
     """
 
     def __init__(self, *, bits: int = 3) -> None:
@@ -46,7 +46,7 @@ class Quantisation(SameShape):
 
 
 def check_bits(name: str, bits: int) -> int:
-    """The number of bits of an operator or a noise of this name; raises where it is none."""
+    """A number of bits. Raises ValueError unless it is an integer from 1 to 8; `name` is for the message."""
     if bits != int(bits) or not 1 <= bits <= 8:
-        raise ValueError(f"{name}: bits is a whole number from 1 to 8, got {bits}")
+        raise ValueError(f"{name}: bits must be an integer from 1 to 8, got {bits}")
     return int(bits)

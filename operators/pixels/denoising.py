@@ -1,4 +1,4 @@
-"""Denoising: the image itself is measured.
+"""Denoising: the identity.
 
 Model   A x = x.
 Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit.
@@ -11,7 +11,7 @@ from ..core.base import SameShape, SpectralOperator
 
 
 class Denoising(SameShape, SpectralOperator):
-    """A = I; what makes the problem is its noise."""
+    """A = I: the only degradation is noise."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x

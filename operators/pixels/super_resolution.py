@@ -1,10 +1,10 @@
-"""Super-resolution: a smaller image is measured.
+"""Super-resolution: downsampling.
 
 Model   A x = downsampling by an integer factor. Exact adjoint, pseudo-inverse and decomposition.
 Shapes  x (B, C, H, W) -> y (B, C, H / factor, W / factor), same unit; factor divides H and W.
 Spec    `bicubic`: Keys' cubic (a = -1/2) stretched by the factor against aliasing, edges mirrored with the edge pixel
-        repeated: MATLAB's imresize, used by DPS and DAPS. `average`: the mean of factor x factor blocks, used by DDRM,
-        DDNM and PiGDM.
+        repeated: MATLAB's imresize, as in DPS and DAPS. `average`: the mean of factor x factor blocks, as in DDRM, DDNM
+        and PiGDM.
 """
 
 import torch
@@ -24,14 +24,14 @@ class SuperResolution(SeparableOperator):
     def __init__(self, *, factor: int = 4, kernel: str = "bicubic") -> None:
         super().__init__()
         if not isinstance(factor, int) or factor < 2:
-            raise ValueError(f"super_resolution: factor must be a whole number from 2 on, got {factor}")
+            raise ValueError(f"super_resolution: factor must be an integer >= 2, got {factor}")
         if kernel not in KERNELS:
             raise ValueError(f"super_resolution: kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
         self.factor, self.kernel = factor, kernel
 
     def matrix(self, length: int) -> Tensor:
         if length % self.factor:
-            raise ValueError(f"super_resolution: factor={self.factor} does not divide {length} pixels")
+            raise ValueError(f"super_resolution: factor={self.factor} must divide the image, got {length} pixels")
         measured = self.measured_length(length)
         # Centre of each measured pixel on the grid of image pixels.
         centre = (torch.arange(measured, dtype=torch.float64) + 0.5) * self.factor - 0.5
@@ -50,7 +50,9 @@ class SuperResolution(SeparableOperator):
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if any(n % self.factor for n in shape[-2:]):
-            return f"super_resolution: factor={self.factor} does not divide an image of {describe_shape(shape[-2:])}"
+            return (
+                f"super_resolution: factor={self.factor} must divide the image, got {describe_shape(shape[-2:])} pixels"
+            )
         return None
 
     @classmethod

@@ -1,9 +1,9 @@
-"""Compressed sensing: few random projections of the image.
+"""Compressed sensing: random projections of the image, fewer than its pixels.
 
 Model   A x = a dense matrix of m rows times the pixels, entries independent N(0, 1/m), drawn from a seed. Exact
         adjoint; pseudo-inverse and decomposition from one QR factorisation.
-Shapes  x (B, C, H, W) -> y (B, m), or (B, C, m) with `channelwise`. Each entry of y has about the size of the image's
-        root sum of squares over sqrt(m).
+Shapes  x (B, C, H, W) -> y (B, m), or (B, C, m) with `channelwise`. Entries of y have a standard deviation of
+        |x| / sqrt(m).
 Paper   Candes and Tao, Near-optimal signal recovery from random projections, IEEE Trans. Inf. Theory 52 (2006); Bora et
         al., Compressed sensing using generative models, ICML 2017.
 """
@@ -24,7 +24,7 @@ MOST_BYTES = 2**30  # of the matrix in single precision; its decomposition takes
 
 
 class Decomposition(NamedTuple):
-    """A = U S V^T. V = (1 - Y T Y^T) diag(W, 1), n x n, is kept as its n x m part Y, that no large square is needed."""
+    """A = U S V^T. V = (1 - Y T Y^T) diag(W, 1), n x n, is kept as its n x m part Y, without an n x n array."""
 
     u: Tensor  # (m, m)
     s: Tensor  # (n,), zero from m on
@@ -36,12 +36,12 @@ class Decomposition(NamedTuple):
 class CompressedSensing(SpectralOperator):
     """A Gaussian matrix.
 
-    image_shape  (C, H, W) of the images, which y does not tell
+    image_shape  (C, H, W) of the images, which y does not determine
     ratio        measurements per pixel, m / n, in (0, 1]
-    channelwise  the same matrix measures each channel by itself, n = H W; otherwise all together, n = C H W
-    seed         decides the matrix
+    channelwise  one matrix measures each channel separately, n = H W; otherwise all together, n = C H W
+    seed         determines the matrix
 
-    The matrix is dense, m x n numbers: refused beyond 1 GiB.
+    The matrix is dense, m x n numbers, at most 1 GiB.
     """
 
     matrix: Tensor
@@ -52,17 +52,17 @@ class CompressedSensing(SpectralOperator):
         super().__init__()
         shape = as_image_shape("compressed_sensing", image_shape)
         if not 0 < ratio <= 1:
-            raise ValueError(f"compressed_sensing: ratio is measurements per pixel, in (0, 1], got {ratio}")
+            raise ValueError(f"compressed_sensing: ratio must be in (0, 1], measurements per pixel, got {ratio}")
         n = prod(shape[1:]) if channelwise else prod(shape)
         m = max(1, round(ratio * n))
         if 4 * m * n > MOST_BYTES:
             raise ValueError(
-                f"compressed_sensing: the matrix of {m} measurements of {n} pixels takes {4 * m * n / 2**30:.1f} GiB, "
-                f"more than {MOST_BYTES / 2**30:.0f} GiB; lower ratio, take smaller images or channelwise=true, or use "
-                "hadamard, which needs no matrix"
+                f"compressed_sensing: the matrix must take <= {MOST_BYTES / 2**30:.0f} GiB, got "
+                f"{4 * m * n / 2**30:.1f} GiB for {m} measurements of {n} pixels; lower ratio, use smaller images or "
+                "channelwise=true, or operator=hadamard, which needs no matrix"
             )
         self._image_shape, self.ratio, self.channelwise, self.seed = shape, ratio, channelwise, seed
-        # These float32 numbers are the operator: in double precision it is the same one.
+        # The float32 numbers define the operator, also in double precision.
         self.register_buffer("matrix", torch.randn(m, n, generator=torch.Generator().manual_seed(seed)) / m**0.5)
         self._decompositions: dict[tuple, Decomposition] = {}  # a pure function of the matrix; computed once for speed
 
@@ -105,7 +105,7 @@ class CompressedSensing(SpectralOperator):
         wanted = self.measurement_shape(self._image_shape)
         if tuple(measurement_shape) != wanted:
             raise ValueError(
-                f"compressed_sensing: a measurement is {describe_shape(wanted)}, got "
+                f"compressed_sensing: a measurement must be {describe_shape(wanted)}, got "
                 f"{describe_shape(tuple(measurement_shape))}"
             )
         return self._image_shape
@@ -161,7 +161,7 @@ def decompose(matrix: Tensor) -> Decomposition:
     packed, tau = torch.geqrf(matrix.mT.contiguous())
     u, s, wt = torch.linalg.svd(packed[:m].triu().mT)
     eye = torch.eye(n, m, dtype=matrix.dtype)
-    # A square matrix ends with a reflection that does nothing, tau = 0: without its column, as it is one.
+    # The last reflection of a square matrix is the identity, tau = 0: its column is left out.
     y = torch.where(tau == 0, 0, packed.tril(-1) + eye)
     inverse = (y.mT @ y).triu(1) + torch.diag(torch.where(tau == 0, 1, 1 / tau))
     t = torch.linalg.solve_triangular(inverse, eye[:m], upper=True)

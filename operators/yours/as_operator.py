@@ -74,7 +74,7 @@ class CallableOperator(Operator):
 class LinearCallableOperator(CallableOperator, LinearOperator):
     """A linear function.
 
-    adjoint  its adjoint, which autograd uses as well, so that the function need not be differentiable; None: by autograd
+    adjoint  None: taken by autograd; a given one is used by autograd, and the function need not be differentiable
     """
 
     def __init__(

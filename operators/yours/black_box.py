@@ -27,7 +27,7 @@ class BlackBox(Operator):
                  it in a module: an operator with a lambda cannot be sent to another process
     batched      the function maps many images at once, (b, C, H, W), to (b, ...); otherwise one, (C, H, W), to (...)
     max_batch    largest number of images in one call, with batched=True; None: all
-    workers      simultaneous calls, in threads: for functions that wait for another program or spend their time in NumPy
+    workers      simultaneous calls, in threads: for functions that wait for another program or for NumPy
     image_shape  (C, H, W), required where the prior does not determine it
 
     Results are converted to the precision and device of the images.
