@@ -1,6 +1,6 @@
 """JPEG: compression and decompression.
 
-Model   A x = decode(encode(x)), by libjpeg, on 8-bit values. Gradients are those of the averaging of colour over pixels;
+Model   A x = decode(encode(x)), by libjpeg, on 8-bit values. Gradients are those of averaging colour;
         rounding, of pixels and of cosine coefficients, and clipping count as the identity, so that gradients do not
         vanish outside [0, 1].
 Shapes  x (B, C, H, W) in [0, 1], grey or RGB, any size -> y (B, C, H, W) in [0, 1], multiples of 1 / 255.
@@ -72,7 +72,7 @@ class JPEG(SameShape):
         return decoded.reshape(pixels.shape).movedim(-1, 0).to(x.dtype) / 255
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """The codec without rounding and clipping: the cosine transform cancels, colour is averaged and interpolated."""
+        """The codec without rounding and clipping: cosine transforms cancel, colour is averaged and interpolated."""
         down, right = SUBSAMPLINGS[self.subsampling]
         if x.shape[1] == 1 or down * right == 1:
             return x

@@ -185,7 +185,7 @@ class RadialMRI(CoilArray):
             upper += exponentials(-k[:, 0], down).mT @ exponentials(-k[:, 1], across)
         upper = torch.fft.ifftshift(upper, -1) / (height * width)
         upper[:, width] = 0  # no two pixels have this distance
-        # The other half of the distances is its conjugate, mirrored; no two pixels have the distance of the row between.
+        # The other half of the distances is its mirrored conjugate; no two pixels have the distance of the row between.
         lower = upper[1:].flip(0, 1).roll(1, 1).conj()
         spread = torch.cat([upper, torch.zeros_like(upper[:1]), lower])
         return torch.fft.fft2(spread).real
@@ -222,7 +222,8 @@ class RadialMRI(CoilArray):
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         size = tuple(shape[-2:])
         if self.size is None and size[0] != size[1]:
-            return f"radial_mri: an image must be square unless size is set, got {describe_shape(size)}; set size={list(size)}"
+            own = describe_shape(size)
+            return f"radial_mri: an image must be square unless size is set, got {own}; set size={list(size)}"
         if self.size is not None and size != self.size:
             return f"radial_mri: size is {describe_shape(self.size)}, the image {describe_shape(size)}"
         return channel_mismatch(shape[0], self.complex_image) or self._maps_mismatch(size)

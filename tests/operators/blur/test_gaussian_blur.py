@@ -26,15 +26,15 @@ def test_is_the_papers_blur(normal: Normal) -> None:
 SCIPY = {"reflect": "mirror", "symmetric": "reflect", "replicate": "nearest", "circular": "wrap", "zero": "constant"}
 
 
-@pytest.mark.parametrize("shape", [(1, 12, 17), (3, 5, 4)])
-@pytest.mark.parametrize("std", [0.5, 1.375, 3.0])
 @pytest.mark.parametrize("boundary", SCIPY)
-def test_every_boundary_is_scipys(boundary: str, std: float, shape: tuple[int, ...], normal: Normal) -> None:
+def test_every_boundary_is_scipys(boundary: str, normal: Normal) -> None:
     """Images smaller than the kernel too, where the mirror is met more than once."""
-    x = normal(2, *shape)
-    wanted = gaussian_filter(x.numpy(), (0, 0, std, std), mode=SCIPY[boundary], truncate=4.0)
-    got = GaussianBlur(std=std, kernel_size=31, boundary=boundary)(x)
-    torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=0, atol=1e-12)
+    for std in [0.5, 1.375, 3.0]:
+        for shape in [(1, 12, 17), (3, 5, 4)]:
+            x = normal(2, *shape)
+            wanted = gaussian_filter(x.numpy(), (0, 0, std, std), mode=SCIPY[boundary], truncate=4.0)
+            got = GaussianBlur(std=std, kernel_size=31, boundary=boundary)(x)
+            torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=0, atol=1e-12)
 
 
 def test_circular_is_a_product_in_fourier_space(normal: Normal) -> None:

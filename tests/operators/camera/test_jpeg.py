@@ -85,18 +85,20 @@ def by_hand(x: Tensor, quality: int, subsampling: str) -> Tensor:
     return (back.round().clamp(0, 255) / 255)[None]
 
 
-@pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
-@pytest.mark.parametrize("quality", [5, 10, 50, 95, 100])
 @pytest.mark.parametrize("shape", [(1, 24, 32), (3, 32, 32), (3, 37, 21), (3, 9, 50)])
-def test_is_the_standard_codec(shape: tuple[int, ...], quality: int, subsampling: str) -> None:
+def test_is_the_standard_codec(shape: tuple[int, ...]) -> None:
     """libjpeg and the standard differ by roundings: at most 2 grey levels on nearly all pixels.
 
     At quality 95 half steps are whole numbers, which its integer arithmetic rounds either way.
     """
-    x = picture(*shape)
-    difference = 255 * (JPEG(quality=quality, subsampling=subsampling)(x) - by_hand(x, quality, subsampling)).abs()
-    assert (difference <= 2.001).double().mean() >= (0.9 if quality == 95 else 0.96)
-    assert difference.mean() <= (1 if quality == 95 else 0.5)
+    for quality in [5, 10, 50, 95, 100]:
+        for subsampling in SUBSAMPLINGS:
+            x = picture(*shape)
+            difference = (
+                255 * (JPEG(quality=quality, subsampling=subsampling)(x) - by_hand(x, quality, subsampling)).abs()
+            )
+            assert (difference <= 2.001).double().mean() >= (0.9 if quality == 95 else 0.96)
+            assert difference.mean() <= (1 if quality == 95 else 0.5)
 
 
 def test_is_the_file_that_pillow_writes() -> None:

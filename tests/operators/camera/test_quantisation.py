@@ -11,17 +11,17 @@ from invdiff.operators import Quantisation
 Normal = Callable[..., Tensor]
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_is_the_map_of_the_papers(bits: int, normal: Normal) -> None:
+def test_is_the_map_of_the_papers(normal: Normal) -> None:
     """Rounding of images in [-1, 1], (x + 1) / 2 to 2^bits levels."""
-    x = (0.5 + 0.5 * normal(2, 3, 8, 8)).clamp(0, 1)
-    signed, steps = 2 * x - 1, 2**bits - 1
-    wanted = (2 * torch.round(steps * (signed + 1) / 2) / steps - 1 + 1) / 2
-    y = Quantisation(bits=bits)(x)
-    torch.testing.assert_close(y, wanted)
-    assert y.unique().numel() <= 2**bits
-    assert (y - x).abs().max() <= 0.5 / steps + 1e-12
-    torch.testing.assert_close(Quantisation(bits=bits)(y), y)
+    for bits in range(1, 9):
+        x = (0.5 + 0.5 * normal(2, 3, 8, 8)).clamp(0, 1)
+        signed, steps = 2 * x - 1, 2**bits - 1
+        wanted = (2 * torch.round(steps * (signed + 1) / 2) / steps - 1 + 1) / 2
+        y = Quantisation(bits=bits)(x)
+        torch.testing.assert_close(y, wanted)
+        assert y.unique().numel() <= 2**bits
+        assert (y - x).abs().max() <= 0.5 / steps + 1e-12
+        torch.testing.assert_close(Quantisation(bits=bits)(y), y)
 
 
 def test_two_levels() -> None:

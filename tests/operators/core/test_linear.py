@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 import invdiff.operators  # noqa: F401, which defines the subclasses
-from invdiff.operators import LinearCallableOperator, LinearOperator, MulticoilMRI, RandomProjection, SpectralOperator, SuperResolution
+from invdiff.operators import (
+    LinearCallableOperator,
+    LinearOperator,
+    MulticoilMRI,
+    RandomProjection,
+    SpectralOperator,
+    SuperResolution,
+)
 from invdiff.operators.core.separable import SeparableOperator
 
 Shape = tuple[int, ...]

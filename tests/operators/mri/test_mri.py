@@ -42,26 +42,6 @@ BUILDERS = {
 }
 
 
-@pytest.mark.parametrize("shape", [(1, 6, 8), (1, 7, 5), (2, 5, 6)])
-@pytest.mark.parametrize("name", BUILDERS)
-def test_decomposition(name: str, shape: tuple[int, ...], normal: Normal, dense: Callable[..., Tensor]) -> None:
-    operator = BUILDERS[name](shape)
-    x, z = normal(2, *shape), normal(2, *shape, seed=1)
-    y = normal(*operator(x).shape, seed=2, dtype=torch.complex128)
-    s = operator.singular_values(x).expand_as(x)
-    torch.testing.assert_close(operator.vt(operator.v(z)), z)
-    torch.testing.assert_close((operator.v(z) * x).sum(), (z * operator.vt(x)).sum())
-    torch.testing.assert_close(operator.ut(operator.u(z)), torch.where(s > 0, z, 0))
-    torch.testing.assert_close((operator.u(z).conj() * y).real.sum(), (z * operator.ut(y)).sum())
-    torch.testing.assert_close(operator(x), operator.u(s * operator.vt(x)))
-    torch.testing.assert_close(operator.adjoint(y), operator.v(s * operator.ut(y)))
-    for i in range(2):
-        wanted = torch.linalg.svdvals(dense(operator, shape, i))
-        torch.testing.assert_close(
-            s[i].flatten().sort(descending=True).values[: len(wanted)], wanted, atol=1e-7, rtol=0
-        )
-
-
 def test_a_real_image_fills_in_what_its_other_half_says(normal: Normal) -> None:
     """Sampled at k and not at -k: the pseudo-inverse of a real image knows both, zero-filling only half of each."""
     operator, x = MRI(acceleration=2, seed=1), normal(1, 1, 9, 9)

@@ -111,15 +111,15 @@ def moved(x: Tensor, turn: bool, down: int, right: int) -> Tensor:
     return (x.flip((-2, -1)) if turn else x).roll((down, right), (-2, -1))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(("turn", "down", "right"), [(False, 3, 2), (True, 0, 0), (True, -4, -5), (False, 0, 5)])
 @pytest.mark.parametrize("oversampling", [1.0, 1.5, 2.0])
-def test_align_undoes_turns_shifts_and_signs(oversampling: float, turn: bool, down: int, right: int, sign: int) -> None:
-    operator = PhaseRetrieval(oversampling=oversampling)
-    x = blob(2, 1, 12, 11, height=6, width=4)
-    lost = sign * moved(x, turn, down, right)
-    torch.testing.assert_close(operator(lost), operator(x), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(operator.align(lost, x), x)
+def test_align_undoes_turns_shifts_and_signs(oversampling: float) -> None:
+    for turn, down, right in [(False, 3, 2), (True, 0, 0), (True, -4, -5), (False, 0, 5)]:
+        for sign in [1, -1]:
+            operator = PhaseRetrieval(oversampling=oversampling)
+            x = blob(2, 1, 12, 11, height=6, width=4)
+            lost = sign * moved(x, turn, down, right)
+            torch.testing.assert_close(operator(lost), operator(x), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(operator.align(lost, x), x)
 
 
 def test_each_channel_of_each_image_is_aligned_by_itself() -> None:

@@ -20,25 +20,23 @@ def test_grey_of_the_primaries() -> None:
     torch.testing.assert_close(Colorization(weights="mean")(primaries).flatten(), torch.full((3,), 1 / 3))
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("size", [(2, 3), (1, 1)])
-def test_against_dense_algebra(
-    weights: str | list[float], size: tuple[int, int], normal: Normal, dense: Callable[..., Tensor]
-) -> None:
-    operator, shape = Colorization(weights=weights).double(), (3, *size)
-    a = dense(operator, shape)
-    x = normal(2, *shape, seed=1)
-    y = normal(2, 1, *size, seed=2)
-    torch.testing.assert_close(operator.adjoint(y).flatten(1), y.flatten(1) @ a, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(operator.pinv(y).flatten(1), y.flatten(1) @ torch.linalg.pinv(a).T)
-    rho = torch.tensor([0.1, 3.0], dtype=torch.float64)
-    for row, level in enumerate(rho):
-        wanted = torch.linalg.solve(a.T @ a + level * torch.eye(a.shape[1], dtype=a.dtype), x[row].flatten())
-        torch.testing.assert_close(operator.solve(x, rho)[row].flatten(), wanted)
-    s = operator.singular_values(x).flatten().sort(descending=True).values
-    torch.testing.assert_close(s[: a.shape[0]], torch.linalg.svdvals(a))
-    v = operator.v(torch.eye(a.shape[1], dtype=torch.float64).reshape(-1, *shape)).flatten(1)
-    torch.testing.assert_close(v @ v.T, torch.eye(len(v), dtype=torch.float64), rtol=1e-14, atol=1e-14)
+def test_against_dense_algebra(normal: Normal, dense: Callable[..., Tensor]) -> None:
+    for size in [(2, 3), (1, 1)]:
+        for weights in WEIGHTS:
+            operator, shape = Colorization(weights=weights).double(), (3, *size)
+            a = dense(operator, shape)
+            x = normal(2, *shape, seed=1)
+            y = normal(2, 1, *size, seed=2)
+            torch.testing.assert_close(operator.adjoint(y).flatten(1), y.flatten(1) @ a, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(operator.pinv(y).flatten(1), y.flatten(1) @ torch.linalg.pinv(a).T)
+            rho = torch.tensor([0.1, 3.0], dtype=torch.float64)
+            for row, level in enumerate(rho):
+                wanted = torch.linalg.solve(a.T @ a + level * torch.eye(a.shape[1], dtype=a.dtype), x[row].flatten())
+                torch.testing.assert_close(operator.solve(x, rho)[row].flatten(), wanted)
+            s = operator.singular_values(x).flatten().sort(descending=True).values
+            torch.testing.assert_close(s[: a.shape[0]], torch.linalg.svdvals(a))
+            v = operator.v(torch.eye(a.shape[1], dtype=torch.float64).reshape(-1, *shape)).flatten(1)
+            torch.testing.assert_close(v @ v.T, torch.eye(len(v), dtype=torch.float64), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -22,13 +22,13 @@ def bits(*shape: int, seed: int = 0) -> Tensor:
 # -- keep --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(16, 16), (7, 9), (1, 5)])
-@pytest.mark.parametrize("keep", [0.001, 0.08, 0.3, 0.5, 1.0])
-def test_keeps_an_exact_count(keep: float, size: tuple[int, int]) -> None:
-    mask = Inpainting(keep=keep).mask_of((3, *size))
-    assert mask.shape == (1, 1, *size)
-    assert mask.dtype == torch.bool
-    assert mask.sum() == max(1, round(keep * size[0] * size[1]))
+def test_keeps_an_exact_count() -> None:
+    for keep in [0.001, 0.08, 0.3, 0.5, 1.0]:
+        for size in [(16, 16), (7, 9), (1, 5)]:
+            mask = Inpainting(keep=keep).mask_of((3, *size))
+            assert mask.shape == (1, 1, *size)
+            assert mask.dtype == torch.bool
+            assert mask.sum() == max(1, round(keep * size[0] * size[1]))
 
 
 def test_seed_decides_the_pixels() -> None:
@@ -74,19 +74,16 @@ def rectangle(top: int, left: int, height: int, width: int) -> set[tuple[int, in
     return {(i, j) for i in range(top, top + height) for j in range(left, left + width)}
 
 
-@pytest.mark.parametrize(
-    ("box", "wanted"),
-    [
+def test_box() -> None:
+    """A number of pixels, a fraction of the shorter side, and a rectangle, in an image of 10x12."""
+    for box, wanted in [
         (4, (3, 4, 4, 4)),
         (0.5, (2, 3, 5, 5)),
         ((1, 2, 3, 4), (1, 2, 3, 4)),
         ([0, 0, 10, 11], (0, 0, 10, 11)),
         (1, (4, 5, 1, 1)),
-    ],
-)
-def test_box(box: float | tuple[int, int, int, int], wanted: tuple[int, int, int, int]) -> None:
-    """A number of pixels, a fraction of the shorter side, and a rectangle, in an image of 10x12."""
-    assert missing(Inpainting(box=box), 10, 12) == rectangle(*wanted)
+    ]:
+        assert missing(Inpainting(box=box), 10, 12) == rectangle(*wanted)
 
 
 @pytest.mark.parametrize(("side", "pixels"), [(4, 4), (0.25, 3)])
@@ -127,16 +124,14 @@ def test_box_follows_the_image() -> None:
     assert missing(operator, 16, 8) == rectangle(6, 2, 4, 4)
 
 
-@pytest.mark.parametrize(
-    "box", [(4, 4, 8, 8), (-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 0, 2), (0, 0, 2, 0), 11, 0, -3, 0.01]
-)
-def test_box_outside(box: float | tuple[int, int, int, int], normal: Normal) -> None:
-    operator = Inpainting(box=box)
-    with pytest.raises(ValueError, match=r"box \(.*\) does not fit an image of 10x10"):
-        operator(normal(1, 1, 10, 10))
-    reason = operator.mismatch((1, 10, 10))
-    assert reason is not None
-    assert "does not fit an image of 10x10" in reason
+def test_box_outside(normal: Normal) -> None:
+    for box in [(4, 4, 8, 8), (-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 0, 2), (0, 0, 2, 0), 11, 0, -3, 0.01]:
+        operator = Inpainting(box=box)
+        with pytest.raises(ValueError, match=r"box \(.*\) does not fit an image of 10x10"):
+            operator(normal(1, 1, 10, 10))
+        reason = operator.mismatch((1, 10, 10))
+        assert reason is not None
+        assert "does not fit an image of 10x10" in reason
 
 
 def test_box_everywhere(normal: Normal) -> None:
@@ -152,29 +147,31 @@ def test_box_of_three_numbers() -> None:
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("axis", "dim", "count"), [("rows", 0, 12), ("columns", 1, 10)])
-@pytest.mark.parametrize("lines", [1, 2, 3, 40])
-def test_every_nth_line(lines: int, axis: str, dim: int, count: int) -> None:
-    mask = Inpainting(lines=lines, axis=axis).mask_of((1, 12, 10))[0, 0]
-    assert torch.equal(mask.all(1 - dim), mask.any(1 - dim))  # a line is kept or dropped as a whole
-    assert mask.all(1 - dim).nonzero().flatten().tolist() == list(range(0, count, lines))
+def test_every_nth_line() -> None:
+    for lines in [1, 2, 3, 40]:
+        for axis, dim, count in [("rows", 0, 12), ("columns", 1, 10)]:
+            mask = Inpainting(lines=lines, axis=axis).mask_of((1, 12, 10))[0, 0]
+            assert torch.equal(mask.all(1 - dim), mask.any(1 - dim))  # a line is kept or dropped as a whole
+            assert mask.all(1 - dim).nonzero().flatten().tolist() == list(range(0, count, lines))
 
 
-@pytest.mark.parametrize(("axis", "dim", "count"), [("rows", 0, 12), ("columns", 1, 10)])
-@pytest.mark.parametrize("lines", [0.01, 0.3, 0.8])
-def test_lines_at_random(lines: float, axis: str, dim: int, count: int) -> None:
-    masks = torch.cat([Inpainting(lines=lines, axis=axis, seed=seed).mask_of((1, 12, 10))[:, 0] for seed in range(200)])
-    kept = masks.any(2 - dim)
-    assert torch.equal(kept, masks.all(2 - dim))
-    assert (kept.sum(1) == max(1, round(lines * count))).all()
-    assert len(kept.unique(dim=0)) > 5
-    assert kept.any(0).all()
+def test_lines_at_random() -> None:
+    for lines in [0.01, 0.3, 0.8]:
+        for axis, dim, count in [("rows", 0, 12), ("columns", 1, 10)]:
+            masks = torch.cat(
+                [Inpainting(lines=lines, axis=axis, seed=seed).mask_of((1, 12, 10))[:, 0] for seed in range(200)]
+            )
+            kept = masks.any(2 - dim)
+            assert torch.equal(kept, masks.all(2 - dim))
+            assert (kept.sum(1) == max(1, round(lines * count))).all()
+            assert len(kept.unique(dim=0)) > 5
+            assert kept.any(0).all()
 
 
-@pytest.mark.parametrize("lines", [0.0, -1, 2.5, float("nan")])
-def test_lines_out_of_range(lines: float) -> None:
-    with pytest.raises(ValueError, match=f"lines is a fraction below 1, or n for every n-th line, got {lines}"):
-        Inpainting(lines=lines)
+def test_lines_out_of_range() -> None:
+    for lines in [0.0, -1, 2.5, float("nan")]:
+        with pytest.raises(ValueError, match=f"lines is a fraction below 1, or n for every n-th line, got {lines}"):
+            Inpainting(lines=lines)
 
 
 def test_unknown_axis() -> None:
@@ -220,22 +217,24 @@ def test_text_without_letters() -> None:
         Inpainting(text=" \n")
 
 
-@pytest.mark.parametrize("height", [0.0, 1.5, float("nan")])
-def test_text_height_out_of_range(height: float) -> None:
-    with pytest.raises(ValueError, match=rf"text_height is a fraction of the shorter side, in \(0, 1\], got {height}"):
-        Inpainting(text="a", text_height=height)
+def test_text_height_out_of_range() -> None:
+    for height in [0.0, 1.5, float("nan")]:
+        with pytest.raises(
+            ValueError, match=rf"text_height is a fraction of the shorter side, in \(0, 1\], got {height}"
+        ):
+            Inpainting(text="a", text_height=height)
 
 
 # -- mask --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (1, 6, 5), (1, 1, 6, 5), (4, 6, 5), (4, 1, 6, 5)])
-@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.uint8])
-def test_mask_tensor(shape: tuple[int, ...], kind: torch.dtype) -> None:
-    mask = bits(*shape)
-    operator = Inpainting(mask=mask.to(kind) * 3 if kind != torch.bool else mask)
-    assert operator.images == mask.numel() // 30
-    assert torch.equal(operator.mask_of((3, 6, 5)), mask.reshape(-1, 1, 6, 5))
+def test_mask_tensor() -> None:
+    for kind in [torch.bool, torch.float32, torch.uint8]:
+        for shape in [(6, 5), (1, 6, 5), (1, 1, 6, 5), (4, 6, 5), (4, 1, 6, 5)]:
+            mask = bits(*shape)
+            operator = Inpainting(mask=mask.to(kind) * 3 if kind != torch.bool else mask)
+            assert operator.images == mask.numel() // 30
+            assert torch.equal(operator.mask_of((3, 6, 5)), mask.reshape(-1, 1, 6, 5))
 
 
 def test_mask_array() -> None:
@@ -277,23 +276,20 @@ def write_npz(path: Path, mask: np.ndarray) -> None:
         np.savez(file, mask=mask)
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("m.png", write_png),
-        ("m.PNG", write_png),
-        ("m.bmp", write_rgb),
-        ("m.npy", write_npy),
-        ("m.NPY", write_npy),
-        ("m.npz", write_npz),
-    ],
-)
-@pytest.mark.parametrize("as_text", [True, False])
-def test_mask_file(name: str, write: Callable[[Path, np.ndarray], None], as_text: bool, tmp_path: Path) -> None:
-    mask = bits(6, 5)
-    write(tmp_path / name, mask.numpy())
-    operator = Inpainting(mask=str(tmp_path / name) if as_text else tmp_path / name)
-    assert torch.equal(operator.mask_of((3, 6, 5))[0, 0], mask)
+def test_mask_file(tmp_path: Path) -> None:
+    for as_text in [True, False]:
+        for name, write in [
+            ("m.png", write_png),
+            ("m.PNG", write_png),
+            ("m.bmp", write_rgb),
+            ("m.npy", write_npy),
+            ("m.NPY", write_npy),
+            ("m.npz", write_npz),
+        ]:
+            mask = bits(6, 5)
+            write(tmp_path / name, mask.numpy())
+            operator = Inpainting(mask=str(tmp_path / name) if as_text else tmp_path / name)
+            assert torch.equal(operator.mask_of((3, 6, 5))[0, 0], mask)
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 5), (3, 1, 6, 5)])
@@ -349,27 +345,25 @@ def test_empty_mask(mask: Tensor) -> None:
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "names", list(itertools.combinations(("keep", "box", "lines", "text", "mask"), 2)), ids="-".join
-)
-def test_at_most_one_option(names: tuple[str, str]) -> None:
-    values = {"keep": 0.5, "box": 3, "lines": 2, "text": "a", "mask": bits(4, 4)}
-    words = f"inpainting takes one of keep, box, lines, text and mask, got {names[0]} and {names[1]}"
-    with pytest.raises(ValueError, match=words):
-        Inpainting(**{name: values[name] for name in names})
+def test_at_most_one_option() -> None:
+    for names in list(itertools.combinations(("keep", "box", "lines", "text", "mask"), 2)):
+        values = {"keep": 0.5, "box": 3, "lines": 2, "text": "a", "mask": bits(4, 4)}
+        words = f"inpainting takes one of keep, box, lines, text and mask, got {names[0]} and {names[1]}"
+        with pytest.raises(ValueError, match=words):
+            Inpainting(**{name: values[name] for name in names})
 
 
 def test_without_an_option() -> None:
     assert torch.equal(Inpainting().mask_of((1, 8, 8)), Inpainting(keep=0.3).mask_of((1, 8, 8)))
 
 
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, 70, float("nan")])
-def test_keep_out_of_range(keep: float) -> None:
-    words = rf"keep is the fraction of pixels kept, in \(0, 1\], got {keep}"
-    with pytest.raises(ValueError, match=words):
-        Inpainting(keep=keep)
-    with pytest.raises(ValueError, match=words):
-        Inpainting.random((1, 8, 8), keep=keep, seed=0)
+def test_keep_out_of_range() -> None:
+    for keep in [0.0, -0.1, 1.1, 70, float("nan")]:
+        words = rf"keep is the fraction of pixels kept, in \(0, 1\], got {keep}"
+        with pytest.raises(ValueError, match=words):
+            Inpainting(keep=keep)
+        with pytest.raises(ValueError, match=words):
+            Inpainting.random((1, 8, 8), keep=keep, seed=0)
 
 
 @pytest.mark.parametrize(

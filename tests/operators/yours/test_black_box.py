@@ -1,6 +1,5 @@
 """Simulators outside torch: what they are given, what is made of what they give, and what is refused."""
 
-import pickle
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.contracts import check_operator
 from invdiff.operators import BlackBox, GaussianNoise, LinearBlackBox, as_operator
 from invdiff.samplers import DAPS
 
@@ -84,22 +82,6 @@ def test_workers_call_at_the_same_time(normal: Normal) -> None:
 def test_a_worker_that_fails_says_so(normal: Normal) -> None:
     with pytest.raises(ZeroDivisionError):
         BlackBox(lambda image: 1 / 0, workers=2)(normal(4, *SHAPE))
-
-
-@pytest.mark.parametrize(
-    "operator",
-    [
-        BlackBox(halves),
-        BlackBox(wasteful),
-        BlackBox(phases, batched=True, max_batch=2),
-        BlackBox(brightness, workers=2),
-        BlackBox(partial(scaled, factor=2.0)),
-    ],
-    ids=["halves", "in-place", "complex", "number", "partial"],
-)
-def test_the_contract(operator: BlackBox) -> None:
-    check_operator(operator, SHAPE)
-    assert isinstance(pickle.loads(pickle.dumps(operator)), BlackBox)
 
 
 def test_images_of_any_layout(normal: Normal) -> None:

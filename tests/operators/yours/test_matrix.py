@@ -54,17 +54,17 @@ KINDS: dict[str, Callable[[np.ndarray, Path], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # the tests make sparse tensors, of which torch warns
-@pytest.mark.parametrize("values", [REAL, COMPLEX], ids=["real", "complex"])
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_the_same_operator(kind: str, values: np.ndarray, normal: Normal, tmp_path: Path) -> None:
-    operator = MatrixOperator(KINDS[kind](values, tmp_path), image_shape=SHAPE)
-    x, y = normal(3, *SHAPE), normal(3, 10, seed=1, dtype=torch.complex128 if values is COMPLEX else torch.float64)
-    a = torch.from_numpy(values.astype(np.complex128))
-    wanted = x.flatten(1).to(a.dtype) @ a.mT
-    assert torch.allclose(operator(x).to(a.dtype), wanted, atol=1e-12)
-    back = (y.to(a.dtype) @ a.conj()).real.reshape(3, *SHAPE)
-    assert torch.allclose(operator.adjoint(y), back, atol=1e-12)
+def test_every_kind_is_the_same_operator(kind: str, normal: Normal, tmp_path: Path) -> None:
+    for values in [REAL, COMPLEX]:
+        operator = MatrixOperator(KINDS[kind](values, tmp_path), image_shape=SHAPE)
+        x, y = normal(3, *SHAPE), normal(3, 10, seed=1, dtype=torch.complex128 if values is COMPLEX else torch.float64)
+        a = torch.from_numpy(values.astype(np.complex128))
+        wanted = x.flatten(1).to(a.dtype) @ a.mT
+        assert torch.allclose(operator(x).to(a.dtype), wanted, atol=1e-12)
+        back = (y.to(a.dtype) @ a.conj()).real.reshape(3, *SHAPE)
+        assert torch.allclose(operator.adjoint(y), back, atol=1e-12)
 
 
 @pytest.mark.parametrize("values", [REAL, COMPLEX], ids=["real", "complex"])
@@ -117,9 +117,8 @@ def test_as_operator() -> None:
             as_operator(given)
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "words"),
-    [
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for values, options, words in [
         (None, {}, "give matrix=, a .npy or .npz file"),
         (matrix(3, 40), {}, "40 columns do not fit images of 2x4x6, which have 48 entries"),
         (matrix(48), {}, "give M rows and N columns, got 48"),
@@ -134,19 +133,15 @@ def test_as_operator() -> None:
         ("text.npy", {}, r"cannot be read: text.npy"),
         ("objects.npy", {}, r"cannot be read: objects.npy"),
         ("two.npz", {}, "has the arrays a, b; save one array"),
-    ],
-)
-def test_bad_input(
-    values: Any, options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("A.mat", "text.npy"):
-        Path(name).write_text("no array")
-    np.save("objects.npy", np.array([{}], dtype=object))
-    np.savez("two.npz", a=REAL, b=REAL)
-    with pytest.raises(ValueError, match=f"matrix: .*{words}") as caught:
-        MatrixOperator(values, **{"image_shape": SHAPE, **options})
-    assert "\n" not in str(caught.value)
+    ]:
+        monkeypatch.chdir(tmp_path)
+        for name in ("A.mat", "text.npy"):
+            Path(name).write_text("no array")
+        np.save("objects.npy", np.array([{}], dtype=object))
+        np.savez("two.npz", a=REAL, b=REAL)
+        with pytest.raises(ValueError, match=f"matrix: .*{words}") as caught:
+            MatrixOperator(values, **{"image_shape": SHAPE, **options})
+        assert "\n" not in str(caught.value)
 
 
 def test_images_of_another_size() -> None:
