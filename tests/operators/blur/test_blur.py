@@ -119,7 +119,7 @@ def test_an_image_as_kernel_sums_to_one(dtype: type, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [Blur, CircularBlur])
 def test_without_a_kernel(cls: type[Blur]) -> None:
-    with pytest.raises(ValueError, match=r"no kernel; give its file, operator.kernel=kernel.npy"):
+    with pytest.raises(ValueError, match=r"kernel is required; give operator.kernel=kernel.npy"):
         cls()
 
 
@@ -128,7 +128,7 @@ def test_bad_kernel() -> None:
         (torch.ones(3), "got 3"),
         (torch.ones(2, 3, 4, 4), "got 2x3x4x4"),
         (torch.ones(0, 3), "got 0x3"),
-        (torch.zeros(3, 3), "zero everywhere"),
+        (torch.zeros(3, 3), "a tap other than 0"),
         (torch.full((3, 3), torch.nan), "NaN"),
         (torch.ones(3, 3, dtype=torch.complex64), "must be real"),
         ("nowhere.npy", "file not found: nowhere.npy"),
@@ -146,7 +146,7 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
 
 def test_a_file_with_something_else(tmp_path: Path) -> None:
     torch.save({"kernel": torch.ones(3, 3)}, tmp_path / "k.pt")
-    with pytest.raises(ValueError, match="it holds a dict, not a tensor"):
+    with pytest.raises(ValueError, match="must hold a tensor, got dict"):
         Blur(tmp_path / "k.pt")
 
 

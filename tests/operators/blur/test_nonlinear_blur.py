@@ -98,11 +98,11 @@ def test_first_guess_is_the_measurement(normal: Normal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"exposure": 0.0}, "exposure is a gain and must be positive, got 0"),
-        ({"shoulder": -1.0}, "shoulder is a width in light, 0 or more, got -1"),
-        ({"gamma": 0.5}, "gamma must be at least 1, got 0.5"),
-        ({"toe": 0.0}, "toe is a display value between 0 and 1, got 0"),
-        ({"toe": 1.0}, "toe is a display value between 0 and 1, got 1"),
+        ({"exposure": 0.0}, "exposure must be > 0, got 0"),
+        ({"shoulder": -1.0}, "shoulder must be >= 0, got -1"),
+        ({"gamma": 0.5}, "gamma must be >= 1, got 0.5"),
+        ({"toe": 0.0}, r"toe must be a display value in \(0, 1\), got 0"),
+        ({"toe": 1.0}, r"toe must be a display value in \(0, 1\), got 1"),
         ({"boundary": "mirror"}, "boundary must be one of reflect, .* got 'mirror'"),
     ],
 )

@@ -68,8 +68,8 @@ def test_one_filter_without_map_is_a_blur(normal: Normal) -> None:
 def test_maps_of_another_size() -> None:
     operator = SpaceVaryingBlur(filters=torch.ones(2, 3, 3), multipliers=torch.ones(2, 8, 9))
     assert operator.mismatch((1, 8, 9)) is None
-    assert operator.mismatch((1, 9, 8)) == "space_varying_blur: the multipliers are 8x9 pixels, the image 9x8"
-    with pytest.raises(ValueError, match="the multipliers are 8x9 pixels, the image 9x8"):
+    assert operator.mismatch((1, 9, 8)) == "space_varying_blur: multipliers are 8x9 pixels, the image 9x8"
+    with pytest.raises(ValueError, match="multipliers are 8x9 pixels, the image 9x8"):
         operator(torch.ones(1, 1, 9, 8))
 
 
@@ -78,15 +78,15 @@ ONES = torch.ones(2, 3, 3)
 
 def test_bad_input() -> None:
     for arguments, message in [
-        ({"filters": ONES}, "given together"),
+        ({"filters": ONES}, "must be given together"),
         ({"filters": ONES, "multipliers": torch.ones(3, 8, 8)}, "got filters 1x2x3x3 and multipliers 1x3x8x8"),
-        ({"filters": ONES.expand(2, 2, 3, 3), "multipliers": torch.ones(3, 2, 8, 8)}, "as many images"),
-        ({"filters": ONES[0], "multipliers": ONES}, "filters are .* got 3x3"),
-        ({"filters": ONES / 0, "multipliers": ONES}, "filters hold NaN or infinity"),
-        ({"std_corner": 0.0}, "std_corner must be positive, in pixels, got 0"),
-        ({"std_center": torch.tensor([1.0, -1.0])}, "std_center must be positive, in pixels, got -1"),
-        ({"kernels": 0}, "kernels is a number of kernels, at least 1, got 0"),
-        ({"kernel_size": 4}, "kernel_size must be odd and positive, got 4"),
+        ({"filters": ONES.expand(2, 2, 3, 3), "multipliers": torch.ones(3, 2, 8, 8)}, "equally many images"),
+        ({"filters": ONES[0], "multipliers": ONES}, "filters must be .* got 3x3"),
+        ({"filters": ONES / 0, "multipliers": ONES}, "filters must be finite, got NaN or infinity"),
+        ({"std_corner": 0.0}, "std_corner must be > 0 pixels, got 0"),
+        ({"std_center": torch.tensor([1.0, -1.0])}, "std_center must be > 0 pixels, got -1"),
+        ({"kernels": 0}, "kernels must be an integer >= 1, got 0"),
+        ({"kernel_size": 4}, "kernel_size must be an odd integer >= 1, got 4"),
         ({"boundary": "mirror"}, "boundary must be one of reflect, .* got 'mirror'"),
     ]:
         with pytest.raises(ValueError, match=f"space_varying_blur: .*{message}"):

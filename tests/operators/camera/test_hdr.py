@@ -56,12 +56,12 @@ def test_a_sick_row_harms_no_other(normal: Normal) -> None:
 
 @pytest.mark.parametrize("factor", [0, -1.0, float("nan"), float("inf"), torch.tensor([2.0, 0.0])])
 def test_bad_factor(factor: float | Tensor) -> None:
-    with pytest.raises(ValueError, match="hdr: factor is a gain and must be positive, got"):
+    with pytest.raises(ValueError, match="hdr: factor must be > 0, got"):
         HDR(factor=factor)
 
 
 def test_bad_shape_and_pivot() -> None:
-    with pytest.raises(ValueError, match=r"hdr: factor is a number or one per image, \(B,\), got shape 2x1"):
+    with pytest.raises(ValueError, match=r"hdr: factor must be a number or one per image, \(B,\), got shape 2x1"):
         HDR(factor=torch.ones(2, 1))
-    with pytest.raises(ValueError, match=r"hdr: pivot is a display value, from 0 .* got nan"):
+    with pytest.raises(ValueError, match=r"hdr: pivot must be a finite display value, .* got nan"):
         HDR(pivot=float("nan"))

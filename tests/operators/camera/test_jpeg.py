@@ -177,14 +177,14 @@ def test_double_precision_is_exact() -> None:
 
 @pytest.mark.parametrize("quality", [0, 101, 7.5, torch.tensor([10, 0])])
 def test_bad_quality(quality: float | Tensor) -> None:
-    with pytest.raises(ValueError, match=r"jpeg: quality is a whole number from 1 \(worst\) to 100, got"):
+    with pytest.raises(ValueError, match=r"jpeg: quality must be an integer from 1 \(worst\) to 100, got"):
         JPEG(quality=quality)  # type: ignore[arg-type]
 
 
 def test_bad_shapes() -> None:
-    with pytest.raises(ValueError, match=r"jpeg: quality is a number or one per image, \(B,\), got shape 2x1"):
+    with pytest.raises(ValueError, match=r"jpeg: quality must be an integer or one per image, \(B,\), got shape 2x1"):
         JPEG(quality=torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"jpeg: subsampling must be one of 4:4:4, 4:2:2, 4:2:0, got '4:1:1'"):
         JPEG(subsampling="4:1:1")
-    assert JPEG().mismatch((2, 8, 8)) == "jpeg: images are grey or RGB, 1 or 3 channels, got 2x8x8"
-    assert JPEG().mismatch((1, 8, 70000)) == "jpeg: files hold at most 65500 pixels a side, got 1x8x70000"
+    assert JPEG().mismatch((2, 8, 8)) == "jpeg: an image must be grey or RGB, 1 or 3 channels, got 2x8x8"
+    assert JPEG().mismatch((1, 8, 70000)) == "jpeg: an image must have <= 65500 pixels per side, got 1x8x70000"

@@ -46,5 +46,5 @@ def test_a_sick_row_harms_no_other(normal: Normal) -> None:
 
 @pytest.mark.parametrize("bits", [0, 9, 2.5, -1])
 def test_bad_bits(bits: float) -> None:
-    with pytest.raises(ValueError, match=f"quantisation: bits is a whole number from 1 to 8, got {bits}"):
+    with pytest.raises(ValueError, match=f"quantisation: bits must be an integer from 1 to 8, got {bits}"):
         Quantisation(bits=bits)  # type: ignore[arg-type]

@@ -70,13 +70,13 @@ def test_what_does_not_fit_is_refused() -> None:
     assert "factor" in str(compose([SuperResolution(factor=2), small]).mismatch((1, 12, 12)))
     camera = compose([CallableOperator(lambda x: x.flatten(1)), Denoising()])
     assert camera.mismatch((1, 4, 4)) == (
-        "composition: CallableOperator makes no image (C, H, W) of reals, so it can only be last"
+        "composition: CallableOperator must be last, for y is no real image (C, H, W)"
     )
-    with pytest.raises(ValueError, match="parts is empty"):
+    with pytest.raises(ValueError, match="parts must hold at least one operator, got none"):
         compose([])
-    with pytest.raises(ValueError, match="every part is an operator, got builtin_function_or_method"):
+    with pytest.raises(ValueError, match="parts must be operators, got builtin_function_or_method"):
         compose([torch.tanh])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="parameters for 2 and 3 images"):
+    with pytest.raises(ValueError, match="equally many images, got 2 and 3"):
         compose([GaussianBlur(std=torch.rand(n) + 0.5, kernel_size=5) for n in (2, 3)])
 
 

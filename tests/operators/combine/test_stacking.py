@@ -103,13 +103,13 @@ def test_noise_of_each_part() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match=r"stacking: image_shape is \(C, H, W\), got 8x8"):
+    with pytest.raises(ValueError, match=r"stacking: image_shape must be \(C, H, W\), integers >= 1, got \[8, 8\]"):
         stack([HDR()], image_shape=(8, 8))
     operator = stack([HDR()], image_shape=SHAPE)
-    assert operator.mismatch((1, 9, 8)) == "stacking: made for images of 1x8x8, not 1x9x8"
-    with pytest.raises(ValueError, match="one size for each part, got 1 parts and 2 sizes"):
+    assert operator.mismatch((1, 9, 8)) == "stacking: image_shape is 1x8x8, the image 1x9x8; set image_shape=[1,9,8]"
+    with pytest.raises(ValueError, match="parts and sizes must be as many, at least one, got 1 and 2"):
         StackedNoise([GaussianNoise(0.1)], [3, 4])
-    with pytest.raises(ValueError, match="the stacked noise is for 65 entries, y is 64"):
+    with pytest.raises(ValueError, match="stacked noise: y must have 65 entries, got 64"):
         InverseProblem(operator, StackedNoise([GaussianNoise(0.1), PoissonNoise(0.1)], [64, 1]), torch.zeros(1, 64))
     negative = StackedNoise([GaussianNoise(0.1), PoissonNoise(0.1)], [32, 32])
     with pytest.raises(ValueError, match=r"negative|below zero"):

@@ -70,10 +70,10 @@ def test_maps_from_a_file(cls: type[MulticoilMRI] | type[RadialMRI], tmp_path: P
 
 def test_bad_coils() -> None:
     for options, message in [
-        ({"coils": 0}, "coils must be at least 1, got 0"),
-        ({"coils": 2, "maps": torch.ones(2, 8, 8)}, "takes coils, to simulate their maps, or maps, not both"),
-        ({"maps": torch.ones(8, 8)}, r"sensitivity maps are \(coils, H, W\) .* got 8x8"),
-        ({"maps": torch.full((2, 8, 8), torch.nan)}, "hold 128 NaN or infinite value"),
+        ({"coils": 0}, "coils must be an integer >= 1, got 0"),
+        ({"coils": 2, "maps": torch.ones(2, 8, 8)}, "give coils, to simulate their maps, or maps, got both"),
+        ({"maps": torch.ones(8, 8)}, r"maps must be \(coils, H, W\) .* got 8x8"),
+        ({"maps": torch.full((2, 8, 8), torch.nan)}, "maps must be finite, got 128 NaN or infinite value"),
         ({"maps": "no_such.npy"}, "maps file not found: no_such.npy"),
     ]:
         for cls in [MulticoilMRI, RadialMRI]:

@@ -106,5 +106,5 @@ def test_first_guess_withstands_noise(normal: Normal) -> None:
 
 
 def test_a_mask_and_maps_for_different_batches() -> None:
-    with pytest.raises(ValueError, match="the mask is for 2 images, the sensitivity maps for 3"):
+    with pytest.raises(ValueError, match="mask and maps must be for equally many images, got 2 and 3"):
         MulticoilMRI(mask=torch.ones(2, 4, 4), maps=torch.ones(3, 2, 4, 4))

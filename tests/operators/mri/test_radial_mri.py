@@ -89,9 +89,12 @@ def test_shapes() -> None:
         x = torch.ones(1, 1, side, side)
         assert any_square(x).shape == (1, 1, 4, 2 * side)
         assert any_square.adjoint(any_square(x)).shape == x.shape
-    assert any_square.mismatch((1, 8, 9)) == "radial_mri: give size=[8, 9] for an image that is not square, 8x9"
+    assert (
+        any_square.mismatch((1, 8, 9))
+        == "radial_mri: an image must be square unless size is set, got 8x9; set size=[8, 9]"
+    )
     assert RadialMRI(samples=20).image_shape((1, 40, 20)) == (1, 10, 10)
-    assert RadialMRI(size=10).mismatch((1, 12, 12)) == "radial_mri: is for images of 10x10 pixels, got 12x12"
+    assert RadialMRI(size=10).mismatch((1, 12, 12)) == "radial_mri: size is 10x10, the image 12x12"
     assert RadialMRI(size=10).mismatch((2, 10, 10)) is not None
     assert RadialMRI(size=10, maps=torch.ones(2, 12, 12)).mismatch((1, 10, 10)) is not None
 
@@ -99,11 +102,11 @@ def test_shapes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spokes": 0}, "spokes must be at least 1, got 0"),
-        ({"samples": 0}, "samples, per spoke, must be at least 1, got 0"),
+        ({"spokes": 0}, "spokes must be an integer >= 1, got 0"),
+        ({"samples": 0}, "samples, per spoke, must be an integer >= 1, got 0"),
         ({"angles": "random"}, "angles must be one of uniform, golden, got 'random'"),
-        ({"size": 0}, r"size is the image's \(H, W\) in pixels or the side of a square, got 0"),
-        ({"size": (8, 8, 8)}, r"size is the image's .* got \(8, 8, 8\)"),
+        ({"size": 0}, r"size must be \(H, W\) of the image in pixels or the side of a square, got 0"),
+        ({"size": (8, 8, 8)}, r"size must be .* got \(8, 8, 8\)"),
     ],
 )
 def test_bad_input(options: dict, message: str) -> None:

@@ -432,7 +432,7 @@ def test_bad_sigma() -> None:
 
 
 def test_sigma_of_a_wrong_shape() -> None:
-    with pytest.raises(ValueError, match=r"sigma is a number or one per image, \(B,\), got shape 2x1"):
+    with pytest.raises(ValueError, match=r"sigma must be a number or one per image, \(B,\), got shape 2x1"):
         GaussianNoise(torch.ones(2, 1))
 
 
@@ -446,7 +446,7 @@ def test_complex_measurements_are_refused() -> None:
     """When drawing and when scoring, in one line."""
     for noise in ({name: noise for name, noise in MODELS.items() if not isinstance(noise, GaussianNoise)}).values():
         clean = torch.ones(1, 4, dtype=torch.complex64)
-        words = f"{type(noise).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
+        words = f"{type(noise).__name__} requires a real measurement, got a complex one; use noise=gaussian"
         assert noise.mismatch(clean) == words
         with pytest.raises(ValueError, match=words):
             noise.sample(clean, streams(0))
@@ -464,7 +464,7 @@ def test_negative_measurements_are_refused() -> None:
         y, observed = torch.tensor([[0.5, -0.25, -0.125], [0.0, -3.0, 0.0]]), torch.tensor([[True, False, True]])
         reason = noise.mismatch(y)
         assert reason is not None
-        assert "cannot be negative, but y holds 3 value(s) below zero, down to -3;" in reason
+        assert "must be >= 0, got 3 value(s) below zero, down to -3;" in reason
         reason = noise.mismatch(y, observed)
         assert reason is not None
         assert "1 value(s) below zero, down to -0.125;" in reason
@@ -473,7 +473,7 @@ def test_negative_measurements_are_refused() -> None:
 
 def test_levels_of_another_number_of_images_are_refused() -> None:
     for noise in PER_IMAGE.values():
-        assert noise.mismatch(torch.zeros(2, 4)) == "the noise has levels for 3 images, y has 2"
+        assert noise.mismatch(torch.zeros(2, 4)) == "noise: levels are for 3 images, y has 2"
 
 
 def test_bad_levels() -> None:
@@ -490,21 +490,21 @@ def test_bad_levels() -> None:
         for value in [0, -0.1, math.nan, math.inf, torch.tensor([0.1, 0.0])]:
             with pytest.raises(ValueError, match=words):
                 make(value)
-            with pytest.raises(ValueError, match=r"is a number or one per image, \(B,\), got shape 2x1"):
+            with pytest.raises(ValueError, match=r"must be a number or one per image, \(B,\), got shape 2x1"):
                 make(torch.full((2, 1), 0.5))
 
 
 def test_bad_parameters() -> None:
     for make, words in [
-        (lambda: ImpulseNoise(1.0), "fraction is the probability of an impulse, below 1, got 1.0"),
+        (lambda: ImpulseNoise(1.0), "fraction, the probability of an impulse, must be < 1, got 1.0"),
         (
             lambda: ImpulseNoise(low=1.0, high=0.0),
-            "low must be below high, the values of the impulses, got 1.0 and",
+            "low must be < high, the values of the impulses, got 1.0 and",
         ),
-        (lambda: QuantisationNoise(low=1.0, high=1.0), "low must be below high, the outermost levels, got 1.0 and 1.0"),
-        (lambda: SpeckleNoise(floor=0), "speckle noise: floor is the darkest intensity and must be positive, got 0"),
-        (lambda: QuantisationNoise(0), "quantisation noise: bits is a whole number from 1 to 8, got 0"),
-        (lambda: QuantisationNoise(9), "bits is a whole number from 1 to 8, got 9"),
+        (lambda: QuantisationNoise(low=1.0, high=1.0), "low must be < high, the outermost levels, got 1.0 and 1.0"),
+        (lambda: SpeckleNoise(floor=0), "speckle noise: floor, the darkest intensity, must be > 0, got 0"),
+        (lambda: QuantisationNoise(0), "quantisation noise: bits must be an integer from 1 to 8, got 0"),
+        (lambda: QuantisationNoise(9), "bits must be an integer from 1 to 8, got 9"),
     ]:
         with pytest.raises(ValueError, match=words):
             make()

@@ -106,8 +106,8 @@ def test_one_bit_compressed_sensing(normal: Normal) -> None:
 def test_measurements_off_the_levels_are_refused() -> None:
     noise = QuantisationNoise(3)
     y = torch.tensor([[0.0, 1 / 7, 0.52, 1.0]])
-    words = "quantisation noise: y takes 8 levels from 0 to 1, but 1 value(s) lie on none of them, such as 0.52; "
-    assert noise.mismatch(y) == words + "give the bits, low and high of this measurement"
+    words = "quantisation noise: y must lie on 8 levels from 0 to 1, got 1 other value(s), such as 0.52; "
+    assert noise.mismatch(y) == words + "set bits, low and high"
     assert noise.mismatch(y, torch.tensor([True, True, False, True])) is None
     assert noise.mismatch(torch.tensor([[2.0]])) is not None
     assert QuantisationNoise(1, low=-1, high=1).mismatch(torch.tensor([[-1.0, 1.0]])) is None

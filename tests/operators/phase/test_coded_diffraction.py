@@ -152,10 +152,10 @@ def test_first_guess_solves_it(modulation: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"masks": 0}, "masks is how many there are, at least 1, got 0"),
-        ({"masks": torch.ones(8, 8)}, r"masks are \(L, H, W\) or \(B, L, H, W\), got 8x8"),
+        ({"masks": 0}, "masks must be an integer >= 1, got 0"),
+        ({"masks": torch.ones(8, 8)}, r"masks must be \(L, H, W\) or \(B, L, H, W\), got 8x8"),
         ({"modulation": "binary"}, "modulation must be one of uniform, quaternary, octanary, got 'binary'"),
-        ({"oversampling": 0.5}, "oversampling is .* from 1 on, got 0.5"),
+        ({"oversampling": 0.5}, "oversampling, .* must be >= 1, got 0.5"),
     ],
 )
 def test_bad_options(options: dict, words: str) -> None:

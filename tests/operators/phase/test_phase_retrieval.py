@@ -69,7 +69,7 @@ def test_image_shape(oversampling: float) -> None:
 
 @pytest.mark.parametrize("value", [0.9, 0, -2, float("nan"), float("inf")])
 def test_oversampling_that_cannot_be(value: float) -> None:
-    with pytest.raises(ValueError, match=rf"phase_retrieval: oversampling is .* from 1 on, got {value}"):
+    with pytest.raises(ValueError, match=rf"phase_retrieval: oversampling, .* must be >= 1, got {value}"):
         PhaseRetrieval(oversampling=value)
 
 

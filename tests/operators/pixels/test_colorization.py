@@ -86,7 +86,7 @@ def test_first_guess_is_grey(normal: Normal) -> None:
     "weights", [[0.5, 0.5], [1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [float("nan"), 1, 1], [float("inf"), 1, 1]]
 )
 def test_bad_numbers(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="colorization: weights are three numbers of positive sum, got"):
+    with pytest.raises(ValueError, match="colorization: weights must be three numbers with a sum > 0, got"):
         Colorization(weights=weights)
 
 
@@ -98,8 +98,8 @@ def test_bad_name() -> None:
 def test_grey_images_are_refused(normal: Normal) -> None:
     """Broadcasting would silently measure the one channel three times."""
     reason = Colorization().mismatch((1, 8, 8))
-    assert reason == "colorization: it measures RGB images, 3xHxW, got 1x8x8"
+    assert reason == "colorization: an image must be RGB, 3xHxW, got 1x8x8"
     with pytest.raises(ValueError, match="3xHxW, got 1x8x8"):
         Colorization()(normal(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="a measurement is 1xHxW, got 3x8x8"):
+    with pytest.raises(ValueError, match="a measurement must be 1xHxW, got 3x8x8"):
         Colorization().image_shape((3, 8, 8))

@@ -102,12 +102,12 @@ def test_unknown_pattern() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8), (3, 1, 8), (3, 8, 1)])
 def test_refuses(shape: tuple[int, int, int], normal: Normal) -> None:
     """No RGB, or so small that a colour is missing altogether."""
-    words = f"it measures RGB images, 3xHxW, from 2x2 pixels on, got {'x'.join(map(str, shape))}"
+    words = f"an image must be RGB, 3xHxW, with H and W >= 2, got {'x'.join(map(str, shape))}"
     assert words in str(Demosaicing().mismatch(shape))
     with pytest.raises(ValueError, match=words):
         Demosaicing()(normal(1, *shape))
 
 
 def test_three_channels_are_no_mosaic() -> None:
-    with pytest.raises(ValueError, match="a measurement is a mosaic, 1xHxW, got 3x8x8"):
+    with pytest.raises(ValueError, match="a measurement must be a mosaic, 1xHxW, got 3x8x8"):
         Demosaicing().image_shape((3, 8, 8))

@@ -48,9 +48,9 @@ def test_keeps_constants(factor: int, kernel: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 15, 16), (3, 16, 18), (1, 2, 4)])
 def test_refuses_a_size_that_factor_does_not_divide(shape: tuple[int, ...]) -> None:
     operator = SuperResolution(factor=4)
-    words = f"super_resolution: factor=4 does not divide an image of {shape[1]}x{shape[2]}"
+    words = f"super_resolution: factor=4 must divide the image, got {shape[1]}x{shape[2]} pixels"
     assert operator.mismatch(shape) == words
-    with pytest.raises(ValueError, match="factor=4 does not divide"):
+    with pytest.raises(ValueError, match="factor=4 must divide"):
         operator(torch.zeros(1, *shape))
 
 
@@ -60,7 +60,7 @@ def test_accepts_a_size_that_factor_divides() -> None:
 
 @pytest.mark.parametrize("factor", [1, 0, -2, 2.5, True])
 def test_bad_factor(factor: float) -> None:
-    with pytest.raises(ValueError, match=f"factor must be a whole number from 2 on, got {factor}"):
+    with pytest.raises(ValueError, match=f"factor must be an integer >= 2, got {factor}"):
         SuperResolution(factor=factor)  # type: ignore[arg-type]
 
 

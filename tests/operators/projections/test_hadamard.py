@@ -139,7 +139,7 @@ def test_sides_are_powers_of_two(size: tuple[int, int], normal: Normal) -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, 1.01, float("nan")])
 def test_ratio_out_of_range(ratio: float) -> None:
-    with pytest.raises(ValueError, match=rf"ratio is the fraction of coefficients measured, in \(0, 1\], got {ratio}"):
+    with pytest.raises(ValueError, match=rf"ratio must be a fraction of coefficients in \(0, 1\], got {ratio}"):
         HadamardSensing(ratio=ratio)
 
 

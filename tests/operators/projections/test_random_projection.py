@@ -43,10 +43,10 @@ def test_singular_values_and_noise_are_those_of_the_benchmark() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"image_shape": (1, 8)}, r"image_shape is \(C, H, W\)"),
-        ({"measurements": 0}, "measurements must be 1 to 8, got 0"),
-        ({"measurements": 9}, "measurements must be 1 to 8, got 9"),
-        ({"images": 0}, "images must be at least 1, got 0"),
+        ({"image_shape": (1, 8)}, r"image_shape must be \(C, H, W\)"),
+        ({"measurements": 0}, "measurements must be an integer from 1 to 8, got 0"),
+        ({"measurements": 9}, "measurements must be an integer from 1 to 8, got 9"),
+        ({"images": 0}, "images must be an integer >= 1, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, words: str) -> None:

@@ -197,25 +197,25 @@ def test_image_shape(geometry: str) -> None:
     for detectors, n in sides.items():
         assert operator.image_shape((2, detectors, 3)) == (2, n, n)
     missing = next(d for d in range(3, 300) if d not in sides)
-    with pytest.raises(ValueError, match=f"ct: {missing} detectors by default belong to no square image; give size"):
+    with pytest.raises(ValueError, match=f"ct: no square image has {missing} detectors by default; set size"):
         operator.image_shape((1, missing, 3))
 
 
 def test_image_shape_with_size() -> None:
     operator = CT(views=3, detectors=10, size=[5, 9])
     assert operator.image_shape((2, 10, 3)) == (2, 5, 9)
-    with pytest.raises(ValueError, match="ct: 10 detectors measure images of 5x9, got 11"):
+    with pytest.raises(ValueError, match="ct: images of 5x9 require 10 detectors, got 11"):
         operator.image_shape((2, 11, 3))
-    with pytest.raises(ValueError, match="ct: a measurement is channels x detectors x 3 views, got 2x10x4"):
+    with pytest.raises(ValueError, match="ct: a measurement must be channels x detectors x 3 views, got 2x10x4"):
         operator.image_shape((2, 10, 4))
 
 
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({}, (1, 5, 6), r"an image of 5x6 needs size=\[5, 6\]; without size, images are square"),
-        ({"size": [6, 5]}, (1, 5, 6), "size says 6x5, the image is 5x6"),
-        ({}, (5, 6), r"images are \(C, H, W\), got 5x6"),
+        ({}, (1, 5, 6), r"an image must be square unless size is set, got 5x6; set size=\[5, 6\]"),
+        ({"size": [6, 5]}, (1, 5, 6), "size is 6x5, the image 5x6"),
+        ({}, (5, 6), r"an image must be \(C, H, W\), got 5x6"),
     ],
 )
 def test_images_that_cannot_be_measured(options: dict, shape: tuple[int, ...], message: str) -> None:
@@ -226,22 +226,22 @@ def test_images_that_cannot_be_measured(options: dict, shape: tuple[int, ...], m
 
 def test_bad_parameters() -> None:
     for options, message in [
-        ({"views": 0}, "ct: views must be a whole number from 1 on, got 0"),
-        ({"views": 2.5}, "ct: views must be a whole number from 1 on, got 2.5"),
+        ({"views": 0}, "ct: views must be an integer >= 1, got 0"),
+        ({"views": 2.5}, "ct: views must be an integer >= 1, got 2.5"),
         ({"geometry": "cone"}, "ct: geometry must be one of parallel, fan, got 'cone'"),
-        ({"angle_range": 0}, "ct: angle_range must be a number of degrees, not 0, .* got 0"),
+        ({"angle_range": 0}, "ct: angle_range must be degrees other than 0, .* got 0"),
         ({"angle_range": [30, 30]}, "ct: angle_range"),
         ({"angle_range": [0, 10, 20]}, "ct: angle_range"),
         ({"angle_range": float("nan")}, "ct: angle_range"),
-        ({"detectors": 0, "size": [8, 8]}, "ct: detectors must be a whole number from 1 on, got 0"),
-        ({"detectors": 9}, r"ct: with detectors, also give size=\[height, width\]"),
-        ({"detector_spacing": 0.5}, "ct: with detector_spacing, also give size"),
-        ({"detector_spacing": 0, "size": [8, 8]}, "ct: detector_spacing must be positive, got 0"),
-        ({"pixel_size": -1.0}, "ct: pixel_size must be positive, got -1.0"),
-        ({"source_distance": 0.5}, "ct: source_distance must be above 0.71 image sides, .* got 0.5"),
-        ({"detector_distance": 0.7}, "ct: detector_distance must be above 0.71 image sides, .* got 0.7"),
-        ({"size": [8]}, r"ct: size is \[height, width\] of the image in pixels, got \[8\]"),
-        ({"size": [8, 0]}, "ct: size is"),
+        ({"detectors": 0, "size": [8, 8]}, "ct: detectors must be an integer >= 1, got 0"),
+        ({"detectors": 9}, r"ct: detectors requires size=\[height, width\]"),
+        ({"detector_spacing": 0.5}, "ct: detector_spacing requires size"),
+        ({"detector_spacing": 0, "size": [8, 8]}, "ct: detector_spacing must be > 0, got 0"),
+        ({"pixel_size": -1.0}, "ct: pixel_size must be > 0, got -1.0"),
+        ({"source_distance": 0.5}, "ct: source_distance must be > 0.71 image sides, .* got 0.5"),
+        ({"detector_distance": 0.7}, "ct: detector_distance must be > 0.71 image sides, .* got 0.7"),
+        ({"size": [8]}, r"ct: size must be \[height, width\] of the image in pixels, got \[8\]"),
+        ({"size": [8, 0]}, "ct: size must be"),
         ({"filter": "cosine"}, "ct: filter must be one of ram-lak, hann, got 'cosine'"),
     ]:
         with pytest.raises(ValueError, match=message):

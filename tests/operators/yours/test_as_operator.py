@@ -168,10 +168,13 @@ def repeated(y: Tensor) -> Tensor:
 def test_a_function_that_gives_no_measurement() -> None:
     for differentiable in [True, False]:
         for function, words in [
-            (lambda x: x.detach().numpy(), "gives ndarray, not a tensor; BlackBox takes functions of NumPy arrays"),
-            (lambda x: None, "gives NoneType, not a tensor"),
-            (lambda x: x[:1], "gives 1x1x8x8 for a batch of 2 images; a measurement is"),
-            (lambda x: x.sum((1, 2, 3)), "gives 2 for a batch of 2 images; .* at least one more axis"),
+            (
+                lambda x: x.detach().numpy(),
+                "must return a tensor, got ndarray; use BlackBox for functions of NumPy arrays",
+            ),
+            (lambda x: None, "must return a tensor, got NoneType"),
+            (lambda x: x[:1], r"must return \(B, ...\), .* got 1x1x8x8 for 2 images"),
+            (lambda x: x.sum((1, 2, 3)), "at least one more axis, got 2 for 2 images"),
         ]:
             with pytest.raises(ValueError, match=words):
                 as_operator(function, differentiable=differentiable)(torch.ones(2, *SHAPE))
@@ -179,7 +182,7 @@ def test_a_function_that_gives_no_measurement() -> None:
 
 def test_images_of_another_size_are_refused() -> None:
     assert as_operator(torch.sin, image_shape=SHAPE).mismatch((1, 9, 8)) == (
-        "callable: image_shape says 1x8x8, the image is 1x9x8"
+        "callable: image_shape is 1x8x8, the image 1x9x8; set image_shape=[1,9,8]"
     )
     assert as_operator(torch.sin).mismatch((1, 9, 8)) is None
 
@@ -192,15 +195,15 @@ def test_anything_else_is_refused(thing: Any) -> None:
 
 
 def test_linear_callable_needs_a_shape() -> None:
-    with pytest.raises(TypeError, match="needs image_shape"):
+    with pytest.raises(ValueError, match=r"image_shape=\(C, H, W\) of the images is required"):
         as_operator(torch.neg, linear=True)
 
 
 def test_linear_callable_cannot_be_a_black_box() -> None:
     """Its adjoint is taken by autograd: better refused here than by autograd in the middle of a run."""
-    with pytest.raises(TypeError, match="must be differentiable"):
+    with pytest.raises(ValueError, match="must be differentiable"):
         as_operator(torch.neg, linear=True, differentiable=False, image_shape=SHAPE)
-    with pytest.raises(TypeError, match="adjoint= goes with linear=True"):
+    with pytest.raises(ValueError, match="adjoint= requires linear=True"):
         as_operator(torch.neg, adjoint=torch.neg)
 
 

@@ -117,8 +117,8 @@ def test_it_can_be_sent_to_another_process() -> None:
     ("file", "words"),
     [
         ("camera.py:number", "camera.py: number: .*, got int"),
-        ("camera.py:Other", "camera.py has no 'Other'; it defines Camera, Network, half, ready"),
-        ("camera.py", "name what is meant, as in camera.py:NAME; it defines Camera, ready"),
+        ("camera.py:Other", "camera.py has no 'Other'; the file defines Camera, Network, half, ready"),
+        ("camera.py", "the operator must be named, as in camera.py:NAME; the file defines Camera, ready"),
         (
             "random.py:f",
             r"random.py has the name of another module \(.*random.py\); rename it, for example random_operator.py",
@@ -126,8 +126,8 @@ def test_it_can_be_sent_to_another_process() -> None:
         ("broken.py:f", r"broken.py cannot be loaded: SyntaxError: .*line 2"),
         ("raises.py:f", "raises.py cannot be loaded: NameError: name 'nothing' is not defined"),
         ("absent.py:f", "no such file: absent.py"),
-        ("camera", "file is a Python file"),
-        ("camera.py:matrix", "camera.py: matrix: a matrix needs image_shape"),
+        ("camera", "file must be a Python file"),
+        ("camera.py:matrix", r"matrix: image_shape=\(C, H, W\) of the images is required"),
     ],
 )
 def test_bad_files(file: str, words: str) -> None:
@@ -143,9 +143,9 @@ def test_bad_parameters() -> None:
     for name, given in (("ready", "Denoising"), ("matrix", "ndarray")):
         with pytest.raises(ValueError, match=f"{name} is a {given} and takes no parameters"):
             from_file(f"camera.py:{name}", parameters={"gain": 2})
-    with pytest.raises(ValueError, match="Camera cannot be made with these parameters: got an unexpected keyword"):
+    with pytest.raises(ValueError, match="Camera does not take these parameters: got an unexpected keyword"):
         from_file("camera.py:Camera", parameters={"gian": 2})
-    with pytest.raises(ValueError, match="half is linear and of arrays: give adjoint= and image_shape="):
+    with pytest.raises(ValueError, match="half is linear and of arrays, which requires adjoint= and image_shape="):
         from_file("camera.py:half", numpy=True, linear=True)
-    with pytest.raises(ValueError, match="names Camera, name=half another one"):
+    with pytest.raises(ValueError, match="contradicts name=half"):
         from_file("camera.py:Camera", "half")

@@ -113,26 +113,26 @@ def test_no_warning_of_torch_is_heard() -> None:
 def test_as_operator() -> None:
     for given in (REAL, torch.from_numpy(REAL), scipy.sparse.csr_array(REAL)):
         assert isinstance(as_operator(given, image_shape=SHAPE), MatrixOperator)
-        with pytest.raises(TypeError, match="a matrix needs image_shape"):
+        with pytest.raises(ValueError, match=r"image_shape=\(C, H, W\) of the images is required"):
             as_operator(given)
 
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for values, options, words in [
-        (None, {}, "give matrix=, a .npy or .npz file"),
-        (matrix(3, 40), {}, "40 columns do not fit images of 2x4x6, which have 48 entries"),
-        (matrix(48), {}, "give M rows and N columns, got 48"),
+        (None, {}, "matrix is required; give matrix=, a .npy or .npz file"),
+        (matrix(3, 40), {}, "number of columns must be 48, the entries of an image of 2x4x6, or 24, got 40"),
+        (matrix(48), {}, "must have M rows and N columns, got 48"),
         (np.zeros((0, 48)), {}, "got 0x48"),
-        (np.full((2, 48), np.nan), {}, "holds NaN or infinity"),
-        (scipy.sparse.csr_array(np.full((2, 48), np.inf)), {}, "holds NaN or infinity"),
-        (REAL, {"measurement_shape": (3, 4)}, "measurement_shape 3x4 does not hold 10 rows"),
-        (REAL, {"image_shape": (4, 6)}, "image_shape is"),
+        (np.full((2, 48), np.nan), {}, "entries must be finite, got NaN or infinity"),
+        (scipy.sparse.csr_array(np.full((2, 48), np.inf)), {}, "entries must be finite, got NaN or infinity"),
+        (REAL, {"measurement_shape": (3, 4)}, "measurement_shape must have 10 entries, got 3x4"),
+        (REAL, {"image_shape": (4, 6)}, "image_shape must be"),
         ({}, {}, "a scipy.sparse matrix or a file, got dict"),
-        ("absent.npz", {}, "no such file: absent.npz"),
-        ("A.mat", {}, "a .npy or .npz file, got A.mat"),
+        ("absent.npz", {}, "file not found: absent.npz"),
+        ("A.mat", {}, "file must be .npy or .npz, got A.mat"),
         ("text.npy", {}, r"cannot be read: text.npy"),
         ("objects.npy", {}, r"cannot be read: objects.npy"),
-        ("two.npz", {}, "has the arrays a, b; save one array"),
+        ("two.npz", {}, "must hold one array, .* got a, b"),
     ]:
         monkeypatch.chdir(tmp_path)
         for name in ("A.mat", "text.npy"):
@@ -146,5 +146,5 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_images_of_another_size() -> None:
     operator = MatrixOperator(REAL, image_shape=SHAPE)
-    assert operator.mismatch((2, 6, 4)) == "matrix: image_shape says 2x4x6, the image is 2x6x4"
+    assert operator.mismatch((2, 6, 4)) == "matrix: image_shape is 2x4x6, the image 2x6x4; set image_shape=[2,6,4]"
     assert operator.image_shape((10,)) == SHAPE
