@@ -243,7 +243,7 @@ def test_photographs_for_any_size(invdiff: Run, colour_weights: Path, without_pi
         (["prior=callable", "prior.file=my_network.py:threshold"], ["threshold", "got int"]),
         (
             ["prior=callable", "prior.file=my_network.py:right", "prior.parameters={a:1}"],
-            ["cannot be called with these parameters", "'a'"],
+            ["does not take these parameters", "'a'"],
         ),
         (
             ["prior=callable", "prior.file=my_network.py:digits", "prior.parameters={a:1}"],

@@ -38,10 +38,16 @@ SAMPLERS = all_samplers()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `operator_class`, `prior_class`, `prior_variant` or `sampler_class` runs for each."""
+    """A test that asks for `operator_class`, `prior_class`, `prior_variant` or `sampler_class` runs for each one.
+
+    One that asks for `operator_variant` runs for every (operator, image shape) of their `variants()`.
+    """
     for fixture, classes in (("operator_class", OPERATORS), ("prior_class", PRIORS), ("sampler_class", SAMPLERS)):
         if fixture in metafunc.fixturenames:
             metafunc.parametrize(fixture, classes.values(), ids=list(classes))
+    if "operator_variant" in metafunc.fixturenames:
+        variants = {f"{name}-{mode}": case for name, cls in OPERATORS.items() for mode, case in cls.variants().items()}
+        metafunc.parametrize("operator_variant", variants.values(), ids=list(variants))
     if "prior_variant" in metafunc.fixturenames:
         metafunc.parametrize("prior_variant", PRIOR_VARIANTS.values(), ids=list(PRIOR_VARIANTS))
 

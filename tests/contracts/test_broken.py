@@ -169,6 +169,18 @@ class Shape(Sound):
         return (*measurement_shape[:-1], 3)
 
 
+class WrongShape(Sound):
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape[1:]
+
+
+class WrongKind(Sound):
+    complex_measurement = True
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape
+
+
 def test_the_sound_one_passes() -> None:
     check_operator(Sound(), SHAPE)
 
@@ -191,6 +203,8 @@ def test_the_sound_one_passes() -> None:
         (OwnFunction(), "cannot be pickled"),
         (Wide(), "of float32 images gives torch.float64"),
         (WrongSpectrum(std=0.8, kernel_size=5), "not U S V'|does not solve|pinv"),
+        (WrongShape(), "measurement_shape gives"),
+        (WrongKind(), "complex_measurement is True, but forward gives torch.float32"),
         (NotOrthonormal(keep=0.5), "does not keep lengths"),
         (Shape(), "image_shape says|adjoint"),
     ],

@@ -75,7 +75,7 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
         (
             lambda: InverseProblem(Denoising(), PoissonNoise(), torch.full((1, *SHAPE), -0.5)),
-            "photon counts cannot be negative, but y holds 64 value",
+            "photon counts must be >= 0, got 64 value",
         ),
         (
             lambda: InverseProblem(
@@ -83,7 +83,7 @@ def images(count: int, seed: int = 0) -> Tensor:
                 PoissonNoise(),
                 torch.ones(1, *SHAPE, dtype=torch.complex64),
             ),
-            "PoissonNoise is noise of real measurements, and this one is complex",
+            "PoissonNoise requires a real measurement, got a complex one",
         ),
         (
             lambda: InverseProblem(
