@@ -16,7 +16,8 @@ from invdiff.operators import GaussianNoise
 from invdiff.priors import ClosedFormPrior, Prior
 from invdiff.priors.closed_form.mixture import MixturePrior
 from invdiff.problem import InverseProblem
-from invdiff.scores.distances import covariance_error, mean_error, mode_weight_error, sliced_wasserstein, std_error
+from invdiff.scores.distances import sliced_wasserstein
+from invdiff.scores.moments import covariance_error, mean_error, mode_weight_error, std_error
 from invdiff.streams import generator
 
 DISTANCES = ("sliced_wasserstein", "mean_error", "std_error", "covariance_error", "mode_error")
