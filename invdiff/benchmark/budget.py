@@ -1,6 +1,5 @@
 """What computing costs: a VJP in network calls, the steps that a budget buys, and the samples that a device holds."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from invdiff.engine.device import synchronise
+from invdiff.engine.device import seconds_of
 from invdiff.priors import Prior
 from invdiff.priors.precision import autocast
 from invdiff.samplers import Sampler
@@ -148,7 +147,7 @@ def measure_speed(
     # Alternating, and the quickest of each: what else the machine does falls on both alike.
     pairs: list[tuple[float, float]] = []
     for _ in range(MOST_ROUNDS):
-        pairs += [(_seconds(forward, device), _seconds(with_vjp, device)) for _ in range(repeats)]
+        pairs += [(seconds_of(forward, device), seconds_of(with_vjp, device)) for _ in range(repeats)]
         plain, both = (min(times) for times in zip(*pairs, strict=True))
         if both > plain:
             return Speed(both / plain - 1, taken)
@@ -169,10 +168,3 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    began = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - began

@@ -7,7 +7,6 @@ that a denoiser that does nothing gains nothing.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -15,7 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from invdiff.engine.device import peak_memory_mb, reset_peak_memory, synchronise
+from invdiff.engine.device import peak_memory_mb, reset_peak_memory, shortest
 from invdiff.priors import CallablePrior, Prior
 from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior
 from invdiff.streams import generator
@@ -309,23 +308,10 @@ def call_cost(prior: Prior, image: Tensor, sigma: float) -> CallCost:
             x = image.clone().requires_grad_(True)
             torch.autograd.grad(prior.denoise(x, sigma).square().sum(), x)
 
-    seconds = _shortest(forward, image.device)
-    backward = _shortest(vjp, image.device) if prior.differentiable else None
+    seconds = shortest(forward, image.device)
+    backward = shortest(vjp, image.device) if prior.differentiable else None
     peak = peak_memory_mb(image.device)
     return CallCost(seconds, backward, peak, sum(p.numel() for p in prior.parameters()))
-
-
-def _shortest(run: Callable[[], None], device: torch.device, limit: float = 0.5) -> float:
-    """The shortest of a few calls, after one that warms up."""
-    times: list[float] = []
-    run()
-    while not times or (len(times) < 5 and sum(times) < limit):
-        synchronise(device)
-        began = time.perf_counter()
-        run()
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def with_fixed_shape(prior: Prior, image_shape: tuple[int, ...]) -> Prior:

@@ -100,7 +100,7 @@ def test_speed() -> None:
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> float | None:
     """What is measured where a forward and a VJP take these times, one after the other."""
     times = iter(seconds)
-    monkeypatch.setattr(budget, "_seconds", lambda *_: next(times))
+    monkeypatch.setattr(budget, "seconds_of", lambda *_: next(times))
     return measure_speed(EDMPrior.example(), (1, 16, 16), torch.device("cpu"), "float32", rows=1, repeats=2).vjp_weight
 
 
