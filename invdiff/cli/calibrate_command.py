@@ -102,10 +102,10 @@ def _print(found: Calibration, title: str, console: Console) -> None:
         table.add_row(f"{levels[k]:.2f}", inside, f"{float(found.tarp[k]):.2f} ({low:.2f} to {high:.2f})")
     console.print(table)
     p = summary["p_value"]
-    verdict = "no sign that they are not" if p >= 0.05 else "they are not"
+    verdict = "not rejected" if p >= 0.05 else "rejected"
     console.print(
-        f"samples from the posterior: {verdict} (smallest p-value of all tests, corrected: {p:.2g}); pixels less often "
-        "inside than the level says: over-confident",
+        f"calibration {verdict} (smallest corrected p = {p:.2g}); pixels inside less often than the credible level: "
+        "over-confident",
         soft_wrap=True,
     )
     for note in summary["notes"]:

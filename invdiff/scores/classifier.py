@@ -12,22 +12,20 @@ from invdiff.scores.points import Estimate, sets
 def classifier_accuracy(
     x: Tensor, y: Tensor, generator: torch.Generator, *, folds: int = 5, width: int = 32, steps: int = 100
 ) -> Estimate:
-    """Classifier two-sample test: how often a small network tells x from y on points it has not seen; 0.5 is chance.
+    """Classifier two-sample test: accuracy of a small network on points that it was not trained on; 0.5 is chance.
 
     folds  of the cross-validation: every point is judged by the network that was trained without its fold
     width  of the two hidden layers
     steps  of AdamW, on all points at once
 
-    Where the counts differ, as many of the larger set as the smaller has are drawn. It finds what these networks can
-    find: 0.5 proves nothing. The error is that of as many tosses, widened for networks that share their training data
-    (Nadeau and Bengio, Inference for the Generalization Error, Machine Learning 2003). Source: Lopez-Paz and Oquab,
-    Revisiting Classifier Two-Sample Tests, ICLR 2017.
+    Where the counts differ, points are drawn from the larger set. An accuracy of 0.5 does not prove equal laws. The
+    error is that of as many tosses, widened for networks that share their training data (Nadeau and Bengio, Inference
+    for the Generalization Error, Machine Learning 2003). Source: Lopez-Paz and Oquab, Revisiting Classifier Two-Sample
+    Tests, ICLR 2017.
     """
     x, y, _ = sets(x, y, None)
     if not (folds >= 2 and width >= 1 and steps >= 1):
-        raise ValueError(
-            f"classifier: folds must be at least 2, width and steps at least 1, got {folds}, {width} and {steps}"
-        )
+        raise ValueError(f"classifier: folds must be >= 2, width and steps >= 1, got {folds}, {width} and {steps}")
     count = min(len(x), len(y))
     if count < folds:
         raise ValueError(f"classifier: {folds} folds need {folds} points of each set, got {len(x)} and {len(y)}")

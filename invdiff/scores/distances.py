@@ -1,4 +1,4 @@
-"""How far samples are from samples of the truth: distances between two sets of points, each with its standard error.
+"""Distances between two sets of points, samples and exact samples, each with its standard error.
 
 Sets        x (N, ...), usually of a method, and y (M, ...), usually exact; everything behind the first axis is one
             point. N and M may differ. `weights` (N,), not negative, belong to the points of x (a particle cloud) and
@@ -8,7 +8,7 @@ Errors      the delete-a-group jackknife (Quenouille; Shao and Tu, The Jackknife
             for independent points; of a correlated chain or of resampled particles it sees too little. NaN where
             nothing with a weight is left.
 Bias        Wasserstein distances and errors of moments of finite sets are not 0 between equal laws. `floor` measures
-            what they are there; `energy_distance` and `squared_mmd` have no such bias and may come out negative.
+            their values there; `energy_distance` and `squared_mmd` have no such bias and may come out negative.
 Randomness  `generator`, on the CPU: directions, groups and initial weights. The same state gives the same number.
 
 All is computed in float64 on the device of x; infinite or NaN points are refused.
@@ -80,7 +80,7 @@ def sliced_wasserstein(
     x, y, weights = sets(x, y, weights)
     _check_order(p)
     if not directions >= 2:
-        raise ValueError(f"sliced Wasserstein: directions must be at least 2, got {directions}")
+        raise ValueError(f"sliced Wasserstein: directions must be >= 2, got {directions}")
     keep = left_by_groups(len(x), len(y), generator)
     powers = []  # (1 + groups, directions): of everything, and of what each group leaves
     for u in _unit(directions, x.shape[1], generator).to(x).split(max(1, CHUNK // (len(x) + len(y)))):
@@ -121,8 +121,7 @@ def max_sliced_wasserstein(
     _check_order(p)
     if not (directions >= 1 and iterations >= 0):
         raise ValueError(
-            "max-sliced Wasserstein: directions must be at least 1 and iterations not negative, "
-            f"got {directions} and {iterations}"
+            f"max-sliced Wasserstein: directions must be >= 1 and iterations >= 0, got {directions} and {iterations}"
         )
 
     def along(u: Tensor) -> Tensor:
@@ -258,7 +257,7 @@ def floor(
     repeats: int = 20,
     seed: int = 0,
 ) -> Estimate:
-    """What a distance is between two exact sets of these sizes: no method can be told from the truth below it.
+    """The distance between two exact sets of these sizes: below it, no method can be distinguished from the truth.
 
     exact_sample  draws so many points, (count, ...), like `GaussianPrior.sample`
     distance      any of this module; settings by a lambda
@@ -267,7 +266,7 @@ def floor(
     Returns the mean over repeats and the standard error of that mean; a single distance scatters sqrt(repeats) as much.
     """
     if not repeats >= 2:
-        raise ValueError(f"floor: repeats must be at least 2, got {repeats}")
+        raise ValueError(f"floor: repeats must be >= 2, got {repeats}")
     n, m = (size, size) if isinstance(size, int) else size
     values = []
     for r in range(repeats):

@@ -92,7 +92,7 @@ def _spread(x: Tensor) -> Tensor:
     """Standard deviation of every coordinate, which has to be there to be divided by."""
     std = x.std(0)
     if not std.any():
-        raise ValueError("all points of y are equal: errors in units of its spread are not defined")
+        raise ValueError("all points of y are equal, so errors in units of its spread are undefined")
     return std
 
 

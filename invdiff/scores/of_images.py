@@ -92,9 +92,9 @@ def coverage(samples: Tensor, truth: Tensor) -> dict[str, float]:
 
     Truth and exact samples are exchangeable: among L samples (L, C, H, W) each of the L + 1 ranks of the truth is as
     likely. So rank r, spread evenly over [r / (L + 1), (r + 1) / (L + 1)], is uniform over [0, 1] if the samples are
-    right, and the middle part of that holds the truth as often as its level says, however few samples there are
+    right, and its central part of every level holds the truth with that probability, for any number of samples
     (`invdiff.scores.calibration` has the test). A truth that equals some samples is spread over all their ranks. Empty
-    for fewer than two samples, of which one could not be wrong.
+    for fewer than two samples.
     """
     count = len(samples)
     if count < 2:
@@ -142,10 +142,10 @@ def evaluate(
 
     psnr_raw           average over the samples as they are
 
-    best_of  add the scores of one sample out of all; no average over them, and the first one is no result of a method:
+    best_of  add the scores of one sample out of all:
 
-    psnr_best_oracle   of the sample nearest to the truth, which nobody without the truth can choose
-    psnr_best_misfit   of the sample that fits y best, which everybody can
+    psnr_best_oracle   of the sample nearest to the truth: an oracle, not a method
+    psnr_best_misfit   of the sample that fits y best
     """
     scores = [*SCORES, *(["psnr_raw"] if problem.operator.ambiguous else []), *(BEST if best_of else [])]
     baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
@@ -205,7 +205,7 @@ def _misfits(problem: InverseProblem, posterior: Posterior) -> Tensor:
 
 
 def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequence[str] = SCORES) -> dict[str, Any]:
-    """Reasons that are known beforehand why a score cannot be computed."""
+    """Reasons why scores cannot be computed, by score."""
     notes: dict[str, Any] = {}
     if truth is None:
         notes |= {score: "the true image is not known" for score in scores if score != "misfit"}
@@ -217,9 +217,9 @@ def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequen
             notes["ssim"] = f"SSIM needs images of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels or more"
     if problem.operator.ambiguous:
         notes["alignment"] = (
-            f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples moved onto "
-            "the one that fits best"
+            f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples aligned "
+            "with the one that fits best"
         )
         if truth is not None:
-            notes["alignment"] += "; scores are of images moved onto the truth, psnr_raw of the samples as they are"
+            notes["alignment"] += "; scores are of images aligned with the truth, psnr_raw of the samples as drawn"
     return notes

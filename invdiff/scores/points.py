@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUPS = 10  # of the jackknife: the error is itself known to a quarter, and costs ten distances
+GROUPS = 10  # of the jackknife: a relative error of the error of a quarter, for ten distances
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,13 @@ class Estimate:
 def sets(x: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both sets as (N, n) and (M, n) in float64, checked; the weights summing to one."""
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"two sets of points of one shape are compared, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}"
-        )
+        raise ValueError(f"two sets must have points of one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}")
     return points_of("x", x), points_of("y", y).to(x.device), normalised(weights, len(x), x.device)
 
 
 def points_of(name: str, x: Tensor) -> Tensor:
     if x.dim() < 2 or len(x) < 2:
-        raise ValueError(f"{name} must hold at least two points behind its first axis, (N, ...), got {tuple(x.shape)}")
+        raise ValueError(f"{name} must hold at least 2 points, (N, ...), got {tuple(x.shape)}")
     if x.is_complex():
         raise ValueError(f"{name} is complex; give its two parts as real coordinates (torch.view_as_real)")
     bad = int((~x.flatten(1).isfinite().all(1)).sum())

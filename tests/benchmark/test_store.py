@@ -126,7 +126,7 @@ def test_another_format_is_refused(store: Store) -> None:
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / DATASET).write_text("mine")
-    with pytest.raises(BadInput, match=f"{DATASET} is a file"):
+    with pytest.raises(BadInput, match=f"{DATASET} must be a folder of a benchmark, got a file"):
         Store(tmp_path).open()
     assert (tmp_path / DATASET).read_text() == "mine"
 
@@ -157,5 +157,5 @@ def test_what_is_no_record_of_a_run_is_set_aside(store: Store, contents: str) ->
     assert store.all_records() == {"b": record("b")}, "what appears while a run is at work is passed over"
     again = reopened(store)
     assert set(again.all_records()) == {"b"}
-    assert again.messages == ["runs/x.json is damaged: moved to damaged/, the record of a run is made again"]
+    assert again.messages == ["runs/x.json is damaged: moved to damaged/, the record of the run is made again"]
     assert (store.folder / "damaged" / "x.json").read_text() == contents

@@ -209,7 +209,7 @@ def test_truths_of_a_network_are_drawn_by_its_ode(
     sampler = DPS(schedule=VP(steps=1))
     found = calibrate(sampler, digits, Denoising(), GaussianNoise(0.1), images=20, num_samples=2, compute=float32)
     assert not found.exact_truth
-    assert "truths are drawn by the prior's ODE: right up to its steps" in found.summary()["notes"]
+    assert "truths are drawn by the prior's ODE, with the error of its steps" in found.summary()["notes"]
     assert found.pixel_coverage.shape == (19, *digits.shape)
 
 
@@ -240,10 +240,10 @@ def test_the_summary_is_json(run: Callable[..., Calibration]) -> None:
 
 def test_bad_settings_are_refused_in_one_line() -> None:
     for settings, words in (
-        ({"images": 19}, "images must be at least 20"),
-        ({"num_samples": 1}, "num_samples must be at least 2"),
-        ({"resolution": math.nan}, "resolution must be 0 or more"),
-        ({"resolution": -1.0}, "resolution must be 0 or more"),
+        ({"images": 19}, "images must be >= 20"),
+        ({"num_samples": 1}, "num_samples must be >= 2"),
+        ({"resolution": math.nan}, "resolution must be >= 0"),
+        ({"resolution": -1.0}, "resolution must be >= 0"),
         ({"image_shape": (3, 8, 8)}, "image"),
     ):
         with pytest.raises(ValueError, match=words) as error:

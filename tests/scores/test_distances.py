@@ -281,8 +281,8 @@ def test_the_floor_is_what_two_exact_sets_of_these_sizes_are_apart() -> None:
 
 REFUSED: tuple[tuple[Callable[[], object], str], ...] = (
     (lambda: energy_distance(normal(5, 2), normal(5, 3), rng()), "one shape"),
-    (lambda: energy_distance(normal(1, 2), normal(5, 2), rng()), "at least two points"),
-    (lambda: energy_distance(normal(5), normal(5), rng()), "at least two points"),
+    (lambda: energy_distance(normal(1, 2), normal(5, 2), rng()), "at least 2 points"),
+    (lambda: energy_distance(normal(5), normal(5), rng()), "at least 2 points"),
     (lambda: mean_error(torch.full((3, 2), math.nan), normal(5, 2), rng()), "3 of 3 points of x are NaN"),
     (lambda: mean_error(normal(3, 2).to(torch.complex64), normal(5, 2), rng()), "complex"),
     (lambda: mean_error(normal(3, 2), torch.ones(5, 2), rng()), "all points of y are equal"),
