@@ -1,4 +1,4 @@
-"""What a benchmark compares: samplers on tasks, the same images for all, and every pair of them as a run."""
+"""The grid of a benchmark: samplers, tasks and images; every pair of sampler and task is a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,14 +10,15 @@ from torch import Tensor
 from invdiff._version import __version__
 from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
-from invdiff.benchmark.recipe import Recipe
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, measure
 from invdiff.samplers import ParticleSampler, Sampler
+from invdiff.samplers.settings import as_config
 from invdiff.scores.of_images import baseline_psnr
 from invdiff.scores.truth import Exact
 
+ELSEWHERE = "runs/again/${now:%Y-%m-%d_%H-%M-%S}"  # in its own folder a run would find nothing left to compute
 KEPT_BYTES = 2**30  # of measurements, so that those of a slow operator are made once and not for every sampler
 
 
@@ -28,7 +29,7 @@ class Images:
     truth     (B, C, H, W), image units
     names     of each
     keys      fingerprint of each
-    settings  where they come from, as JSON; without how many of them were taken
+    settings  of their source, as JSON; without the number of images
     """
 
     truth: Tensor
@@ -42,19 +43,24 @@ class Images:
 
 @dataclass(frozen=True)
 class Task:
-    """An operator with its noise; `settings` are both as JSON."""
+    """An operator with its noise.
+
+    settings  both as JSON, files by their contents
+    config    both as nodes of a configuration, where they come from one
+    """
 
     label: str
     operator: Operator
     noise: Noise
     settings: Settings
+    config: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Entry:
     """A sampler under a label.
 
-    on  the same with other settings, for some of the tasks, by their labels
+    on  the sampler with other settings, by the labels of tasks
     """
 
     label: str
@@ -72,7 +78,7 @@ class Grid:
     prior_settings  the prior as JSON, its weights included
     budgets         besides own settings: run every sampler with as many steps as each of these buys
     own             run the samplers with their own settings
-    recipe          how the user asked for it, if anybody knows
+    config          the resolved configuration that it was made from, if there is one
     clouds          of a particle filter, the samples of an image are one cloud of as many particles; otherwise each is
                     a draw of a cloud of its own
     """
@@ -87,20 +93,20 @@ class Grid:
     budgets: Sequence[Budget] = ()
     own: bool = True
     clouds: bool = False
-    recipe: Recipe | None = None
+    config: Settings | None = None
 
     def prepared(self, sampler: Sampler) -> Sampler:
-        """The sampler as it is run: a particle filter whose cloud is wanted has as many particles."""
+        """The sampler as it is run: with `clouds`, a particle filter has as many particles as there are samples."""
         if self.clouds and isinstance(sampler, ParticleSampler):
             return replace(sampler, ensemble=self.num_samples)
         return sampler
 
     def runs_of(self, sampler: Sampler) -> int:
-        """How often it runs for one image."""
+        """Independent runs of a sampler for one image."""
         return 1 if self.clouds and isinstance(sampler, ParticleSampler) else self.num_samples
 
     def settings(self, sampler: Sampler, task: Task, precision: str) -> Settings:
-        """Everything that determines the rows of a sampler on a task, but which images there are."""
+        """Everything that determines the rows of a sampler on a task, except the images."""
         return {
             "sampler": settings_of(sampler),
             **task.settings,
@@ -113,21 +119,33 @@ class Grid:
             **({"clouds": True} if self.clouds else {}),
         }
 
+    def config_of(self, label: str, sampler: Sampler, task: Task) -> Settings:
+        """The configuration that makes one run alone, of a sampler under this label with all its settings."""
+        return {
+            **(self.config or {}),
+            "samplers": [{label: as_config(sampler)}],
+            "operators": [{task.label: task.config["operator"]}],
+            "noise": task.config["noise"],
+            "use_recommended": False,
+            "budget": {**(self.config or {})["budget"], "own": True, "calls": [], "seconds": []},
+            "output": ELSEWHERE,
+        }
+
 
 def in_effect(operator: Operator, settings: Any) -> Settings:
-    """What an operator has taken for settings that were left open: plain values that it keeps under the same name."""
-    if not isinstance(settings, Mapping):  # a task of one's own may describe it in another way
+    """Values that an operator chose for settings that were null: plain attributes of the same name."""
+    if not isinstance(settings, Mapping):  # tasks made in Python may describe it in another way
         return {}
     found = {key: getattr(operator, key, None) for key, given in settings.items() if given is None}
     return {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
 
 
-# What differs between the runs of one comparison; in everything else they agree.
+# Settings in which the runs of one comparison may differ.
 OF_THE_SAMPLER = ("sampler", "precision", "invdiff")
 
 
 def task_of(settings: Mapping[str, Any]) -> str:
-    """Fingerprint of what the runs of one comparison share."""
+    """Fingerprint of the settings that the runs of one comparison share."""
     return fingerprint({key: value for key, value in settings.items() if key not in OF_THE_SAMPLER})
 
 
@@ -141,6 +159,12 @@ class Measurements:
     _baseline: dict[int, float | None] = field(default_factory=dict)
     _exact: dict[int, Exact] = field(default_factory=dict)
     _bytes: int = 0
+
+    def forget(self) -> None:
+        """Free the memory."""
+        for kept in (self._y, self._baseline, self._exact):
+            kept.clear()
+        self._bytes = 0
 
     def problem(self, images: Sequence[int]) -> InverseProblem:
         """The problem of these images; raises ValueError, with the reason, where the task cannot measure them."""

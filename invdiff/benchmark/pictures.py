@@ -1,4 +1,4 @@
-"""Small pictures of a reconstruction, for pages: what was measured, what came out, how uncertain and how wrong it is.
+"""Small pictures of a reconstruction, for pages: truth, measurement, first guess, samples, uncertainty and error.
 
 Maps are 16-bit grey PNG in units of the value range, white at 1: one fixed scale, so that those of samplers that ran on
 different days can be brought to a common one later.
@@ -6,6 +6,7 @@ different days can be brought to a common one later.
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff.io import write_image
 from invdiff.io.atomic import write_atomically
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
-LONGEST = 256  # pixels, the longer side; larger pictures are made smaller
+LONGEST = 256  # pixels, the longer side; larger pictures are reduced
 MAPS = ("std", "error")
 SHARED = ("truth", "measurement", "guess")  # the same for all samplers
 PICTURES = (*SHARED, "sample", "mean", *MAPS)
@@ -36,11 +38,11 @@ def pictures(
     std     of the samples; none for fewer than two
     error   of the mean, root mean square over the channels
 
-    What is not finite is left out: no picture instead of a wrong one.
+    Pictures with values that are not finite are left out.
     """
     low, high = value_range
     observed = problem.observed
-    y = problem.y if observed is None else torch.where(observed, problem.y, 0)  # not measured: it may be NaN
+    y = problem.y if observed is None else torch.where(observed, problem.y, 0)  # unmeasured entries may be NaN
     guess = problem.operator.first_guess(y)
     mean, std = posterior.mean, posterior.std
     found: list[dict[str, Tensor]] = []
@@ -56,6 +58,19 @@ def pictures(
         shown["std"], shown["error"] = (_rms(values) / (high - low) for values in (std[i], mean[i] - x))
         found.append({what: small(image) for what, image in shown.items() if bool(image.isfinite().all())})
     return found
+
+
+def save_pictures(folder: Path, run: str, image: int, found: Mapping[str, Tensor]) -> None:
+    """Write the pictures of an image of a run into a folder, and remove those that it had earlier and has not now."""
+    folder.mkdir(exist_ok=True)
+    for what in PICTURES:
+        path = folder / file_name(run, image, what)
+        if what not in found:
+            path.unlink(missing_ok=True)
+        elif what in MAPS:
+            save_map(found[what], path)
+        else:
+            write_image(path, found[what])
 
 
 def file_name(run: str, image: int, what: str) -> str:

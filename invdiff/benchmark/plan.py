@@ -1,7 +1,7 @@
-"""What there is to do: the runs of a grid, what is known of them from earlier, and the batches that are missing.
+"""The plan of a benchmark: the runs of a grid, with their records, and the batches that are missing.
 
-Whatever was measured to come to a decision (the cost of a VJP, the steps that a budget buys, the batch that fits) is
-kept in the record of the run, so that a resumed benchmark decides as the one before it did.
+The record of a run keeps what its plan depends on (the cost of a VJP, the steps that a budget buys, the batch that
+fits), so that a resumed benchmark makes the same plan.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from invdiff.benchmark.budget import (
+    FULL,
     Budget,
     NoFit,
     Speed,
     fit_calls,
     fit_seconds,
+    likely_rows,
     measure_speed,
     network_cost,
     with_steps,
 )
-from invdiff.benchmark.capacity import FULL, likely_rows
-from invdiff.benchmark.fingerprint import Settings, fingerprint
+from invdiff.benchmark.fingerprint import fingerprint
 from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, task_of
 from invdiff.benchmark.store import Store
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
-from invdiff.samplers import Auto, Sampler
-from invdiff.samplers.settings import as_config
+from invdiff.samplers import Sampler
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A sampler on a task, and the images that are still missing.
+    """A sampler on a task, and the images that are missing.
 
     task     index of the task in the grid
     rows     samples in flight at once, to begin with
@@ -56,8 +56,18 @@ class Run:
 class Planner:
     """Makes the runs of a grid, and their records in the store."""
 
-    def __init__(self, grid: Grid, store: Store, compute: Compute, *, vjp_weight: float | None, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        store: Store,
+        compute: Compute,
+        measurements: Sequence[Measurements],
+        *,
+        vjp_weight: float | None,
+        ranks: int = 1,
+    ) -> None:
         self.grid, self.store, self.compute, self.ranks = grid, store, compute, ranks
+        self.measurements = measurements  # of each task
         self.device = compute.resolve_device()
         self.fixed_weight = vjp_weight
         self._speed: Speed | None = None
@@ -65,15 +75,14 @@ class Planner:
         self._known = store.all_records()
 
     def plan(self) -> list[Run]:
-        """Every run that can be, with what is missing of it; those that cannot have a record that says why."""
+        """Every possible run with its missing images; an impossible one gets a record with the reason."""
         runs: dict[str, Run] = {}
-        for t, task in enumerate(self.grid.tasks):
-            measurements = Measurements(self.grid, task)
+        for t, measurements in enumerate(self.measurements):
             for entry in self.grid.entries:
                 for run in self._pair(entry, t, measurements):
                     same = runs.setdefault(run.id, run)
                     if same.label != run.label:
-                        raise BadInput(f"samplers {same.label} and {run.label} have the same settings; leave one out")
+                        raise BadInput(f"samplers {same.label} and {run.label} have the same settings; remove one")
         return list(runs.values())
 
     def _pair(self, entry: Entry, t: int, measurements: Measurements) -> list[Run]:
@@ -86,20 +95,21 @@ class Planner:
             sampler.check(problem, grid.prior)
         except ValueError as error:  # Unsupported is one
             reason = " ".join(str(error).split())
-        base = self._record(entry, task, sampler, reason=reason)
+        base = self._record(entry, task, sampler, reason=reason, fitted=False)
         if reason is not None:
             return []
         runs = [self._run(base, sampler, t)] if grid.own else []
         for budget in grid.budgets:
             fitted = self._fitted(entry, base, sampler, budget, measurements)
             if fitted is not None:
-                runs.append(self._run(self._record(entry, task, fitted, base=base["run"]), fitted, t))
+                runs.append(self._run(self._record(entry, task, fitted, fitted=True), fitted, t))
         return runs
 
-    def _record(
-        self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, base: str | None = None
-    ) -> Record:
-        """The record of a run, with what is known from earlier; its labels are those of today."""
+    def _record(self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, fitted: bool) -> Record:
+        """The record of a run: the results of earlier runs, with the labels of this one.
+
+        fitted  to a budget
+        """
         settings = self.grid.settings(sampler, task, self.compute.precision)
         run = fingerprint(settings)
         known = self._known.get(run, {})
@@ -109,35 +119,25 @@ class Planner:
             "operator": task.label,
             "task": task_of(settings),
             "reason": reason,
-            # One that was fitted to a budget may be what was asked for by itself, before or later.
-            "fitted": base is not None and known.get("fitted", True),
+            # The same settings may also be asked for without a budget, earlier or later.
+            "fitted": fitted and known.get("fitted", True),
             "vjp_weight": known.get("vjp_weight"),
             "rows_at_once": known.get("rows_at_once"),
             "device": known.get("device"),
             "fits": known.get("fits", {}),
             "settings": settings,
             "in_effect": in_effect(task.operator, settings.get("operator")),
-            "again": self._again(entry, task, None if base is None else sampler),
         }
+        if self.grid.config is not None and reason is None:
+            self.store.write_config(run, self.grid.config_of(entry.label, sampler, task))
         return self._keep(record)
-
-    def _again(self, entry: Entry, task: Task, fitted: Sampler | None) -> Settings | None:
-        """How to ask for this run alone. One that was fitted to a budget is asked for by what came of it: its steps."""
-        if self.grid.recipe is None:
-            return None
-        changes: Settings | None = None
-        if fitted is not None:
-            chosen: Any = fitted
-            automatic = isinstance(entry.for_task(task.label), Auto)
-            changes = as_config(fitted) if automatic else {"schedule": {"steps": chosen.schedule.steps}}
-        return self.grid.recipe.of(entry.label, task.label, changes)
 
     def _keep(self, record: Record) -> Record:
         self._known[record["run"]] = record
         self.store.write_record(record)
         return record
 
-    # -- what has to be measured ---------------------------------------------------------------------------------------
+    # -- measurements of speed ---------------------------------------------------------------------------------------
 
     def _weight(self) -> float | None:
         """Cost of a VJP in forwards: as given, as measured earlier for this prior on this device, or measured now."""
@@ -156,8 +156,8 @@ class Planner:
         weight = self._measured_speed().vjp_weight
         if weight is None:
             raise BadInput(
-                "the machine is too busy to time a VJP, which seemed to cost nothing: "
-                "try again later, or give its cost in forwards, budget.vjp_weight=2"
+                "could not measure the cost of a VJP (no slower than a forward pass); set budget.vjp_weight=2 or retry "
+                "on an idle machine"
             )
         return weight
 
@@ -182,7 +182,7 @@ class Planner:
         return Run(record["run"], record["sampler"], t, sampler, weight, rows, missing)
 
     def _missing(self, run: str, rows: int, rows_each: int) -> list[tuple[int, ...]]:
-        """The images without all their samples, in batches whose limits do not depend on what is done already."""
+        """The images without all their samples, in batches whose limits do not depend on earlier runs."""
         images, samples = self.grid.images, self.grid.num_samples
         at_once = max(1, min(rows // rows_each, -(-len(images) // self.ranks)))
         batches = []
@@ -203,7 +203,7 @@ class Planner:
     def _fitted(
         self, entry: Entry, base: Record, sampler: Sampler, budget: Budget, measurements: Measurements
     ) -> Sampler | None:
-        """The sampler with the steps that a budget buys; None where it buys none, which the record then says."""
+        """The sampler with the steps that a budget buys; None where it buys none, with the reason in the record."""
         base = self._known[base["run"]]
         fit = base["fits"].get(str(budget))
         if fit is None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
-from invdiff.cli.inputs import check_device, make_prior
+from invdiff.cli.inputs import make_prior
 from invdiff.cli.values import check_kinds
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
@@ -28,7 +28,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Draw truths, measure and sample them, and say how often they lie where the samples say."""
     check_kinds(config, "prior", "operator", "noise", "sampler")
     compute: Compute = instantiate(config.compute)
-    check_device(compute)
+    compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     operator: Operator = instantiate(config.operator)
     noise, sampler = instantiate(config.noise), instantiate(config.sampler)
@@ -101,10 +101,10 @@ def _print(found: Calibration, title: str, console: Console) -> None:
         table.add_row(f"{levels[k]:.2f}", inside, f"{float(found.tarp[k]):.2f} ({low:.2f} to {high:.2f})")
     console.print(table)
     p = summary["p_value"]
-    verdict = "no sign that they are not" if p >= 0.05 else "they are not"
+    verdict = "not rejected" if p >= 0.05 else "rejected"
     console.print(
-        f"samples from the posterior: {verdict} (smallest p-value of all tests, corrected: {p:.2g}); pixels less often "
-        "inside than the level says: over-confident",
+        f"calibration {verdict} (smallest corrected p = {p:.2g}); pixels inside less often than the credible level: "
+        "over-confident",
         soft_wrap=True,
     )
     for note in summary["notes"]:

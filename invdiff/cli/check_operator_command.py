@@ -1,9 +1,7 @@
 """`invdiff check-operator`: the rules of a forward model one by one, and what it can be used with."""
 
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +15,9 @@ from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.values import check_kinds
 from invdiff.contracts import NotApplicable, operator_checks
 from invdiff.contracts.compare import measure
+from invdiff.contracts.prior_figures import Verdict
 from invdiff.contracts.toys import WhitePrior
+from invdiff.engine.device import shortest
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
 from invdiff.operators import GaussianNoise, LinearOperator, Operator
@@ -27,15 +27,6 @@ from invdiff.shapes import describe_shape
 
 # Sizes to try an operator on that does not say what it is for, the first one that it takes.
 SIZES = ((1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64), (1, 128, 128), (3, 128, 128), (1, 256, 256), (3, 256, 256))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a rule; `passed` is None where it says nothing about this operator."""
-
-    rule: str
-    passed: bool | None
-    words: str = ""
 
 
 @command("check_operator")
@@ -52,7 +43,7 @@ def main(config: DictConfig, output: Path) -> None:
     shape = _fitting_shape(operator, given)
     verdicts = check(operator, shape)
     _print(operator, shape, verdicts)
-    failed = [verdict for verdict in verdicts if verdict.passed is False]
+    failed = [verdict for verdict in verdicts if verdict.result == "failed"]
     if failed:
         rules = "a rule" if len(failed) == 1 else f"{len(failed)} rules"
         message = f"{type(operator).__name__} breaks {rules}: {', '.join(v.rule for v in failed)}"
@@ -92,8 +83,8 @@ def check(operator: Operator, shape: tuple[int, ...]) -> list[Verdict]:
     with progress_bar(len(rules), "rule", type(operator).__name__) as bar:
         for rule, run in rules:
             # What raises at its first call cannot be judged any further.
-            hopeless = bool(raised) and not any(verdict.passed for verdict in verdicts[1:])
-            verdicts.append(Verdict(rule, None, "not checked") if hopeless else _judge(rule, run, raised))
+            hopeless = bool(raised) and not any(verdict.result == "passed" for verdict in verdicts[1:])
+            verdicts.append(Verdict(rule, "n/a", "not checked") if hopeless else _judge(rule, run, raised))
             bar.update()
     return verdicts
 
@@ -102,21 +93,21 @@ def _judge(rule: str, run: Callable[[], None], raised: dict[str, str]) -> Verdic
     try:
         run()
     except NotApplicable as reason:
-        return Verdict(rule, None, str(reason))
+        return Verdict(rule, "n/a", str(reason))
     except AssertionError as error:
-        return Verdict(rule, False, str(error))
+        return Verdict(rule, "failed", str(error))
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split())[:300]
         words = f"raises {type(error).__name__}: {words} ({Path(frame.filename).name}, line {frame.lineno})"
         earlier = raised.setdefault(words, rule)
-        return Verdict(rule, False, words if earlier == rule else f"as {earlier!r}")
-    return Verdict(rule, True)
+        return Verdict(rule, "failed", words if earlier == rule else f"as {earlier!r}")
+    return Verdict(rule, "passed")
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
-_MARKS = {True: "passed", False: "FAILED", None: "n/a"}
+_STYLES = {"passed": "green", "failed": "bold red", "n/a": "dim"}
 
 
 def _print(operator: Operator, shape: tuple[int, ...], verdicts: list[Verdict]) -> None:
@@ -126,10 +117,10 @@ def _print(operator: Operator, shape: tuple[int, ...], verdicts: list[Verdict]) 
     for heading in ("rule", "", "why"):
         table.add_column(heading, overflow="fold")
     for verdict in verdicts:
-        style = {True: "green", False: "bold red", None: "dim"}[verdict.passed]
-        table.add_row(Text(verdict.rule), Text(_MARKS[verdict.passed], style), Text(verdict.words))
+        result = verdict.result.upper() if verdict.result == "failed" else verdict.result
+        table.add_row(Text(verdict.rule), Text(result, _STYLES[verdict.result]), Text(verdict.words))
     console.print(table)
-    sound = {verdict.rule for verdict in verdicts if verdict.passed}
+    sound = {verdict.rule for verdict in verdicts if verdict.result == "passed"}
     if {"shape of y", "an image fits its own y"} <= sound:  # else there is nothing to tell, or to use
         console.print(_describe(operator, shape, sound), soft_wrap=True)
         console.print(_uses(operator, shape))
@@ -146,24 +137,13 @@ def _describe(operator: Operator, shape: tuple[int, ...], sound: set[str]) -> st
             calls |= {"adjoint": lambda: one.adjoint(y), "solve": lambda: one.solve(image, 0.1)}
         else:
             calls["gradient"] = lambda: one.vjp(image, y)
-        seconds = {call: _seconds(run) for call, run in calls.items() if call == "A" or call in sound}
+        seconds = {call: shortest(run, y.device, 0.3) for call, run in calls.items() if call == "A" or call in sound}
     linear = "linear" if operator.linear else "not linear"
     how = "spectral" if operator.spectral else "differentiable" if operator.differentiable else "a black box"
     numbers = "complex" if y.is_complex() else "real"
     times = ", ".join(f"{call} {1000 * s:.1f} ms" for call, s in seconds.items())
     own = f"; parameters for {operator.images} images" if operator.images > 1 else ""
     return f"{linear}, {how}{own}; y is {describe_shape(tuple(y.shape[1:]))}, {numbers}; one image takes: {times}"
-
-
-def _seconds(run: Callable[[], object], limit: float = 0.3) -> float:
-    """The shortest of a few calls, after one that fills what is kept."""
-    run()
-    times: list[float] = []
-    while not times or (len(times) < 5 and sum(times) < limit):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def _uses(operator: Operator, shape: tuple[int, ...]) -> Table:

@@ -1,4 +1,4 @@
-"""One picture that tells the whole reconstruction: truth, measurement, samples, mean, uncertainty, error.
+"""One picture of a reconstruction: truth, measurement, samples, mean, uncertainty, error.
 
 The layout is computed in inches, so that panels line up whatever their size; matplotlib only draws.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 8  # more images than this make a picture that nobody can read
+MOST_ROWS = 8  # a picture with more images is not legible
 
 # Inches.
 _SIDE_ALONE, _SIDE = 2.9, 1.9  # longer side of an image: of the only one, of one of several
@@ -36,7 +36,7 @@ Draw = Callable[["Axes"], None]
 
 @dataclass(frozen=True)
 class Panel:
-    """One cell: a heading, a second line (a score, say), and how to draw it; `is_map`: in the colours of the bar."""
+    """One cell: a heading, a second line (such as a score), and how to draw it; `is_map`: in the colours of the bar."""
 
     heading: str
     line: str

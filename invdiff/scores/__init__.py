@@ -1,4 +1,4 @@
-"""How good reconstructions are: metrics, distances to the exact posterior, calibration."""
+"""Scores of reconstructions: metrics, distances to the exact posterior, calibration."""
 
 from .of_images import SCORES, ImageScores, aligned, baseline_psnr, evaluate, missing_scores, score_images
 

@@ -1,4 +1,4 @@
-"""How good settings of a sampler are on validation images, by one number for each image."""
+"""Scores of a sampler's settings on validation images: one number for each image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ EXACT_DRAWS = 256  # of the exact posterior of each image
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Images that are apart from those of every test, and what counts on them.
+    """Validation images, apart from those of every test, and their score.
 
     problem  of all of them
     truth    (B, C, H, W), image units
@@ -89,14 +89,14 @@ class Validation:
         return (found.mean(1) - 1).abs().tolist()
 
     def _exact_draws(self) -> list[Tensor]:
-        """Of every image, draws of its exact posterior, made while the prior is still where the measurements are."""
+        """Draws of the exact posterior of every image, made before the prior is moved to the device."""
         if not isinstance(self.prior, ClosedFormPrior):
             raise BadInput(
-                f"score=truth needs a prior in closed form, as prior=digits_mixture; {type(self.prior).__name__} has "
-                "no exact posterior"
+                f"score=truth needs a prior in closed form, such as prior=digits_mixture; {type(self.prior).__name__} "
+                "has no exact posterior"
             )
         if self.num_samples < 2:
-            raise BadInput("score=truth compares distributions: it needs num_samples of 2 or more")
+            raise BadInput("score=truth compares distributions: num_samples must be >= 2")
         try:
             return [
                 self.prior.posterior(self.problem.select(torch.tensor([i]))).sample(
