@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, Interrupted, InverseProblem, Unsupported, load_prior
-from invdiff.contracts.toys import Gain, MaskedGain, WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.driver import Event
 from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.posterior import Cost
@@ -184,21 +184,6 @@ def test_compute_is_checked(options: dict, words: str) -> None:
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("enabled", [True, False])
-def test_the_callers_grad_mode_is_untouched_after_every_step(name: str, enabled: bool) -> None:
-    modes: list[bool] = []
-    with torch.set_grad_enabled(enabled):
-        SAMPLERS[name].example().sample(
-            solvable(numbered(2), name),
-            WhitePrior(),
-            compute=QUIET,
-            callback=lambda _: modes.append(torch.is_grad_enabled()),
-        )
-        modes.append(torch.is_grad_enabled())
-    assert modes == [enabled] * (SAMPLERS[name].example().num_steps + 1)
-
-
 def test_gradients_are_off_inside_a_sampler() -> None:
     """Whatever the caller has: a sampler that forgets to detach would keep the graphs of all its steps alive."""
     inside: list[bool] = []
@@ -212,18 +197,6 @@ def test_gradients_are_off_inside_a_sampler() -> None:
     with torch.enable_grad():
         Look().sample(numbered(1), WhitePrior(), compute=QUIET)
     assert inside == [False] * 4
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_caller_in_inference_mode(name: str, problem: InverseProblem) -> None:
-    """Where nothing can be differentiated: the driver steps out of it for the sampler, and back."""
-    sampler, problem = SAMPLERS[name].example(), solvable(problem, name)
-    plain = sampler.sample(problem, WhitePrior(), compute=QUIET)
-    with torch.inference_mode():
-        inside = InverseProblem(problem.operator, problem.noise, problem.y.clone())
-        found = sampler.sample(inside, WhitePrior(), compute=QUIET)
-        assert torch.is_inference_mode_enabled()
-    assert torch.equal(found.samples, plain.samples)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -255,17 +228,6 @@ def test_a_chunk_that_is_lost_stops_early_and_the_next_one_runs() -> None:
     sick = Walk(sick={0: 1}).sample(numbered(2), prior, compute=Compute(device="cpu", max_rows=1, progress=False))
     assert sick.diverged_at.tolist() == [[1], [-1]]
     assert sick.cost.forwards == 2 + cost_of_one
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_an_operator_that_fails_for_one_image(name: str) -> None:
-    y = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    sampler = SAMPLERS[name].example()
-    operator = (MaskedGain if sampler.needs().mask else Gain)(torch.tensor([1.0, 1.0, torch.nan]))
-    problem = InverseProblem(operator, GaussianNoise(0.1), y)
-    posterior = sampler.sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
-    assert posterior.diverged.tolist() == [[False] * 2, [False] * 2, [True] * 2]
-    assert posterior.mean[:2].isfinite().all()
 
 
 def test_no_step_at_all_is_an_error() -> None:
