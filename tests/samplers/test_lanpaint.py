@@ -1,5 +1,6 @@
 """LanPaint: the authors' update digit by digit, the law of its dynamics, and the posterior as its steps grow."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Levels, Normals, Scripted, assert_law, gaussian, normal, smooth
+from helpers import Levels, Normals, Remembering, Scripted, assert_law, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
@@ -121,6 +122,17 @@ def test_a_strong_friction_forgets_the_velocity() -> None:
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def settled(sampler: LanPaint, problem: InverseProblem, prior: Prior, values: tuple[float, ...], rows: int) -> Tensor:
+    """The image at rest at the last level but two, before the step to the next one."""
+    memory = Remembering(prior)
+    sampler = replace(sampler, schedule=Levels(values=values))
+    with torch.no_grad():
+        steps = sampler.iterate(problem, memory, Normals(rows, SHAPE))  # type: ignore[arg-type]
+        for _ in range(len(values) - 2):
+            next(steps)
+    return memory.images
+
+
 @pytest.mark.parametrize("friction", [None, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 2.0])
 def test_a_level_comes_to_rest_where_the_guided_score_says(lam: float, friction: float | None) -> None:
@@ -133,11 +145,7 @@ def test_a_level_comes_to_rest_where_the_guided_score_says(lam: float, friction:
     y = torch.tensor([0.9, 0.0, 0.0, 0.3]).double()
     problem = masked_problem(y.reshape(1, *SHAPE), sigma, rows=rows)
     sampler = LanPaint(inner_steps=200, step_size=0.1, lam=lam, friction=friction)
-    rng = Normals(rows, SHAPE)
-    known = Known.of(problem, rng.normal(), [1.0, 0.01, 0.0])
-    with torch.no_grad():
-        level = torch.full((rows, 1, 1, 1), s).double()
-        x = sampler._settle(gaussian(mean.reshape(SHAPE), covariance), rng.normal(), level, known, rng)
+    x = settled(sampler, problem, gaussian(mean.reshape(SHAPE), covariance), (s, 0.01, 0.0), rows)
 
     # dx = (offset - pull x) dt + s sqrt(2) dW
     prior_pull = s**2 * torch.linalg.inv(covariance + s**2 * torch.eye(4))
@@ -163,11 +171,7 @@ def test_a_level_below_the_noise_of_y_comes_to_rest_at_the_posterior(friction: f
     y, mask = torch.tensor([0.9, 0.0, 0.0, 0.3]).double(), MASK.flatten().double()
     problem = masked_problem(y.reshape(1, *SHAPE), sigma, rows=rows)
     sampler = LanPaint(inner_steps=200, step_size=0.1, friction=friction)
-    rng = Normals(rows, SHAPE)
-    known = Known.of(problem, rng.normal(), [1.0, 0.01, 0.0])
-    with torch.no_grad():
-        level = torch.full((rows, 1, 1, 1), s).double()
-        x = sampler._settle(gaussian(mean.reshape(SHAPE), covariance), rng.normal(), level, known, rng)
+    x = settled(sampler, problem, gaussian(mean.reshape(SHAPE), covariance), (0.25, 0.16, s, 0.01, 0.0), rows)
     prior_precision = torch.linalg.inv(covariance + s**2 * torch.eye(4))
     law = torch.linalg.inv(prior_precision + torch.diag(mask) / (sigma**2 - s**2))
     assert_law(x, law @ (prior_precision @ mean + mask * y / (sigma**2 - s**2)), law)
