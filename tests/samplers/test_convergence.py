@@ -72,7 +72,7 @@ def test_the_error_falls_like_one_over_the_root_of_the_number_of_particles(
     assert errors[-1] < min(0.06, *errors[:-1]), errors
 
 
-@pytest.mark.parametrize("law", PRIORS)
+@pytest.mark.parametrize("law", ["gaussian", pytest.param("bimodal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sixteen_times_the_particles_leave_less_than_half_of_the_error(
     name: str, law: str, problem: InverseProblem

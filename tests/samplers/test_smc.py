@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers import Dense
 from invdiff import Compute, InverseProblem
-from invdiff.contracts.toys import WhitePrior
+from invdiff.contracts.toys import Gain, WhitePrior
 from invdiff.engine.driver import Event
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting
 from invdiff.priors import Prior
@@ -231,6 +231,17 @@ def test_a_cloud_is_the_same_whatever_runs_beside_it(name: str) -> None:
         assert torch.allclose(found.log_evidence, together.log_evidence, atol=1e-3)
         assert torch.allclose(found.ess, together.ess, atol=1e-2)
     assert torch.allclose(alone.particles, together.particles[2:4], atol=1e-4)
+
+
+def test_an_image_that_is_lost_is_reported_and_alone() -> None:
+    y = 0.4 + 0.25 * torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    problem = InverseProblem(Gain(torch.tensor([1.0, torch.nan, 1.0])), GaussianNoise(0.1), y)
+    cloud = FKC.example().cloud(problem, WhitePrior(), chains=1, compute=QUIET)
+    assert cloud.lost.tolist() == [False, True, False]
+    assert cloud.mean[1].isnan().all()
+    assert cloud.mean[[0, 2]].isfinite().all()
+    only = FKC.example().cloud(problem.select(torch.tensor([1])), WhitePrior(), chains=2, compute=QUIET)
+    assert only.lost.all()  # a run that ends early, with nothing left in it
 
 
 @pytest.mark.parametrize("name", SMALL)
