@@ -31,7 +31,7 @@ def test_python_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for page in PAGES for b in blocks(page, "bash") for line in b.splitlines()]
+    lines = [line.partition("  #")[0].strip() for page in PAGES for line in "".join(blocks(page, "bash")).splitlines()]
     return list(dict.fromkeys(line for line in lines if line.startswith("invdiff reconstruct")))
 
 
