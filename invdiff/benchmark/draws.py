@@ -46,4 +46,4 @@ def draws(
     )
     middle = torch.full((len(cloud.weights),), 0.5, dtype=torch.float64)
     samples = take(cloud.particles, systematic(cloud.weights, middle, count))
-    return Posterior(samples, found.diverged_at.expand(-1, count).contiguous(), found.cost)
+    return Posterior(samples, found.diverged_at.expand(-1, count).contiguous(), found.cost, problem)

@@ -34,7 +34,7 @@ from invdiff.io.atomic import write_atomically
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.scores.metrics import for_json, mean_of
-from invdiff.scores.of_images import aligned, missing_scores, score_images
+from invdiff.scores.of_images import missing_scores, score_images
 from invdiff.scores.truth import DISTANCES, distances_to, missing_truth
 
 LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
@@ -228,7 +228,7 @@ class _Worker:
             "notes": json.dumps(notes),
             **self.origin,
         }
-        scores = score_images(problem, posterior, batch.truth, grid.prior.value_range)
+        scores = score_images(posterior, batch.truth, grid.prior.value_range)
         rows = []
         for k, (i, of_image) in enumerate(zip(batch.images, scores, strict=True)):
             of_all = {
@@ -292,13 +292,12 @@ class _Worker:
         return f"{self.grid.tasks[run.task].label}/{run.label}/{run.sampler.num_steps}_steps/{what}"
 
     def _write_arrays(self, run: Run, batch: "_Batch") -> None:
-        together = aligned(batch.problem, batch.posterior)
         data = io.BytesIO()
         np.savez_compressed(
             data,
             samples=batch.posterior.samples.numpy(),
-            mean=together.mean.numpy(),
-            std=together.std.numpy(),
+            mean=batch.posterior.mean.numpy(),
+            std=batch.posterior.std.numpy(),
             y=batch.problem.y.numpy(),
             x=batch.truth.numpy(),
             names=np.array(batch.names),
@@ -311,7 +310,7 @@ class _Worker:
         write_atomically(folder / f"{run.id}-{batch.images[0]:06d}.npz", data.getvalue())
 
     def _write_thumbnails(self, run: Run, batch: "_Batch") -> None:
-        facing = aligned(batch.problem, batch.posterior, batch.truth)
+        facing = batch.posterior.facing(batch.truth)
         folder = self.store.folder / THUMBNAILS
         folder.mkdir(exist_ok=True)
         every = pictures(batch.problem, batch.truth, facing, self.grid.prior.value_range)

@@ -1,13 +1,12 @@
 """Scores of a batch of reconstructions, as `metrics.json` states them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import Operator
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
@@ -40,19 +39,17 @@ class ImageScores:
 
 
 def score_images(
-    problem: InverseProblem, posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
+    posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[ImageScores]:
     """Score every image and every sample of it; see `evaluate` for what the scores are."""
-    operator, moves = problem.operator, problem.operator.ambiguous
-    misfit, diverged = _misfits(problem, posterior), posterior.diverged
-    together = aligned(problem, posterior)
-    std = together.std
-    mean, samples = together.mean, posterior.samples
-    facing = together if truth is None else aligned(problem, posterior, truth)
+    problem, misfit, diverged = posterior.problem, posterior.misfit, posterior.diverged
+    moves, std = problem.operator.ambiguous, posterior.std
+    mean, samples, facing = posterior.mean, posterior.samples, posterior.aligned
     with_lpips = truth is not None and metrics.lpips_unavailable(problem.image_shape) is None
     if truth is not None:
+        samples, facing = posterior.onto(truth), posterior.facing(truth)
         with torch.no_grad():
-            mean, samples = operator.align(mean, truth), _onto(truth, operator, posterior).samples
+            mean = problem.operator.align(mean, truth)
 
     def score(i: int, s: int) -> dict[str, float]:
         row = {"misfit": float(misfit[i, s])}
@@ -101,16 +98,15 @@ def baseline_psnr(
     problem: InverseProblem, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[float] | None:
     """PSNR of the operator's first guess (pseudo-inverse), which uses no prior; None where it has none."""
+    guess = problem.first_guess
+    if guess is None:
+        return None
     with torch.no_grad():
-        guess = problem.operator.first_guess(problem.y)
-        if guess is None:
-            return None
         guess = problem.operator.align(guess, truth)
     return [metrics.psnr(x, true, value_range) for x, true in zip(guess, truth, strict=True)]
 
 
 def evaluate(
-    problem: InverseProblem,
     posterior: Posterior,
     names: Sequence[str],
     truth: Tensor | None,
@@ -127,7 +123,7 @@ def evaluate(
     diverged           how many of the samples diverged
 
     Where the operator cannot tell some images apart (`Operator.align`), all of these are of images moved onto the truth
-    first, the mean being that of `aligned` samples, and there is one score more:
+    first, the mean being that of `Posterior.aligned`, and there is one score more:
 
     psnr_raw           average over the samples as they are
 
@@ -136,6 +132,7 @@ def evaluate(
     psnr_best_oracle   of the sample nearest to the truth, which nobody without the truth can choose
     psnr_best_misfit   of the sample that fits y best, which everybody can
     """
+    problem = posterior.problem
     scores = [
         *SCORES,
         *(["psnr_raw"] if problem.operator.ambiguous else []),
@@ -149,7 +146,7 @@ def evaluate(
         notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no first guess"
 
     images = []
-    for i, (name, found) in enumerate(zip(names, score_images(problem, posterior, truth, value_range), strict=True)):
+    for i, (name, found) in enumerate(zip(names, score_images(posterior, truth, value_range), strict=True)):
         row: dict[str, Any] = dict.fromkeys(("name", *scores, "diverged"))
         row["name"], row["diverged"] = name, found.samples.count(None)
         row |= {s: mean_of(found.kept(s)) for s in ("psnr", "ssim", "lpips", "misfit", "psnr_raw") if s in row}
@@ -173,35 +170,6 @@ def evaluate(
         "cost": asdict(posterior.cost),
         "notes": notes,
     }
-
-
-def aligned(problem: InverseProblem, posterior: Posterior, truth: Tensor | None = None) -> Posterior:
-    """Samples that can be averaged: each moved onto the sample of its image that fits y best, by `Operator.align`.
-
-    They fit y as before, but may be upside down all together. truth: then they are moved once more, as one, so that
-    their mean faces it; for pictures beside the truth, never for what is saved. Without ambiguities nothing moves.
-    """
-    operator = problem.operator
-    if not operator.ambiguous:
-        return posterior
-    with torch.no_grad():
-        best = _misfits(problem, posterior).where(~posterior.diverged, torch.inf).argmin(1)
-        posterior = _onto(posterior.samples[torch.arange(len(best)), best], operator, posterior)
-        if truth is not None:
-            posterior = _onto(operator.align(posterior.mean, truth), operator, posterior)
-    return posterior
-
-
-def _onto(reference: Tensor, operator: Operator, posterior: Posterior) -> Posterior:
-    return replace(
-        posterior, samples=torch.stack([operator.align(x, reference) for x in posterior.samples.unbind(1)], 1)
-    )
-
-
-@torch.no_grad()
-def _misfits(problem: InverseProblem, posterior: Posterior) -> Tensor:
-    """Reduced chi-square of every sample, (B, S)."""
-    return torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
 
 
 def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequence[str] = SCORES) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Operator(nn.Module, ABC):
     spectral        its singular value decomposition is available
     pixel_mask      A measures some of the pixels themselves, and nothing else
 
+    complex_measurement  y is complex; undefined where `measurement_shape` returns None
+
     per_image  names of the buffers with a leading image axis: length 1 (shared by all images) or one entry per image
     """
 
@@ -37,6 +39,7 @@ class Operator(nn.Module, ABC):
     pixel_mask: ClassVar[bool] = False
     differentiable: bool = True
     spectral: ClassVar[bool] = False
+    complex_measurement: bool = False
     per_image: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -82,6 +85,13 @@ class Operator(nn.Module, ABC):
         """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
 
         Entries outside carry neither noise nor likelihood.
+        """
+        return None
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Shape of one measurement, without batch axis, of an image (C, H, W) that `mismatch` accepts.
+
+        None where only a call of `forward` can tell. `complex_measurement` gives the kind of its entries.
         """
         return None
 

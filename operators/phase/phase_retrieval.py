@@ -35,6 +35,10 @@ class PhaseRetrieval(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return centred_amplitude(x, self.oversampling)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *size = image_shape
+        return channels, *(padded_length(n, self.oversampling) for n in size)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(measurement_shape) != 3:
             return None
