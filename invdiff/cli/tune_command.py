@@ -61,9 +61,8 @@ def main(config: DictConfig, output: Path) -> None:
     search, notes = _search(config, sampler)
     seed = SPLIT + config.seed
     truth, images, where = _validation_images(config, prior, seed)
-    problem = InverseProblem(
-        operator, noise, simulate(truth, operator, noise, seed), image_shape=tuple(truth.shape[1:])
-    )
+    y = simulate(truth, operator, noise, seed)
+    problem = InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:]))
     search.sampler.check(problem, prior)
     validation = Validation(
         problem=problem,
