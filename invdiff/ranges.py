@@ -51,7 +51,8 @@ def check_fields(settings: Any, name: str | None = None) -> None:
 
     Raises ValueError that names the field, what it must be, and its value. NaN is in no range.
     """
-    for field, hint in _hints(type(settings)).items():
+    cls: Any = type(settings)
+    for field, hint in _hints(cls).items():
         value = getattr(settings, field)
         if not fits(value, hint):
             name = name or type(settings).__name__.lower()
@@ -59,7 +60,7 @@ def check_fields(settings: Any, name: str | None = None) -> None:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls)}
 

@@ -1,9 +1,22 @@
 """Rows of a batch: values, norms, products and gradients of each row, and shapes in words. Rows never mix."""
 
 from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import Tensor
+
+
+@overload
+def per_row(value: Tensor, like: Tensor) -> Tensor: ...
+
+
+@overload
+def per_row(value: float, like: Tensor) -> float: ...
+
+
+@overload
+def per_row(value: Tensor | float, like: Tensor) -> Tensor | float: ...
 
 
 def per_row(value: float | Tensor, like: Tensor) -> Tensor | float:

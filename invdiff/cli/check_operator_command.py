@@ -15,7 +15,9 @@ from rich.text import Text
 
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.values import check_kinds
-from invdiff.contracts.conformance import NotApplicable, WhitePrior, measure, operator_checks
+from invdiff.contracts import NotApplicable, operator_checks
+from invdiff.contracts.compare import measure
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
 from invdiff.operators import GaussianNoise, LinearOperator, Operator
@@ -168,7 +170,7 @@ def _uses(operator: Operator, shape: tuple[int, ...]) -> Table:
     """Which samplers can take it, with Gaussian noise, and which bundled priors know its images."""
     problem, prior = measure(operator, shape, GaussianNoise(0.1)), WhitePrior()
     table = Table(title=Text("can be used with"), title_justify="left", box=None, show_header=False)
-    table.add_row("  sampler", "auto", Text(Auto().resolve(problem, prior)[1]))
+    table.add_row("  sampler", "auto", Text(str(Auto().resolve(problem, prior)[1])))
     for name, cls in all_samplers().items():
         missing = cls().needs().missing(problem, prior)
         table.add_row("  sampler", name, Text(f"no: it needs {' and '.join(missing)}" if missing else "yes"))

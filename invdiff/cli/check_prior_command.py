@@ -18,7 +18,7 @@ from torch import Tensor
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.inputs import make_prior
 from invdiff.cli.values import check_kinds
-from invdiff.contracts.conformance import check_prior
+from invdiff.contracts import check_prior
 from invdiff.contracts.prior_figures import (
     CallCost,
     Level,

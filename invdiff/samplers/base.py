@@ -19,6 +19,9 @@ from invdiff.problem import InverseProblem, Unsupported
 from invdiff.ranges import check_fields
 from invdiff.streams import Streams
 
+# All that a sampler file needs of the contract, in one import.
+__all__ = ["Cost", "InverseProblem", "Needs", "Prior", "Sampler", "Step", "Streams", "all_samplers"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -195,7 +198,7 @@ def all_samplers() -> dict[str, type[Sampler]]:
     return dict(sorted(found.items()))
 
 
-def _subclasses(base: type[Sampler]) -> Iterator[type[Sampler]]:
+def _subclasses(base: Any) -> Iterator[type[Sampler]]:
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invdiff.operators.noise.base import masked
 from invdiff.problem import InverseProblem
+from invdiff.samplers.base import Needs
 from invdiff.samplers.moves import half_squares
 from invdiff.shapes import nonzero, per_row, row_gradient, row_norm
 from invdiff.streams import Streams
@@ -72,11 +73,6 @@ class ClosedForm:
         return perturbed + operator.solve(operator.adjoint(residual), problem.noise_variance / width**2)
 
 
-def has_closed_form(problem: InverseProblem) -> bool:
-    """True for a linear operator with Gaussian noise, of which `ClosedForm` draws."""
-    return problem.operator.linear and problem.noise.gaussian
-
-
 class Chain(ABC):
     """A Markov chain of a fixed length.
 
@@ -98,7 +94,7 @@ class Chain(ABC):
         """Half of the step size that the stiffest direction of the target allows, shaped to multiply images."""
         assert self.probe is not None
         steepest, self.probe = stiffness(target.data_gradient, target.mean, self.probe)
-        return torch.as_tensor(per_row(0.5 / (steepest + 1 / target.width**2), target.mean))
+        return per_row(0.5 / (steepest + 1 / target.width**2), target.mean)
 
     @abstractmethod
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
@@ -143,7 +139,7 @@ class Metropolis(Chain):
         mean, shift = target.mean, 0.01 * self.probe.sign()
         above, here, below = (target.energy(mean + t) for t in (shift, 0 * shift, -shift))
         trace = (above - 2 * here + below) / 0.01**2
-        return torch.as_tensor(per_row(2.4**2 / trace.clamp(min=mean[0].numel() / target.width**2), mean))
+        return per_row(2.4**2 / trace.clamp(min=mean[0].numel() / target.width**2), mean)
 
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
         x, energy = target.mean, target.energy(target.mean)
@@ -156,6 +152,29 @@ class Metropolis(Chain):
             energy = torch.where(accept, its_energy, energy)
         # No energy is below NaN: the chain would stand still and hide that the operator failed.
         return torch.where(per_row(energy.isnan(), x), torch.nan, x)
+
+
+def needs_of(inner: str) -> Needs:
+    """What the draw of this name needs: `auto`, `closed_form`, `langevin`, `hamiltonian` or `metropolis`."""
+    if inner == "closed_form":
+        return Needs(linear=True, gaussian_noise=True)
+    return Needs(differentiable=inner != "metropolis")
+
+
+def chosen(
+    inner: str, problem: InverseProblem, rng: Streams, steps: int, step_size: float | None, momentum: float = 0.9
+) -> Draw:
+    """The draw of this name; `auto` is the closed form where the operator is linear and the noise Gaussian, else
+    Langevin.
+
+    steps, step_size, momentum  of the chain; without a step size, the direction in which it is measured is drawn here
+    """
+    if inner == "closed_form" or (inner == "auto" and problem.operator.linear and problem.noise.gaussian):
+        return ClosedForm()
+    probe = rng.normal() if step_size is None else None
+    if inner == "hamiltonian":
+        return Hamiltonian(steps, probe, momentum=momentum)
+    return (Metropolis if inner == "metropolis" else Langevin)(steps, probe)
 
 
 def stiffness(slope: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

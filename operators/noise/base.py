@@ -91,7 +91,7 @@ class Noise(nn.Module, ABC):
     def level(self, name: str, like: Tensor) -> Tensor:
         """The level of this name, shaped to multiply `like`, (B, ...), in its precision and place."""
         value: Tensor = getattr(self, name)
-        return torch.as_tensor(per_row(value.to(like.device, like.real.dtype), like))
+        return per_row(value.to(like.device, like.real.dtype), like)
 
 
 class GaussianNoise(Noise):

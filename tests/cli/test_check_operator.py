@@ -135,7 +135,7 @@ def test_what_it_can_be_used_with(check: Run) -> None:
     ("words", "rule", "said"),
     [
         (["Shadow", "operator.parameters={gain:2}"], "adjoint", "adjoint is not the transpose: <Ax, v> - <x, A'v> is"),
-        (["InPlace"], "leaves the image as it is", "InPlace changes the images that it is given; replace in-place"),
+        (["InPlace"], "leaves the image as it is", "InPlace changes its input images; replace in-place"),
         (
             ["Noisy"],
             "same image, same y",
@@ -146,7 +146,7 @@ def test_what_it_can_be_used_with(check: Run) -> None:
         (
             ["Detached"],
             "gradient",
-            "autograd does not get through it (detach, no_grad, numpy, integers); say different",
+            "autograd does not get through it (detach, no_grad, numpy, integers); set different",
         ),
         (["Mixes"], "images do not mix", "measured alone differs from the same image in a batch (no sums, norms"),
     ],

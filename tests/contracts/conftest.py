@@ -12,7 +12,7 @@ import pytest
 
 import invdiff.operators
 import invdiff.priors
-from invdiff.contracts.conformance import Law
+from invdiff.contracts.law import Law
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.samplers import all_samplers

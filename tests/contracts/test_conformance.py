@@ -1,4 +1,4 @@
-"""Every operator, prior and sampler that the packages hold keeps its contract; see `invdiff.contracts.conformance`."""
+"""Every operator, prior and sampler that the packages hold keeps its contract; see `invdiff.contracts`."""
 
 import json
 from dataclasses import asdict
@@ -12,18 +12,10 @@ import invdiff
 import invdiff.operators
 import invdiff.priors
 import invdiff.samplers
-from invdiff.contracts.conformance import (
-    Gain,
-    Law,
-    WhitePrior,
-    check_operator,
-    check_pair,
-    check_posterior,
-    check_prior,
-    check_sampler,
-    measure,
-    sampled_law,
-)
+from invdiff.contracts import check_operator, check_pair, check_posterior, check_prior, check_sampler
+from invdiff.contracts.compare import measure
+from invdiff.contracts.law import Law, sampled_law
+from invdiff.contracts.toys import Gain, WhitePrior
 from invdiff.operators import GaussianNoise, Operator, PoissonNoise
 from invdiff.priors import EDMPrior, Prior
 from invdiff.samplers import Sampler, all_samplers

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import invdiff.samplers.guidance.dps
 import invdiff.samplers.splitting.daps
-from invdiff.contracts.conformance import Law, check_posterior, check_sampler, sampled_law
+from invdiff.contracts import check_posterior, check_sampler
+from invdiff.contracts.law import Law, sampled_law
 from invdiff.operators import GaussianNoise
 from invdiff.problem import InverseProblem
 from invdiff.samplers import DAPS, DPS, Sampler

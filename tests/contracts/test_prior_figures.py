@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import WhitePrior
 from invdiff.contracts.prior_figures import (
     DECLARED,
     NOISY,
@@ -19,6 +18,7 @@ from invdiff.contracts.prior_figures import (
     mean_psnr,
     measure_level,
 )
+from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import CallablePrior
 from invdiff.priors.networks.network_time import DiscreteTime
 from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior

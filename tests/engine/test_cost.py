@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.cost import MeteredPrior, metered_operator
 from invdiff.operators import (
     CallableOperator,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, Interrupted, InverseProblem, Unsupported, load_prior
-from invdiff.contracts.conformance import Gain, MaskedGain, WhitePrior
+from invdiff.contracts.toys import Gain, MaskedGain, WhitePrior
 from invdiff.engine.driver import Event
 from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.posterior import Cost

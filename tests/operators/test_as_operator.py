@@ -9,7 +9,7 @@ import torch
 from deepinv import physics as deepinv
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import (
     HDR,
     MRI,

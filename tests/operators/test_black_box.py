@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import BlackBox, GaussianNoise, LinearBlackBox, as_operator
 from invdiff.samplers import DAPS
 
@@ -131,7 +131,7 @@ def test_an_adjoint_that_gives_no_images(normal: Normal) -> None:
 
 def test_a_sampler_with_a_scipy_operator() -> None:
     """In the middle of a reconstruction, as an exact data step needs it."""
-    from invdiff.contracts.conformance import COMPUTE, WhitePrior
+    from invdiff.contracts.toys import COMPUTE, WhitePrior
 
     rows = scipy.sparse.linalg.aslinearoperator(scipy.sparse.random(40, 64, density=0.2, rng=np.random.default_rng(0)))
     operator = as_operator(rows, image_shape=SHAPE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import CodedDiffraction, PhaseRetrieval
 from invdiff.operators.phase.coded_diffraction import MODULATIONS
 from invdiff.scores.metrics import psnr

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import (
     HDR,
     CallableOperator,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import (
     BlackBox,
     CallableOperator,

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import JPEG
 from invdiff.operators.camera.jpeg import FROM_CHROMA, SUBSAMPLINGS, TO_CHROMA, interpolate
 

@@ -11,7 +11,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import MatrixOperator, as_operator
 
 Normal = Callable[..., Tensor]

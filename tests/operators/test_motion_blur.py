@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import Blur, MotionBlur
 from invdiff.operators.blur.motion_blur import distance_to_path, draw_path, motion_kernels, motion_path
 

@@ -7,7 +7,7 @@ import torch
 from deepinv.physics import SpaceVaryingBlur as DeepinvSpaceVaryingBlur
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_operator
+from invdiff.contracts import check_operator
 from invdiff.operators import Blur, GaussianBlur, SpaceVaryingBlur
 from invdiff.operators.blur.space_varying_blur import radial_maps
 

@@ -8,7 +8,7 @@ import torch
 from deepinv.models import DRUNet
 from torch import Tensor, nn
 
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import CallablePrior, DeepinvPrior, Prior, as_prior
 from invdiff.shapes import sigma_per_row
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from invdiff import InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.driver import Compute
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import DeepinvPrior, EDMPrior, as_prior

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_prior
+from invdiff.contracts import check_prior
 from invdiff.priors import DiffusersPrior
 from invdiff.priors.networks.diffusers_prior import network_time
 from invdiff.priors.networks.network_time import DiscreteTime

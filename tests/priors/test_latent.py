@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import check_prior
+from invdiff.contracts import check_prior
 from invdiff.priors import DiffusersPrior, LatentPrior
 
 Normal = Callable[..., Tensor]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import GaussianPrior, Prior
 from invdiff.priors.ode import generate, probability_flow
 from invdiff.schedules import karras

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import EDMPrior
 from invdiff.priors.networks.unet import UNet, UNetSpec
 from invdiff.priors.training.training import Recipe, Trainer, denoising_psnr, draw_sigmas, edm_loss, validation_set

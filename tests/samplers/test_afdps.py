@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from invdiff import Compute, InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import Denoising, GaussianNoise
 from invdiff.samplers import AFDPS
 from invdiff.samplers.particles.weights import Weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from invdiff import InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import (
     HDR,
     JPEG,

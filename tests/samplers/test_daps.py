@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem, Unsupported
-from invdiff.contracts.conformance import Gain, WhitePrior
+from invdiff.contracts.toys import Gain, WhitePrior
 from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import Denoising, GaussianBlur, GaussianNoise
 from invdiff.samplers import MCGDiff
 from invdiff.samplers.particles.weights import Weights

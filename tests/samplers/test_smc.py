@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.contracts.conformance import Gain, WhitePrior
+from invdiff.contracts.toys import Gain, WhitePrior
 from invdiff.engine.driver import Event
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting
 from invdiff.priors import Prior

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.contracts.conformance import WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise
 from invdiff.samplers import TDS
 from invdiff.samplers.particles.base import largest_curvature

@@ -1,0 +1,96 @@
+"""Priors and operators that are as small as possible, on which samplers are tried."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from invdiff.engine.driver import Compute
+from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, SpectralOperator
+from invdiff.priors import Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler
+from invdiff.shapes import sigma_per_row
+
+COMPUTE = Compute(device="cpu", precision="float32", progress=False)
+SMALL = (1, 8, 8)
+
+
+class WhitePrior(Prior):
+    """N(mean, std^2 I) on images of any shape, in closed form: the cheapest prior with a known posterior."""
+
+    def __init__(self, mean: float = 0.4, std: float = 0.25) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        gain = self.std**2 / (self.std**2 + sigma_per_row(sigma, x) ** 2)
+        return self.mean + gain * (x - self.mean)
+
+    @classmethod
+    def example(cls) -> "WhitePrior":
+        return cls()
+
+
+class Gain(SpectralOperator):
+    """A x = g x with a gain for each image; a gain of NaN spoils one image and must leave the others unchanged."""
+
+    per_image = ("gain",)
+    gain: Tensor
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("gain", gain.reshape(-1, 1, 1, 1))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self.gain.to(like) * torch.ones(1, 1, *like.shape[2:], dtype=like.dtype, device=like.device)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return x
+
+    def v(self, z: Tensor) -> Tensor:
+        return z
+
+    def ut(self, y: Tensor) -> Tensor:
+        return y
+
+    def u(self, z: Tensor) -> Tensor:
+        return z
+
+    @classmethod
+    def example(cls) -> tuple["Gain", tuple[int, ...]]:
+        return cls(torch.tensor([1.0, 0.5])), (1, 8, 8)
+
+
+class MaskedGain(Inpainting):
+    """`Gain` for samplers that require a mask: half of the pixels, times a gain for each image."""
+
+    per_image = ("mask", "gain")
+    gain: Tensor
+
+    def __init__(self, gain: Tensor) -> None:
+        super().__init__(keep=0.5)
+        self.register_buffer("gain", gain.reshape(-1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain.to(x)
+
+
+def accepted(sampler: Sampler, operators: Iterable[Operator]) -> Operator | None:
+    """The first operator on which the sampler runs, with Gaussian noise and a differentiable prior; None: none."""
+    for operator in operators:
+        with torch.no_grad():
+            y = operator(torch.full((operator.images, *SMALL), 0.5))
+        problem = InverseProblem(operator, GaussianNoise(0.1), y, image_shape=SMALL)
+        if not sampler.needs().missing(problem, WhitePrior()):
+            return operator
+    return None
+
+
+def small_operator(sampler: Sampler) -> Operator:
+    """A blur, which has every trait; a mask for samplers that refuse a blur."""
+    blur, mask = GaussianBlur(std=0.8, kernel_size=5), Inpainting(keep=0.5)
+    return accepted(sampler, (blur, mask)) or blur
