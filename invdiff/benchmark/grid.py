@@ -12,7 +12,7 @@ from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.samplers import ParticleSampler, Sampler
 from invdiff.samplers.settings import as_config
 from invdiff.scores.of_images import baseline_psnr
@@ -178,7 +178,7 @@ class Measurements:
     def _measured(self, i: int) -> Tensor:
         if i in self._y:
             return self._y[i]
-        y = measure(self.task.operator, self.task.noise, self.grid.images.truth[i : i + 1], self.grid.seed, [i])
+        y = simulate(self.grid.images.truth[i : i + 1], self.task.operator, self.task.noise, self.grid.seed, index=[i])
         if self._bytes + y.nbytes <= KEPT_BYTES:
             self._y[i] = y
             self._bytes += y.nbytes

@@ -32,7 +32,7 @@ def pictures(
 ) -> list[dict[str, Tensor]]:
     """Of every image of a batch, by the names of `PICTURES`: (C, H, W) in [0, 1], or (H, W) for a map.
 
-    posterior  samples that face the truth (`aligned`)
+    posterior  samples that face the truth (`Posterior.facing`)
 
     sample  the first that did not diverge; without any there is neither mean nor error
     std     of the samples; none for fewer than two

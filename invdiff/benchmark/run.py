@@ -32,7 +32,7 @@ from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import ParticleSampler
 from invdiff.scores.metrics import for_json, mean_of
-from invdiff.scores.of_images import aligned, missing_scores, score_images
+from invdiff.scores.of_images import missing_scores, score_images
 from invdiff.scores.truth import DISTANCES, distances_to, missing_truth
 
 LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
@@ -247,7 +247,7 @@ class _Worker:
             **self.origin,
         }
         rows = []
-        scores = score_images(problem, posterior, batch.truth, grid.prior.value_range)
+        scores = score_images(posterior, batch.truth, grid.prior.value_range)
         for k, i in enumerate(batch.images):
             of_image = {"image": i, "image_key": grid.images.keys[i], "name": grid.images.names[i]}
             of_image |= _finite({**scores[k].image, "baseline_psnr": baseline[k], **distances[k]})
@@ -290,13 +290,13 @@ class _Worker:
         self.logger.scalars({score: mean for score, mean in means.items() if mean is not None}, self.logged)
 
     def _write_arrays(self, run: Run, batch: _Batch) -> None:
-        images, together = self.grid.images, aligned(batch.problem, batch.posterior)
+        images = self.grid.images
         data = io.BytesIO()
         np.savez_compressed(
             data,
             samples=batch.posterior.samples.numpy(),
-            mean=together.mean.numpy(),
-            std=together.std.numpy(),
+            mean=batch.posterior.mean.numpy(),
+            std=batch.posterior.std.numpy(),
             y=batch.problem.y.numpy(),
             x=batch.truth.numpy(),
             names=np.array([images.names[i] for i in batch.images]),
@@ -309,7 +309,7 @@ class _Worker:
         write_atomically(folder / f"{run.id}-{batch.images[0]:06d}.npz", data.getvalue())
 
     def _write_thumbnails(self, run: Run, batch: _Batch, name: str) -> None:
-        facing = aligned(batch.problem, batch.posterior, batch.truth)
+        facing = batch.posterior.facing(batch.truth)
         found = pictures(batch.problem, batch.truth, facing, self.grid.prior.value_range)
         for i, of_image in zip(batch.images, found, strict=True):
             if i < self.save.thumbnails:

@@ -28,7 +28,7 @@ from invdiff.priors.ode import generate
 from invdiff.priors.training.card import write_learned_card
 from invdiff.priors.training.mixture_fit import MixtureRecipe, stack_images
 from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, denoising_psnr
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
 
@@ -85,7 +85,7 @@ def _measurements(
     channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
     truth = stack_images(read_images(config, channels), config.size)
     operator = operator_for_each(config.operator, tuple(truth.shape[1:]), len(truth))
-    y = measure(operator, noise, truth, config.learning.seed)
+    y = simulate(truth, operator, noise, config.learning.seed)
     return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:])), truth
 
 

@@ -28,7 +28,7 @@ from invdiff.io import BadInput
 from invdiff.io.examples import drawn_from_prior
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.samplers import Auto, Sampler
 from invdiff.samplers.settings import as_config
 from invdiff.tuning.space import Search
@@ -61,7 +61,8 @@ def main(config: DictConfig, output: Path) -> None:
     search, notes = _search(config, sampler)
     seed = SPLIT + config.seed
     truth, images, where = _validation_images(config, prior, seed)
-    problem = InverseProblem(operator, noise, measure(operator, noise, truth, seed), image_shape=tuple(truth.shape[1:]))
+    y = simulate(truth, operator, noise, seed)
+    problem = InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:]))
     search.sampler.check(problem, prior)
     validation = Validation(
         problem=problem,

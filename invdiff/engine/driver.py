@@ -105,8 +105,9 @@ class Method(Protocol):
 
 @dataclass
 class _Rows:
-    """Samples of a part of the rows, as they come out."""
+    """Samples of a part of the rows of a problem, as they come out."""
 
+    problem: InverseProblem
     samples: list[Tensor] = field(default_factory=list)
     diverged_at: list[Tensor] = field(default_factory=list)
 
@@ -136,7 +137,7 @@ def run(
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples
     limit = compute.max_rows or _likely_rows(problem, device, total, sampler.particles)
-    done = _Rows()
+    done = _Rows(problem)
     start = 0
     with progress_bar(total * sampler.num_steps, "step", type(sampler).__name__, show=compute.progress) as bar:
         while start < total:
@@ -230,7 +231,9 @@ def _diverged(step: Step, centre: float, width: float) -> Tensor:
 def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posterior:
     rows = images * num_samples
     samples, diverged_at = torch.cat(done.samples)[:rows], torch.cat(done.diverged_at)[:rows]
-    return Posterior(samples.unflatten(0, (images, num_samples)), diverged_at.reshape(images, num_samples), cost)
+    problem = done.problem if images == done.problem.images else done.problem.select(torch.arange(images))
+    shape = (images, num_samples)
+    return Posterior(samples.unflatten(0, shape), diverged_at.reshape(shape), cost, problem)
 
 
 def _likely_rows(problem: InverseProblem, device: torch.device, total: int, particles: int) -> int:

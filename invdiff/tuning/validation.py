@@ -15,7 +15,6 @@ from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
 from invdiff.scores.distances import energy_distance
-from invdiff.scores.of_images import aligned
 from invdiff.streams import generator
 
 Score = Literal["psnr", "lpips", "misfit", "truth"]
@@ -72,7 +71,7 @@ class Validation:
 
     def _psnr(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
         truth = self.truth[list(images)]
-        mean = problem.operator.align(aligned(problem, posterior).mean, truth)
+        mean = problem.operator.align(posterior.mean, truth)
         return [metrics.psnr(x, t, self.prior.value_range) for x, t in zip(mean, truth, strict=True)]
 
     def _lpips(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
@@ -85,8 +84,7 @@ class Validation:
         return np.mean(found, 0).tolist()
 
     def _misfit(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
-        found = torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
-        return (found.mean(1) - 1).abs().tolist()
+        return (posterior.misfit.mean(1) - 1).abs().tolist()
 
     def _exact_draws(self) -> list[Tensor]:
         """Draws of the exact posterior of every image, made before the prior is moved to the device."""

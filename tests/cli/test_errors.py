@@ -92,8 +92,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "image as measurement": (["measurement=digit.png"], ["digit.png", "input="]),
     "NaN measurement": (["measurement=nan.npy", "operator=denoising"], ["1 NaN or infinite value"]),
     "pickled measurement": (["measurement=objects.npy"], ["objects.npy", "run code"]),
-    "wrong measurement": (["measurement=square.npy"], ["1x1x32x30", "1x32x32", "square.npy"]),
-    "wrong axes": (["measurement=flat.npy"], ["1024", "1x32x32", "flat.npy"]),
+    "wrong measurement": (["measurement=square.npy"], ["1x1x32x30", "1x32x32"]),
+    "wrong axes": (["measurement=flat.npy"], ["1024", "1x32x32"]),
     "measurement of another prior": (["measurement=y.npy", COLOUR], ["3 channel", "got 1"]),
     "measurement of any size": (["measurement=flat.npy", COLOUR], ["1024", "(C, H, W)"]),
     "complex where real is needed": (
@@ -121,10 +121,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "dashes": (["--num_samples=3"], ["unknown flag '--num_samples=3'", "without dashes"]),
     "half a flag": (["--cfg"], ["--cfg takes job, hydra, all"]),
     # values
-    "no sample": (["num_samples=0"], ["num_samples", "from 1 on, got 0"]),
+    "no sample": (["num_samples=0"], ["num_samples", "integer >= 1, got 0"]),
     "half a sample": (["num_samples=1.5"], ["num_samples", "got 1.5"]),
     "a truth value": (["num_samples=true"], ["num_samples", "got True"]),
-    "negative seed": (["seed=-1"], ["seed", "from 0 on, got -1"]),
+    "negative seed": (["seed=-1"], ["seed", "integer >= 0, got -1"]),
     "no number": (["seed=x"], ["seed", "got x"]),
     "no truth value": (["evaluation.best_of=4"], ["evaluation.best_of must be true or false, got 4"]),
     "no evaluation": (["evaluation=null"], ["evaluation.best_of must be true or false"]),

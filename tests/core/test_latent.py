@@ -51,6 +51,7 @@ def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) 
     assert images.samples.shape == (2, 2, 1, 16, 16)
     assert torch.equal(images.samples[1, 0], prior.decode(posterior.samples[1, :1])[0])
     assert images.cost is posterior.cost
+    assert torch.allclose(images.misfit, posterior.misfit, rtol=1e-4)
     assert not images.diverged.any()
     drawn = prior.decode(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)))
 

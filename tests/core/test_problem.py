@@ -37,13 +37,13 @@ def images(count: int, seed: int = 0) -> Tensor:
         (lambda: InverseProblem(Denoising(), GaussianNoise(), torch.zeros(0, *SHAPE)), r"no image.*\(0, 1, 8, 8\)"),
         (
             lambda: InverseProblem(lambda x: x, GaussianNoise(), torch.zeros(1, *SHAPE)),
-            r"CallableOperator cannot tell the image shape from y: give image_shape=\(C, H, W\)",
+            r"CallableOperator does not determine the image shape from y: give image_shape=\(C, H, W\)",
         ),
         (
             lambda: InverseProblem(
                 SuperResolution(factor=2), GaussianNoise(), torch.zeros(1, 1, 4, 4), image_shape=(1, 4, 4)
             ),
-            "belongs to images of 1x8x8, but image_shape says 1x4x4",
+            "belongs to images of 1x8x8, but image_shape is 1x4x4",
         ),
         (
             lambda: InverseProblem(Inpainting(box=10), GaussianNoise(), torch.zeros(1, *SHAPE)),
@@ -97,6 +97,27 @@ def test_a_problem_that_does_not_fit_raises_one_line(make: Callable, words: str)
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_no_forward_model_runs_where_the_shapes_are_declared() -> None:
+    class Halved(Operator):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("a measurement for nothing")
+
+        def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (image_shape[0], image_shape[1] // 2, image_shape[2])
+
+    assert InverseProblem(Halved(), 0.1, torch.zeros(1, 1, 4, 8), image_shape=SHAPE).image_shape == SHAPE
+    with pytest.raises(ValueError, match="Halved measures 1x4x8 from an image of 1x8x8, but y is 1x8x8"):
+        InverseProblem(Halved(), 0.1, torch.zeros(1, *SHAPE), image_shape=SHAPE)
+    with pytest.raises(ValueError, match="Halved measures real numbers, but y is complex, complex64"):
+        InverseProblem(Halved(), 0.1, torch.zeros(1, 1, 4, 8, dtype=torch.complex64), image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("noise", ["0.1", None, True])
+def test_something_that_is_no_noise(noise: object) -> None:
+    with pytest.raises(TypeError, match="noise must be a Noise or the standard deviation of Gaussian noise, got"):
+        InverseProblem(Denoising(), noise, torch.zeros(1, *SHAPE))  # type: ignore[arg-type]
 
 
 def test_something_that_is_no_operator() -> None:

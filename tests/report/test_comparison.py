@@ -75,11 +75,11 @@ class Case:
         diverged_at = torch.full((self.images, self.samples), -1)
         for place in self.diverged:
             diverged_at[place], samples[place] = 3, torch.nan
-        posterior = Posterior(samples, diverged_at, Cost(forwards=100, seconds=3.0))
+        posterior = Posterior(samples, diverged_at, Cost(forwards=100, seconds=3.0), problem)
         names = [f"{self.name}_{i:03d}" for i in range(self.images)]
         truth = x if self.truth else None
-        metrics = evaluate(problem, posterior, names, truth)
-        return comparison(problem, posterior, metrics, truth, title=self.title)
+        metrics = evaluate(posterior, names, truth)
+        return comparison(posterior, metrics, truth, title=self.title)
 
 
 CASES = {
@@ -233,9 +233,9 @@ def test_what_was_not_measured_may_be_nan() -> None:
     operator = Inpainting(keep=0.3)
     y = torch.where(operator.measured((3, 16, 16)), x, torch.nan)
     problem = InverseProblem(operator, GaussianNoise(0.05), y)
-    posterior = Posterior(x[:, None].repeat(1, 2, 1, 1, 1), torch.full((1, 2), -1), Cost())
-    metrics = evaluate(problem, posterior, ["a"], x)
-    figure = comparison(problem, posterior, metrics, x, title="")
+    posterior = Posterior(x[:, None].repeat(1, 2, 1, 1, 1), torch.full((1, 2), -1), Cost(), problem)
+    metrics = evaluate(posterior, ["a"], x)
+    figure = comparison(posterior, metrics, x, title="")
     assert all(np.isfinite(np.asarray(axis.images[0].get_array())).all() for axis in figure.axes if axis.images)
 
 
@@ -243,9 +243,9 @@ def test_other_value_ranges() -> None:
     x = torch.linspace(-3, 5, 256).reshape(1, 1, 16, 16)
     operator = Inpainting(keep=1.0)
     problem = InverseProblem(operator, GaussianNoise(0.05), x)
-    posterior = Posterior(x[:, None].repeat(1, 2, 1, 1, 1), torch.full((1, 2), -1), Cost())
-    metrics = evaluate(problem, posterior, ["a"], x, (-3.0, 5.0))
-    figure = comparison(problem, posterior, metrics, x, title="", value_range=(-3.0, 5.0))
+    posterior = Posterior(x[:, None].repeat(1, 2, 1, 1, 1), torch.full((1, 2), -1), Cost(), problem)
+    metrics = evaluate(posterior, ["a"], x, (-3.0, 5.0))
+    figure = comparison(posterior, metrics, x, title="", value_range=(-3.0, 5.0))
     truth = np.asarray(figure.axes[0].images[0].get_array())
     assert (truth.min(), truth.max()) == (0, 1)
 

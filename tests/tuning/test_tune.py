@@ -18,7 +18,7 @@ from invdiff.io import BadInput
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import GaussianPrior
-from invdiff.problem import measure
+from invdiff.problem import simulate
 from invdiff.samplers import DAPS, DPS, REDDiff
 from invdiff.samplers.base import Sampler
 from invdiff.samplers.settings import as_config, with_settings
@@ -48,7 +48,7 @@ def validation() -> Validation:
     prior.value_range = (0.0, 1.0)
     truth = prior.sample(4, torch.Generator().manual_seed(0))
     operator, noise = Inpainting(keep=0.5), GaussianNoise(0.1)
-    problem = InverseProblem(operator, noise, measure(operator, noise, truth, 7), image_shape=tuple(truth.shape[1:]))
+    problem = InverseProblem(operator, noise, simulate(truth, operator, noise, 7), image_shape=tuple(truth.shape[1:]))
     return Validation(problem=problem, truth=truth, prior=prior, score="psnr", num_samples=2, seed=7, batch=1)
 
 
@@ -103,7 +103,7 @@ def test_the_score_is_that_of_the_benchmark(make: Make, validation: Validation) 
     tuning = make(batch=2)
     tuning.run(1)
     posterior = GIVEN.sample(validation.problem, validation.prior, num_samples=2, seed=7)
-    scores = score_images(validation.problem, posterior, validation.truth, (0.0, 1.0))
+    scores = score_images(posterior, validation.truth, (0.0, 1.0))
     assert tuning.trials()[0].score == pytest.approx(np.mean([s.image["psnr_mean"] for s in scores]), abs=1e-4)
 
 
@@ -315,7 +315,7 @@ def test_distance_to_the_truth_is_least_for_the_exact_posterior(validation: Vali
     scores = of_truth.scorer()
 
     def score(samples: torch.Tensor) -> float:
-        posterior = Posterior(samples, torch.full(samples.shape[:2], -1), Cost())
+        posterior = Posterior(samples, torch.full(samples.shape[:2], -1), Cost(), validation.problem)
         return float(np.mean(scores(validation.problem, posterior, range(4))))
 
     assert score(exact) < min(score(wide), score(narrow))
