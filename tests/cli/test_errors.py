@@ -104,9 +104,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "counts below zero": (["measurement=negative.npy", "operator=denoising", "noise=poisson"], ["must be >= 0"]),
     "counts of a complex measurement": ([DIGIT, "operator=mri", "noise=poisson"], ["got a complex one"]),
     # what is chosen
-    "no views": ([DIGIT, "operator=ct", "operator.views=0"], ["views", "from 1 on, got 0"]),
+    "no views": ([DIGIT, "operator=ct", "operator.views=0"], ["views", "integer >= 1, got 0"]),
     "no kernel": ([DIGIT, "operator=blur"], ["kernel is required", "operator.kernel=kernel.npy"]),
-    "too much acceleration": ([DIGIT, "operator=mri", "operator.acceleration=0.5"], ["at least 1", "0.5"]),
+    "too much acceleration": ([DIGIT, "operator=mri", "operator.acceleration=0.5"], [">= 1", "0.5"]),
     "unknown operator": (["operator=mri3"], ["unknown operator 'mri3'", "inpainting"]),
     "unknown sampler": (["sampler=foo"], ["unknown sampler 'foo'", "auto, daps, dps"]),
     "unknown prior": (["prior=foo"], ["unknown prior 'foo'", "digits"]),

@@ -57,11 +57,11 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
         (
             lambda: InverseProblem(Denoising(), GaussianNoise(torch.tensor([0.1, 0.2, 0.3])), torch.zeros(2, *SHAPE)),
-            "noise has levels for 3 images, y has 2",
+            "levels are for 3 images, y has 2",
         ),
         (
             lambda: InverseProblem(Denoising(), GaussianNoise(torch.tensor([0.1, 0.2])), torch.zeros(3, *SHAPE)),
-            "noise has levels for 2 images, y has 3",
+            "levels are for 2 images, y has 3",
         ),
         (
             lambda: InverseProblem(
@@ -71,7 +71,7 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
         (
             lambda: InverseProblem(Denoising(), PoissonNoise(torch.tensor([0.1, 0.2])), torch.ones(3, *SHAPE)),
-            "noise has levels for 2 images, y has 3",
+            "levels are for 2 images, y has 3",
         ),
         (
             lambda: InverseProblem(Denoising(), PoissonNoise(), torch.full((1, *SHAPE), -0.5)),
@@ -121,7 +121,7 @@ def test_something_that_is_no_noise(noise: object) -> None:
 
 
 def test_something_that_is_no_operator() -> None:
-    with pytest.raises(TypeError, match="operator is an invdiff Operator"):
+    with pytest.raises(TypeError, match="operator must be an invdiff Operator"):
         InverseProblem("blur", GaussianNoise(), torch.zeros(1, *SHAPE))
 
 
