@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute, Interrupted, InverseProblem, Unsupported, load_prior
-from invdiff.contracts.toys import Gain, MaskedGain, WhitePrior
+from invdiff import Compute, Interrupted, InverseProblem, Unsupported
+from invdiff.contracts.toys import WhitePrior, small_operator
 from invdiff.engine.driver import Event
-from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
+from invdiff.operators import CallableOperator, Denoising, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.posterior import Cost
-from invdiff.priors import ClosedFormPrior, EDMPrior, GaussianPrior, Prior
+from invdiff.priors import EDMPrior, GaussianPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
 from invdiff.schedules import EDM
 from invdiff.streams import Streams, generator
@@ -88,33 +88,21 @@ def test_any_denoiser_is_a_prior() -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def blurred_digits() -> InverseProblem:
-    prior = load_prior("digits_mixture")
-    assert isinstance(prior, ClosedFormPrior)
-    x = prior.sample(8, torch.Generator().manual_seed(0))
-    operator = GaussianBlur(std=1.0, kernel_size=9)
-    return InverseProblem(operator, GaussianNoise(0.1), operator(x))
-
-
-def solvable(problem: InverseProblem, name: str) -> InverseProblem:
-    """The problem, or that of half of its pixels for a sampler that takes nothing else."""
-    if not SAMPLERS[name].example().needs().mask:
-        return problem
-    return InverseProblem(Inpainting(keep=0.5), problem.noise, problem.y)
-
-
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_batch_invariance_with_a_network(
-    name: str, blurred_digits: InverseProblem, digits: EDMPrior, float32: Compute
-) -> None:
+def test_batch_invariance_with_a_network(name: str, float32: Compute) -> None:
     """Image 5 alone, in a batch of 8, and as the first of a chunk of the second part: the same to 1e-4."""
-    sampler, problem = SAMPLERS[name].example(), solvable(blurred_digits, name)
-    together = sampler.sample(problem, digits, compute=float32).samples
-    alone = sampler.sample(problem.select(torch.tensor([5])), digits, first_image=5, compute=float32)
-    chunks = Compute(device="cpu", precision="float32", max_rows=2, progress=False)
-    part = sampler.sample(problem.select(torch.arange(5, 8)), digits, first_image=5, compute=chunks)
-    for other in (alone.samples[0], part.samples[0]):
+    sampler = SAMPLERS[name].example()
+    operator = small_operator(sampler)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = EDMPrior(EDMPrior.example().network, shape=None)
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
+    problem = InverseProblem(operator, GaussianNoise(0.1), operator(x))
+    together = sampler.sample(problem, network, compute=float32).samples
+    alone = sampler.sample(problem.select(torch.tensor([5])), network, first_image=5, compute=float32)
+    part = problem.select(torch.arange(5, 8))
+    chunks = sampler.sample(part, network, first_image=5, compute=replace(float32, max_rows=2))
+    for other in (alone.samples[0], chunks.samples[0]):
         assert (other - together[5]).abs().max() < 1e-4
 
 
@@ -184,19 +172,15 @@ def test_compute_is_checked(options: dict, words: str) -> None:
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_callers_grad_mode_is_untouched_after_every_step(name: str, enabled: bool) -> None:
+def test_the_callers_grad_mode_is_untouched_after_every_step(enabled: bool) -> None:
     modes: list[bool] = []
     with torch.set_grad_enabled(enabled):
-        SAMPLERS[name].example().sample(
-            solvable(numbered(2), name),
-            WhitePrior(),
-            compute=QUIET,
-            callback=lambda _: modes.append(torch.is_grad_enabled()),
+        Walk().sample(
+            numbered(2), WhitePrior(), compute=QUIET, callback=lambda _: modes.append(torch.is_grad_enabled())
         )
         modes.append(torch.is_grad_enabled())
-    assert modes == [enabled] * (SAMPLERS[name].example().num_steps + 1)
+    assert modes == [enabled] * 5
 
 
 def test_gradients_are_off_inside_a_sampler() -> None:
@@ -212,18 +196,6 @@ def test_gradients_are_off_inside_a_sampler() -> None:
     with torch.enable_grad():
         Look().sample(numbered(1), WhitePrior(), compute=QUIET)
     assert inside == [False] * 4
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_caller_in_inference_mode(name: str, problem: InverseProblem) -> None:
-    """Where nothing can be differentiated: the driver steps out of it for the sampler, and back."""
-    sampler, problem = SAMPLERS[name].example(), solvable(problem, name)
-    plain = sampler.sample(problem, WhitePrior(), compute=QUIET)
-    with torch.inference_mode():
-        inside = InverseProblem(problem.operator, problem.noise, problem.y.clone())
-        found = sampler.sample(inside, WhitePrior(), compute=QUIET)
-        assert torch.is_inference_mode_enabled()
-    assert torch.equal(found.samples, plain.samples)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -255,17 +227,6 @@ def test_a_chunk_that_is_lost_stops_early_and_the_next_one_runs() -> None:
     sick = Walk(sick={0: 1}).sample(numbered(2), prior, compute=Compute(device="cpu", max_rows=1, progress=False))
     assert sick.diverged_at.tolist() == [[1], [-1]]
     assert sick.cost.forwards == 2 + cost_of_one
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_an_operator_that_fails_for_one_image(name: str) -> None:
-    y = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    sampler = SAMPLERS[name].example()
-    operator = (MaskedGain if sampler.needs().mask else Gain)(torch.tensor([1.0, 1.0, torch.nan]))
-    problem = InverseProblem(operator, GaussianNoise(0.1), y)
-    posterior = sampler.sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
-    assert posterior.diverged.tolist() == [[False] * 2, [False] * 2, [True] * 2]
-    assert posterior.mean[:2].isfinite().all()
 
 
 def test_no_step_at_all_is_an_error() -> None:
