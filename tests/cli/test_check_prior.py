@@ -152,7 +152,7 @@ def test_a_function_rightly_declared(check: Run) -> None:
         ("bytes_", "it takes images in [0, 255], not in [0, 1] (its value_range)"),
         ("noise", "it gives the noise of unit variance; ParametrisedPrior(..., 'epsilon') takes it"),
         ("residual", "it gives the noise (x - D is the image)"),
-        ("half", "it wants to be told twice the noise level"),
+        ("half", "it expects twice the noise level"),
     ],
 )
 def test_another_reading_denoises_better(check: Run, name: str, said: str) -> None:

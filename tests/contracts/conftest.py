@@ -54,7 +54,7 @@ del MODES["afdps-annealed=False"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for one of these fixtures runs for each class or mode that was found."""
+    """A test with one of these fixtures runs for each class or mode."""
     for fixture, found in (
         ("operator_class", OPERATORS),
         ("prior_class", PRIORS),

@@ -124,7 +124,7 @@ def test_something_was_found(request: pytest.FixtureRequest) -> None:
     """A walk that finds nothing would pass."""
     assert {"dps", "daps"} <= set(all_samplers())
     names = {item.name for item in request.session.items}
-    if "test_operator[GaussianBlur]" in names:  # unless pytest was asked for a part of the suite
+    if "test_operator[GaussianBlur]" in names:  # unless pytest runs a part of the suite
         for cls in ("Inpainting", "SuperResolution", "Denoising", "DeepinvOperator", "CallableOperator"):
             assert f"test_operator[{cls}]" in names
         assert {"test_prior[GaussianPrior]", "test_prior[EDMPrior]"} <= names

@@ -39,7 +39,7 @@ def truth(prior: LatentPrior) -> Tensor:
     "sampler", [DPS(schedule=SCHEDULE), DAPS(schedule=SCHEDULE, inner="hamiltonian", chain_steps=10)]
 )
 def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) -> None:
-    """They fit the pixels that were measured far better than what the prior alone draws."""
+    """They fit the measured pixels far better than samples of the prior."""
     noise = GaussianNoise(0.1)
     y = noise.sample(
         OPERATOR(truth), [torch.Generator().manual_seed(i) for i in range(2)], OPERATOR.measured((1, 16, 16))
@@ -61,7 +61,7 @@ def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) 
 
 
 def test_the_problem_is_that_of_the_images(prior: LatentPrior, truth: Tensor) -> None:
-    """Its likelihood is that of the decoded codes, and a sampler for linear operators says that it is none."""
+    """Its likelihood is that of the decoded codes, and a sampler for linear operators refuses it."""
     y = OPERATOR(truth)
     problem = latent_problem(OPERATOR, GaussianNoise(0.1), y, prior)
     codes = prior.encode(truth)

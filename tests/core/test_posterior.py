@@ -1,4 +1,4 @@
-"""What a sampler returns: statistics over the samples that are samples."""
+"""Mean and standard deviation of a posterior, over the samples that did not diverge."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The inverse problem: everything is checked once, in words, and the likelihood is per image."""
+"""The inverse problem: checks with messages, and a likelihood per image."""
 
 from collections.abc import Callable
 
@@ -93,7 +93,7 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(make: Callable, words: str) -> None:
+def test_a_problem_that_does_not_fit_raises_one_line(make: Callable, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
@@ -134,7 +134,7 @@ def test_a_callable_and_its_shape() -> None:
 
 
 def test_likelihood_residual_and_misfit_by_hand() -> None:
-    """Two images with their own noise and their own mask; what was not measured holds NaN in y."""
+    """Two images with their own noise and their own mask; unmeasured entries of y are NaN."""
     operator = Inpainting.random(SHAPE, keep=0.5, seed=3, images=2)
     assert operator.mask is not None
     sigma = torch.tensor([0.1, 0.4])
@@ -177,7 +177,7 @@ def test_gradients_of_images_do_not_mix() -> None:
 
 
 def test_select_takes_parameters_of_operator_and_noise_along() -> None:
-    """In the order asked for, with repetitions: what chunks and particles are made of."""
+    """In the given order, with repetitions, as for chunks and particles."""
     operator = Inpainting.random(SHAPE, keep=0.5, seed=3, images=3)
     problem = InverseProblem(operator, GaussianNoise(torch.tensor([0.1, 0.2, 0.3])), operator(images(3)))
     index = torch.tensor([2, 0, 0, 1])

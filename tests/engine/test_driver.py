@@ -1,4 +1,4 @@
-"""The driver: everything that is not the method, once for all samplers."""
+"""The driver: rows, chunks, gradients, failures, memory and the clock, for all samplers."""
 
 import time
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ SAMPLERS = all_samplers()
 
 @dataclass(frozen=True, kw_only=True)
 class Walk(Sampler):
-    """Noise added up, one network call a step: what the driver does to it is easy to foretell.
+    """Noise added up, one network call a step: the result is easy to predict.
 
     sleep       seconds that a step takes
-    sick        image index -> step at which it becomes what `disease` says
+    sick        image index -> step at which it becomes `disease`
     """
 
     steps: int = 4
@@ -50,7 +50,7 @@ class Walk(Sampler):
             yield Step(x, x0, float(self.steps - 1 - k))
 
     def __post_init__(self) -> None:
-        """NaN is a disease like any other here."""
+        """NaN is allowed here."""
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +73,7 @@ QUIET = Compute(device="cpu", progress=False)
 
 
 def test_any_denoiser_is_a_prior() -> None:
-    """A function (x, sigma) goes in as it is; what is none is refused before any work."""
+    """A function (x, sigma) is a prior; anything else is refused before any work."""
     prior = WhitePrior()
     given, own = (
         DPS(schedule=EDM(steps=3, sigma_max=5.0, sigma_min=0.01)).sample(numbered(2), thing, compute=QUIET)
@@ -184,7 +184,7 @@ def test_the_callers_grad_mode_is_untouched_after_every_step(enabled: bool) -> N
 
 
 def test_gradients_are_off_inside_a_sampler() -> None:
-    """Whatever the caller has: a sampler that forgets to detach would keep the graphs of all its steps alive."""
+    """In any mode of the caller: a sampler that forgets to detach would keep the graphs of all its steps alive."""
     inside: list[bool] = []
 
     class Look(Walk):
@@ -215,7 +215,7 @@ def test_divergence_is_reported_at_its_step_and_others_are_unharmed(disease: flo
 
 
 def test_a_large_but_possible_estimate_is_no_divergence() -> None:
-    """A hundred times the value range away is no image; fifty times may come back."""
+    """The limit is a hundred times the value range."""
     prior = WhitePrior()
     sick = Walk(sick={0: 1}, disease=50.0).sample(numbered(1), prior, compute=QUIET)
     assert not sick.diverged.any()
@@ -285,7 +285,7 @@ class Untouchable(WhitePrior):
 
 
 def test_a_gradient_method_on_a_black_box() -> None:
-    """Names what is missing and whose it is; nobody of this installation could do it either."""
+    """The message names the missing trait, and every sampler that would run."""
     box = CallableOperator(lambda x: x.round(), differentiable=False, image_shape=SHAPE)
     problem = InverseProblem(box, GaussianNoise(0.1), torch.zeros(1, *SHAPE))
     with pytest.raises(
@@ -355,20 +355,20 @@ def test_running_out_of_memory_halves_the_chunks() -> None:
     assert prior.batches == [10, 5, *[2] * 2 * 5]
     plenty = Walk(steps=2).sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
     assert torch.equal(posterior.samples, plenty.samples)
-    assert posterior.cost.forwards == 10 + 5 + 20  # what was tried in vain was computed too
+    assert posterior.cost.forwards == 10 + 5 + 20  # chunks that ran out of memory count
 
 
 def test_running_out_of_memory_is_an_error_where_nothing_smaller_is_left() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         Walk().sample(numbered(2), Greedy(rows=0), compute=QUIET)
     prior = Greedy(rows=2)
-    with pytest.raises(torch.OutOfMemoryError):  # max_rows is a word
+    with pytest.raises(torch.OutOfMemoryError):  # a given max_rows is kept
         Walk().sample(numbered(4), prior, compute=Compute(device="cpu", max_rows=3, progress=False))
     assert prior.batches == [3]
 
 
 def test_few_rows_at_a_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a CPU has not is not missed but swapped: the rows in flight are bounded beforehand."""
+    """A CPU out of memory swaps and raises no error: the rows in flight are bounded beforehand."""
     monkeypatch.setattr("invdiff.engine.driver.CPU_PIXELS", 3 * 64)
     prior = Greedy(rows=3)
     Walk(steps=1).sample(numbered(7), prior, compute=QUIET)
@@ -390,7 +390,7 @@ def test_fewer_rows_at_a_time_where_each_is_many_particles(
     assert prior.batches == batches
 
 
-def test_an_ensemble_tells_the_driver_how_many_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_particles_of_an_ensemble_count_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("invdiff.engine.driver.CPU_PIXELS", 12 * 64)
     prior = Greedy(rows=12)
     EnKG(schedule=EDM(steps=2, sigma_max=5.0, sigma_min=0.1), ensemble=4, guidance=0.0).sample(
@@ -423,7 +423,7 @@ def test_no_bar_on_short_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_any_callable_as_a_forward_model() -> None:
-    """Numpy inside, no gradient: a sampler without needs takes it, and the operator is called in batches."""
+    """Numpy inside, no gradient: a sampler without requirements accepts it, and the operator is called in batches."""
 
     def black_box(x: Tensor) -> Tensor:
         return torch.from_numpy(np.sort(x.numpy(), axis=-1))

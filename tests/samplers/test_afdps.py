@@ -1,4 +1,4 @@
-"""AFDPS: its step particle by particle, its Gaussian start, and where the published form stops."""
+"""AFDPS: its step particle by particle, its Gaussian start, and the limit of the published form."""
 
 import math
 from itertools import pairwise
@@ -70,9 +70,9 @@ def test_a_run_equals_the_equations(annealed: bool) -> None:
 
 @pytest.mark.parametrize("annealed", [False, True])
 def test_the_posterior_and_evidence_of_a_gaussian(annealed: bool) -> None:
-    """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.5, which is as much as full strength bears at these steps.
+    """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.5, the least at which full strength is stable here.
 
-    The evidence of full strength is a mean of numbers far too uneven to be seen.
+    The evidence of full strength is a mean over weights too uneven to be compared.
     """
     problem = InverseProblem(Denoising(), GaussianNoise(0.5), torch.full((1, 1, 1, 2), 0.8))
     schedule = EDM(steps=120, sigma_max=4.0 if annealed else 2.0, sigma_min=0.005)
@@ -88,7 +88,7 @@ def test_the_posterior_and_evidence_of_a_gaussian(annealed: bool) -> None:
     assert float(cloud.log_evidence.exp().mean().log()) == pytest.approx(exact, abs=0.2)
 
 
-def test_full_strength_on_sharp_data_diverges_and_says_so() -> None:
+def test_full_strength_on_sharp_data_is_reported_as_divergence() -> None:
     problem = InverseProblem(Denoising(), GaussianNoise(0.02), torch.full((1, 1, 4, 4), 0.8))
     schedule = EDM(steps=60, sigma_max=20.0, sigma_min=0.01)
     for annealed in (False, True):

@@ -1,8 +1,8 @@
 """Particle filters against exact posteriors of a Gaussian and of two modes: the error of the mean falls like one over
 the root of the number of particles, from 16 to 4096.
 
-afdps and mcgdiff are resampled at every step, as in MCGDiff's paper: where that is put off until half of the particles
-are gone they scatter more at 4096 particles (root mean square of 16 chains: 0.055 to 0.07 of the posterior's spread
+afdps and mcgdiff are resampled at every step, as in MCGDiff's paper: resampled when half of the particles are gone,
+they scatter more at 4096 particles (root mean square of 16 chains: 0.055 to 0.07 of the posterior's spread
 instead of 0.036 to 0.044).
 """
 
@@ -21,7 +21,7 @@ from invdiff.samplers import AFDPS, FKC, MCGDiff, ParticleSampler
 from invdiff.schedules import EDM
 
 SHAPE = (1, 1, 2)
-# Chains behind each error: enough to know it to a tenth.
+# Chains behind each error, for a standard error of a tenth.
 CHAINS = {16: 192, 64: 128, 256: 96, 1024: 96, 4096: 96}
 LEVELS = EDM(steps=100, sigma_max=40.0, sigma_min=0.02)
 SAMPLERS: dict[str, ParticleSampler] = {
@@ -52,7 +52,7 @@ def problem() -> InverseProblem:
 
 
 def error(sampler: ParticleSampler, prior: ClosedFormPrior, problem: InverseProblem, count: int) -> float:
-    """How far the mean of a chain is off, on average over chains, in units of the posterior's spread."""
+    """Error of the mean of a chain, averaged over chains, in units of the posterior's spread."""
     exact = prior.posterior(problem)
     sampler = replace(sampler, ensemble=count, particles_at_once=10**6)
     cloud = sampler.cloud(problem, prior, chains=CHAINS[count], compute=Compute(device="cpu", progress=False))

@@ -1,4 +1,4 @@
-"""DAPS: exact where it can be, the paper's own chain digit by digit, and the rules every sampler keeps."""
+"""DAPS: exact draws against the posterior, and the paper's chains digit by digit."""
 
 import math
 from dataclasses import replace
@@ -83,7 +83,7 @@ LINEAR = {
 def test_exact_for_an_isotropic_gaussian(name: str) -> None:
     """Step 1 is the posterior mean, step 2 draws with its true width: the posterior itself, at any number of steps.
 
-    Two images with their own noise levels at once; nothing else in the suite would notice a level that went astray.
+    Two images with their own noise levels at once; no other test compares laws at two levels in one batch.
     """
     operator, levels, s, rows = LINEAR[name], (0.1, 0.3), 0.25, 6000
     mean = 0.5 + 0.2 * normal(16, seed=1)
@@ -130,7 +130,7 @@ def test_a_draw_with_less_spread_keeps_its_mean() -> None:
 
 
 def test_draw_std_narrows_the_draw_and_not_the_weight() -> None:
-    """In a whole run, where nothing is measured, the last draw has the spread that was asked for."""
+    """In a whole run, where nothing is measured, the last draw has the spread `draw_std`."""
     prior = gaussian(torch.full(SMALL, 0.5), 0.25**2 * torch.eye(16))
     mask = torch.zeros(4, 4)
     mask[0, 0] = 1
@@ -221,7 +221,7 @@ def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float) -> No
 
 
 def test_without_momentum_the_hamiltonian_chain_is_langevin() -> None:
-    """Digit by digit, given the same numbers: the velocity that it starts from is forgotten at once."""
+    """Digit by digit, given the same numbers: the initial velocity has no effect."""
     shape, steps = (3, *SMALL), 12
     problem = InverseProblem(CallableOperator(lambda x: x**2), GaussianNoise(0.2), normal(*shape), image_shape=SMALL)
     x0_hat, numbers = 0.5 + 0.3 * normal(*shape, seed=1), [normal(*shape, seed=2 + k) for k in range(steps)]
@@ -307,7 +307,7 @@ def test_a_chain_equals_the_authors(inner: str) -> None:
 
 
 def test_metropolis_needs_nothing_but_values() -> None:
-    """A black box that counts photons: no gradient of any kind, and the images come to fit."""
+    """A black box with photon counts: without any gradient, the images fit y."""
     box = CallableOperator(
         lambda x: torch.from_numpy((255 * x.numpy()).round() / 255), differentiable=False, image_shape=SMALL
     )
@@ -335,7 +335,7 @@ def with_singular_values(values: Tensor, seed: int = 0) -> LinearCallableOperato
 def step_sizes(
     sampler: DAPS, problem: InverseProblem, x0_hat: Tensor, width: float, probe: Tensor, levels: int = 1
 ) -> list[Tensor]:
-    """(R,) at each level: from how far a chain of one step moves x0_hat, which fits y, by a noise of 1."""
+    """(R,) at each level: from the distance that a chain of one step with a noise of 1 moves an x0_hat that fits y."""
     one, accept = torch.ones_like(x0_hat), torch.full((len(x0_hat), 2), 1e3)
     between = [one, accept] if sampler.inner == "metropolis" else [one]
     between = [one, *between] if sampler.inner == "hamiltonian" else between
@@ -405,8 +405,8 @@ def test_an_operator_of_large_norm_does_not_diverge(inner: str) -> None:
     assert errors[1] < 0.15
 
 
-def test_a_direction_that_saturates_is_waited_for() -> None:
-    """Nothing changes in an image that is clipped everywhere; at the next level the stiffness is there all the same."""
+def test_the_stiffness_of_a_saturated_image_is_found_at_the_next_level() -> None:
+    """A probe that changes nothing, in an image that is clipped everywhere, is kept for the next level."""
     clipped, grey = torch.full((2, *SMALL), 2.0).double(), torch.full((2, *SMALL), 0.5).double()
     clipped[1] = 0.5
     operator, zeros = CallableOperator(lambda x: x.clamp(0, 1)), torch.zeros(2, *SMALL).double()
@@ -422,7 +422,7 @@ def test_a_direction_that_saturates_is_waited_for() -> None:
 
 
 def test_stiffness_of_a_single_pixel() -> None:
-    """It is looked for within the range of images, also where the stiffest direction is one pixel of many."""
+    """It is measured within the range of images, also where the stiffest direction is one pixel of many."""
     shape = (1, 64, 64)
     weights = torch.full(shape, 0.1).double()
     weights[0, 5, 7] = 4.0
@@ -435,7 +435,7 @@ def test_stiffness_of_a_single_pixel() -> None:
 
 
 def test_a_measured_step_size_cuts_slopes_off_and_a_given_one_does_not() -> None:
-    """Far from where it was measured, a slope may be steeper than it can bear; a published step is what it is."""
+    """Far from where it was measured, a slope may exceed the limit of the step; a given step size has none."""
     y, x0_hat = torch.zeros(1, *SMALL).double(), torch.zeros(1, *SMALL).double()
     y[0, 0, 0, 0], y[0, 0, 0, 1] = 3.0, -0.01
     problem, slope = InverseProblem(Denoising(), GaussianNoise(0.01), y), -1e4 * y
@@ -451,7 +451,7 @@ def test_a_measured_step_size_cuts_slopes_off_and_a_given_one_does_not() -> None
 @pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
 @pytest.mark.parametrize("gain", [1e-3, 1e-1])
 def test_photon_counts_down_to_zero(inner: str, gain: float) -> None:
-    """Their likelihood has a wall at zero, a thousand times steeper than the rest: no chain is thrown off by it."""
+    """Their likelihood has a wall at zero, a thousand times steeper than the rest: no chain diverges."""
     truth = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = PoissonNoise(gain)
     y = noise.sample(truth, [torch.Generator().manual_seed(i) for i in range(2)])
@@ -665,7 +665,7 @@ def test_auto_takes_the_closed_form_where_there_is_one() -> None:
 
 
 def test_closed_form_with_a_linear_black_box() -> None:
-    """It needs an adjoint and a solve, but no autograd: a linear operator that hides its graph will do."""
+    """It requires an adjoint and a solve, but no autograd: a linear operator without a graph is enough."""
 
     class Opaque(LinearOperator):
         differentiable = False

@@ -1,4 +1,4 @@
-"""DPS: the authors' step, the exact law of its linear-Gaussian recursion, and the rules every sampler keeps."""
+"""DPS: the authors' step, and the exact law of its linear-Gaussian recursion."""
 
 from itertools import pairwise
 
@@ -286,7 +286,7 @@ def test_law_on_a_correlated_problem() -> None:
 
 
 def test_norm_guidance_on_the_toy_of_the_reference() -> None:
-    """Two correlated pixels, one measured without noise: a band, not a truth (exact: x2 ~ N(0.9, 0.19))."""
+    """Two correlated pixels, one measured without noise: a recorded band (exact: x2 ~ N(0.9, 0.19))."""
     rows = 3000
     prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), (-1.0, 1.0))
     problem = InverseProblem(
@@ -308,7 +308,7 @@ def digits() -> EDMPrior:
 
 
 def digits_problem(images: int, operator: Operator | None = None) -> InverseProblem:
-    """As much noise as few steps of the likelihood variant need to be stable."""
+    """Enough noise for the likelihood variant to be stable in few steps."""
     x = torch.rand(images, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     operator = operator or GaussianBlur(std=1.0, kernel_size=9)
     return InverseProblem(operator, GaussianNoise(0.5), operator(x))
@@ -327,7 +327,7 @@ def test_without_guidance_it_is_ancestral_sampling_bit_for_bit(digits: EDMPrior)
 
 
 def test_a_perfect_fit_moves_nothing() -> None:
-    """|r| has no gradient at r = 0: that image takes the unguided step, the other one is guided all the same."""
+    """|r| has no gradient at r = 0: that image takes the unguided step, the other image is guided."""
     prior = gaussian(torch.zeros(1, 1, 2), torch.eye(2))
     x = torch.tensor([[[[1.0, -2.0]]], [[[1.0, -2.0]]]], dtype=torch.float64)
     y = prior.denoise(x, 1.0)  # x / 2: exact in binary, so that the residual is 0.0 and not 1e-17

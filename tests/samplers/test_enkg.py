@@ -1,4 +1,4 @@
-"""EnKG: the authors' algorithm particle by particle, the algebra of ensembles, and the rules every sampler keeps."""
+"""EnKG: the authors' algorithm particle by particle, and the algebra of ensembles."""
 
 import math
 from dataclasses import replace
@@ -199,7 +199,7 @@ def correction(sampler: EnKG, problem: InverseProblem, prior: Prior, x: Tensor, 
 def test_affine_problems_are_linearised_exactly(
     normaliser: str, setting: tuple[InverseProblem, GaussianPrior, Tensor]
 ) -> None:
-    """What the particles learn from each other is C_xx B^T e: ensemble covariance and the true Jacobian B."""
+    """The correction is C_xx B^T e: ensemble covariance and the true Jacobian B."""
     problem, prior, x = setting
     sampler = EnKG(ensemble=5, normaliser=normaliser)  # type: ignore[arg-type]
     found, predicted = correction(sampler, problem, prior, x, 0.7)
@@ -230,7 +230,7 @@ def test_corrections_stay_in_the_span_of_the_ensemble(setting: tuple[InverseProb
 
 @pytest.mark.parametrize("normaliser", ["frobenius", "spread"])
 @pytest.mark.parametrize("kind", ["one particle", "identical particles"])
-def test_who_has_nobody_to_learn_from_is_not_corrected(
+def test_identical_particles_are_not_corrected(
     normaliser: str, kind: str, setting: tuple[InverseProblem, GaussianPrior, Tensor]
 ) -> None:
     """0 / 0 is no correction, and no NaN."""
@@ -248,8 +248,8 @@ def test_who_has_nobody_to_learn_from_is_not_corrected(
         assert (ours.x - theirs.x).abs().max() < 1e-12
 
 
-def test_an_operator_that_tells_nothing_corrects_nothing() -> None:
-    """All predictions are the same, their mean is off by rounding: that must not be taken for a direction."""
+def test_a_constant_operator_corrects_nothing() -> None:
+    """All predictions are the same, their mean is off by rounding: rounding is no direction."""
     flat = CallableOperator(lambda x: 0 * x + 0.1, image_shape=SHAPE)
     problem = InverseProblem(flat, GaussianNoise(0.1), torch.full((1, *SHAPE), 0.7))
     sampler = EnKG(schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=7, guidance=2.0, stochastic=False)
@@ -326,7 +326,7 @@ def test_an_ancestral_step_without_guidance_is_ancestral_sampling(
 @pytest.mark.parametrize("normaliser", ["frobenius", "spread"])
 @pytest.mark.parametrize("power", [-40, 40])
 def test_the_unit_of_the_measurement_does_not_matter(normaliser: str, power: int) -> None:
-    """In float32 too, where the square of a square would be 0 or infinite, and guidance off without a word."""
+    """In float32 too, where the square of a square would be 0 or infinite, and guidance without effect."""
     blur, unit = GaussianBlur(std=1.0, kernel_size=5), 2.0**power
     y = blur(0.4 + 0.25 * normal(2, *SHAPE, seed=1).float())
     sampler = replace(SHORT, normaliser=normaliser)  # type: ignore[arg-type]
@@ -455,7 +455,7 @@ def black_box(operator: Operator) -> CallableOperator:
 
 
 def test_a_black_box_is_enough() -> None:
-    """Numpy inside: the same samples as with an operator that could be differentiated, and any noise will do."""
+    """NumPy inside: the same samples as with an operator that could be differentiated, with any noise."""
     blur = GaussianBlur(std=1.0, kernel_size=5)
     y = blur(0.4 + 0.25 * normal(2, *SHAPE, seed=1).float()).clamp(min=0)
     problem = InverseProblem(black_box(blur), GaussianNoise(0.1), y)
@@ -508,7 +508,7 @@ def test_no_more_than_particles_at_once_go_through_network_and_operator() -> Non
 
 
 def test_one_particle_that_fails_is_reported() -> None:
-    """A black box that breaks on a single particle: its ensemble is lost, and says so."""
+    """A black box that breaks on a single particle: its ensemble is reported as diverged."""
 
     def breaks(x: Tensor) -> Tensor:
         y = x.clone()

@@ -135,10 +135,10 @@ def settled(sampler: LanPaint, problem: InverseProblem, prior: Prior, values: tu
 
 @pytest.mark.parametrize("friction", [None, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 2.0])
-def test_a_level_comes_to_rest_where_the_guided_score_says(lam: float, friction: float | None) -> None:
+def test_the_law_at_rest_is_that_of_the_guided_score(lam: float, friction: float | None) -> None:
     """On a Gaussian the guided score is linear, and the law at rest of its dynamics solves a Lyapunov equation.
 
-    It is not N(x_k; y, s^2) p_s(x_u | x_k): known pixels feel nothing of unknown ones, or too much.
+    It is not N(x_k; y, s^2) p_s(x_u | x_k): known pixels are coupled to unknown ones too weakly or too strongly.
     """
     rows, s, sigma = 2000, 0.3, 0.1
     mean, covariance = torch.full((4,), 0.5).double(), smooth(2, 2, std=0.3)
@@ -218,7 +218,7 @@ MANY: dict[str, Any] = {"schedule": EDM(steps=40, sigma_max=5.0, sigma_min=0.005
 def test_more_steps_end_in_the_posterior(prior: Any, y: float, noise: Any, settings: dict) -> None:
     """5 standard errors of 2000 draws are 0.11 of a mean and 0.08 of a deviation. Two noise levels are one batch.
 
-    Of the modes the unknown pixel knows nothing but what the known one tells.
+    The mode of the unknown pixel is determined by the known one alone.
     """
     few = errors(prior, y, noise, **settings, **FEW)
     many = errors(prior, y, noise, **settings, **MANY)

@@ -1,4 +1,4 @@
-"""MCG: the authors' step, replacement as an exact recursion, and the rules every sampler keeps."""
+"""MCG: the authors' step, and replacement as an exact recursion."""
 
 from itertools import pairwise
 
@@ -86,7 +86,7 @@ class AuthorsMCG:
         clip: bool,
         aligned: bool = True,
     ) -> Tensor:
-        """Their inpainting: what is missing is sampled and guided, what is known is y with the noise of the level."""
+        """Their inpainting: unknown pixels are sampled and guided, known ones are y with the noise of the level."""
         matrix = torch.diag(mask.double())
         sample, g = self.guided(z, t, y, matrix, torch.eye(len(mask), dtype=torch.float64), scale, noises[0], clip)
         a = (self.alpha_bar_before if aligned else self.alpha_bar)[t]
@@ -226,7 +226,7 @@ def test_a_whole_respaced_run_equals_the_authors(name: str, weight: str, zeta: f
 
 
 def test_the_authors_replaced_part_is_one_step_too_noisy() -> None:
-    """The one departure in the step itself: theirs ends with noise of std 0.01 on what was measured, ours with none."""
+    """The one departure in the step itself: theirs ends with noise of std 0.01 on measured pixels, ours with none."""
     setting, steps = Setting("inpainting"), 20
     authors = AuthorsMCG(setting.mean, setting.covariance, steps)
     z, zeros = setting.truth, torch.zeros(3, 64, dtype=torch.float64)
@@ -265,7 +265,7 @@ def test_range_equivariance(setting: Setting, weight: str) -> None:
         assert (2 * ours.x - 1 - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
 
 
-# -- what is measured stays measured -----------------------------------------------------------------------------------
+# -- measured pixels ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight", ["identity", "pinv"])
@@ -400,7 +400,7 @@ def test_replacement_has_its_known_law_at_every_level(replacement: list[Step]) -
 
 @pytest.mark.parametrize(("zeta", "mean", "variance"), [(0.01, 0.91, 0.188), (0.1, 1.11, 0.059)])
 def test_guidance_on_the_toy_of_the_reference(zeta: float, mean: float, variance: float) -> None:
-    """A band, not a truth: no zeta gives both the mean and the variance for good reasons."""
+    """A recorded band: no zeta gives both the mean and the variance for good reasons."""
     problem, prior = toy(2000)
     sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=zeta, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, Normals(2000, (1, 1, 2)))[-1].x.flatten(1)
@@ -426,7 +426,7 @@ def test_law_on_a_correlated_problem(name: str) -> None:
 
 
 def test_independent_pixels_are_not_guided() -> None:
-    """What was measured says nothing about the rest: that stays a sample of the prior, whatever zeta is."""
+    """Measured pixels carry no information on the others, which stay a sample of the prior for any zeta."""
     mask = torch.arange(64).reshape(8, 8) % 3 == 0
     prior = gaussian(torch.full(SHAPE, 0.5), torch.diag(torch.linspace(0.01, 0.2, 64)))
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), 0.5 + 0.3 * normal(2, *SHAPE, seed=1))
@@ -600,7 +600,7 @@ def test_an_absurd_zeta_is_reported_and_harms_no_other() -> None:
 
 
 def test_it_restores_a_digit() -> None:
-    """With a trained network: what was measured is kept, the rest is closer to the truth than mid-grey."""
+    """With a trained network: measured pixels are kept, the others are closer to the truth than mid-grey."""
     prior = load_prior("digits")
     operator = Inpainting(keep=0.5)
     truth = torch.zeros(1, 1, 32, 32)

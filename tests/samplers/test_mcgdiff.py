@@ -112,8 +112,8 @@ def test_a_level_moves_to_the_measurement_and_no_other_does() -> None:
         assert float(found[1].sub(level).abs().min()) < 1e-6
 
 
-def test_directions_that_nobody_measured_keep_to_the_prior() -> None:
-    """A blur with tiny singular values: division by them must not show."""
+def test_unmeasured_directions_have_the_law_of_the_prior() -> None:
+    """A blur with tiny singular values: division by them must have no effect."""
     operator = GaussianBlur(std=2.0, kernel_size=7)
     y = operator(0.4 + 0.25 * torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
     sampler = MCGDiff(schedule=EDM(steps=60, sigma_max=10.0, sigma_min=0.01), ensemble=16, particles_at_once=10_000)

@@ -50,7 +50,7 @@ def test_posterior_mean_is_the_papers_formula(solver: str, sigma: float) -> None
 
 
 def test_gmres_solves_what_is_not_symmetric() -> None:
-    """For the Jacobian of a network conjugate gradients end elsewhere; J^T and not J is what is applied."""
+    """For the Jacobian of a network conjugate gradients end elsewhere; J^T is applied, not J."""
     matrix, y, sigma = normal(4, 9, seed=1), normal(1, 4, seed=2), 0.7
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.5), y)
     prior, x = Bent(0.25 * normal(9, 9, seed=5)), normal(1, *SHAPE, seed=4)
@@ -142,7 +142,7 @@ def test_complex_measurements_are_two_real_ones() -> None:
 
 
 def test_exact_for_gaussian_images() -> None:
-    """Mean and covariance without Monte Carlo: what is left falls with the steps, towards nothing."""
+    """Mean and covariance without Monte Carlo: the error falls to 0 with the number of steps."""
     matrix = normal(4, 9, seed=1)
     prior = gaussian(0.5 + 0.2 * normal(*SHAPE, seed=3), smooth(3, 3, std=0.3))
     y = matrix @ prior.sample(1, torch.Generator().manual_seed(5)).flatten()
@@ -193,7 +193,7 @@ def test_few_iterations_leave_an_error() -> None:
 
 
 def test_biased_for_a_mixture_at_any_number_of_steps() -> None:
-    """Two modes with a measurement that speaks for one of them, 10 to 1: moment matching does not weigh them right."""
+    """Two modes with a measurement that favours one of them, 10 to 1: moment matching does not weigh them right."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
     prior = GaussianMixturePrior.isotropic(torch.tensor([0.5, 0.5], dtype=torch.float64), means, torch.tensor(0.2))
     rows, matrix = 1500, torch.tensor([[1.0, 1.0]], dtype=torch.float64)

@@ -148,7 +148,7 @@ def test_the_known_bias_for_two_pixels_that_are_alike(
 
 
 def test_biased_for_a_mixture_at_any_number_of_steps() -> None:
-    """Two modes and a measurement that speaks for one of them: a round Gaussian about D does not weigh them right."""
+    """Two modes and a measurement that favours one of them: a round Gaussian about D does not weigh them right."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
     prior = GaussianMixturePrior.isotropic(torch.tensor([0.5, 0.5], dtype=torch.float64), means, torch.tensor(0.2))
     rows, matrix = 1500, torch.tensor([[1.0, 1.0]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""RED-Diff: the authors' loop number by number, its law on Gaussian problems, and the rules every sampler keeps."""
+"""RED-Diff: the authors' loop number by number, and its law on Gaussian problems."""
 
 from collections.abc import Callable
 from math import log, sqrt
@@ -222,7 +222,7 @@ def test_a_nonlinear_operator_too() -> None:
 def test_range_equivariance(setting: Setting, data_term: str, optimiser: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2.
 
-    Adam's epsilon is the only thing that knows the unit, and shows where a gradient happens to be almost zero.
+    Only Adam's epsilon depends on the unit; it matters where a gradient is almost zero.
     """
     rate_unit = 0.5
     if optimiser == "descent":
@@ -267,7 +267,7 @@ def test_it_starts_from_the_first_guess_about_mid_grey(value_range: tuple[float,
 
 
 def test_a_nonlinear_operator_guesses_for_itself() -> None:
-    """Its guess is taken as it is, from what was measured alone; without one the start is mid-grey."""
+    """Its first guess is used, from measured entries alone; without one the start is mid-grey."""
 
     class Squared(CallableOperator):
         def first_guess(self, y: Tensor) -> Tensor:
@@ -379,7 +379,7 @@ def test_its_spread_is_jitter_and_no_uncertainty(thousand_steps: tuple[Tensor, T
 
 
 class WithoutGuess(LinearCallableOperator):
-    """A linear operator that offers no quick image, so that the descent has a way to go."""
+    """A linear operator without a first guess, so that the descent starts far away."""
 
     def first_guess(self, y: Tensor) -> None:  # type: ignore[override]
         return None
@@ -387,7 +387,7 @@ class WithoutGuess(LinearCallableOperator):
 
 @pytest.mark.parametrize("data_term", ["published", "likelihood"])
 def test_without_the_regulariser_it_is_least_squares(data_term: str) -> None:
-    """An overdetermined system with an inconsistent y; neither the prior nor any random number has a say."""
+    """An overdetermined system with an inconsistent y; neither the prior nor the random numbers have an effect."""
     matrix, y = normal(24, 16, seed=1), normal(2, 24, seed=2)
     operator = WithoutGuess(lambda x: x.flatten(1) @ matrix.T.to(x.dtype), image_shape=SMALL)
     problem = InverseProblem(operator, GaussianNoise(0.2), y)
@@ -422,7 +422,7 @@ def test_measuring_twice() -> None:
 
 
 def test_complex_measurements() -> None:
-    """One complex number is two measurements, each part with half the variance: as if they had been given as such."""
+    """One complex number is two measurements, each part with half the variance: the same as those two."""
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.3))
     numbers = [normal(2, *SHAPE, seed=k) for k in range(15)]
 
@@ -481,7 +481,7 @@ def test_an_image_with_an_absurd_likelihood_is_reported_and_harms_no_other() -> 
 
 
 def test_an_absurd_learning_rate_is_reported_where_it_does_harm() -> None:
-    """Image 1 fits from the start and has no gradient: it stays, while Adam throws the other one out at once."""
+    """Image 1 fits from the start and has no gradient: it stays, while Adam makes the other one diverge at once."""
     _, prior = small_problem()
     operator = CallableOperator(torch.square, image_shape=SHAPE)
     y = torch.stack([torch.full(SHAPE, 0.3), torch.full(SHAPE, 0.25)])  # from mid-grey, 0.5
