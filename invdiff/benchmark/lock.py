@@ -101,7 +101,8 @@ def _me() -> str:
 
 def _others(folder: Path) -> tuple[list[str], list[str]]:
     """Other processes that are at work, and those that were killed: the system has released their locks."""
-    alive, killed = [], []
+    alive: list[str] = []
+    killed: list[str] = []
     for path in folder.glob(f"{NAME}-*@*"):
         name = path.name.removeprefix(f"{NAME}-")
         if name != _me():

@@ -147,7 +147,7 @@ def evaluate(
     problem = posterior.problem
     scores = [*SCORES, *(["psnr_raw"] if problem.operator.ambiguous else []), *(BEST if best_of else [])]
     baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
-    images = []
+    images: list[dict[str, Any]] = []
     for i, (name, found) in enumerate(zip(names, score_images(posterior, truth, value_range), strict=True)):
         known = {score: mean_of(found.kept(score)) for score in OF_SAMPLES} | found.image
         known["baseline_psnr"] = None if baseline is None else for_json(baseline[i])
