@@ -16,13 +16,13 @@ Run = Callable[..., Any]
 NETWORK = '''
 import torch
 from invdiff import load_prior
-from invdiff.priors.base import per_row
+from invdiff.shapes import sigma_per_row
 
 digits = load_prior("digits")
 
 
 def right(x, sigma, mean=0.6, std=0.1):
-    return mean + (x - mean) / (1 + per_row(sigma / std, x) ** 2)
+    return mean + (x - mean) / (1 + sigma_per_row(sigma / std, x) ** 2)
 
 
 def symmetric(x, sigma):
@@ -35,7 +35,7 @@ def bytes_(x, sigma):
 
 
 def noise(x, sigma):
-    return (x - right(x, sigma)) / per_row(sigma, x)
+    return (x - right(x, sigma)) / sigma_per_row(sigma, x)
 
 
 def residual(x, sigma):

@@ -126,7 +126,7 @@ def test_interrupted_and_going_on(train: Run, monkeypatch: pytest.MonkeyPatch) -
         (("data=images.npz", "noise=poisson"), "learning from measurements needs Gaussian noise, got PoissonNoise"),
         (("data=images.npz", "learning.rounds=0"), "learning: rounds must be an integer >= 1, got 0"),
         (("data=images.npz", "learning.rounds=few"), "learning.rounds must be a whole number, got few"),
-        (("data=images.npz", "mixture.components=30"), "components=30 need at least 60 measurements"),
+        (("data=images.npz", "mixture.components=30"), "components=30 need >= 60 measurements"),
         (
             ("data=images.npz", "prior=network", "recipe=digits"),
             "a network learns from whole images: recipe.shape must be",

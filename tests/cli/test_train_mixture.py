@@ -122,7 +122,7 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (("prior=gaussian",), "prior must be network or mixture here, what to train, got gaussian"),
         (("mixture.components=30",), "components=30 need at least 60 images, got 36; take fewer components or more"),
         (("mixture.rank=many",), "mixture.rank must be a whole number, got many"),
-        (("mixture.rank=0",), "rank of a mixture must be at least 1, got 0"),
+        (("mixture.rank=0",), "rank of a mixture must be an integer >= 1, got 0"),
         (("size=64",), "size=64 needs square images of 64 pixels or more, got 16x16"),
         (("init=some.safetensors",), "init= goes with prior=network"),
         (("prior=network", "size=8"), "size=8 goes with prior=mixture"),
