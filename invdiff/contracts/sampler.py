@@ -5,10 +5,11 @@ They do not ask whether a sampler draws from the posterior: see `law`.
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from invdiff.contracts.compare import (
 )
 from invdiff.contracts.toys import COMPUTE, SMALL, Gain, MaskedGain, WhitePrior, accepted, small_operator
 from invdiff.engine.driver import Event
+from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
     GaussianNoise,
@@ -119,7 +121,7 @@ def _check_grad_mode(t: _Trial) -> None:
     for last in (1, t.sampler.num_steps):
         rng = Streams([generator(0, "sample", 0, s) for s in range(2)], SMALL, "cpu")
         with torch.no_grad():  # as in the driver
-            steps = t.sampler.iterate(problem, t.prior, rng)
+            steps = cast(Generator[Step, None, None], t.sampler.iterate(problem, t.prior, rng))
             for _ in range(last):
                 next(steps, None)
                 require(not torch.is_grad_enabled(), f"{t.name} switches gradients on for the caller; {mend}")
@@ -239,7 +241,7 @@ def _check_sick_image(t: _Trial) -> None:
     if well is None:
         raise NotApplicable("it refuses an operator with a gain for each image")
     sick = copy.deepcopy(well)
-    sick.gain[1] = torch.nan
+    sick.get_buffer("gain")[1] = torch.nan
     y = 0.4 + 0.25 * normal(3, 3, *SMALL)
     healthy, found = (t.run(InverseProblem(operator, GaussianNoise(0.1), y)) for operator in (well, sick))
     reported = found.diverged.all(1).tolist()
