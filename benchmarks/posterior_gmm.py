@@ -35,11 +35,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from invdiff import Compute, InverseProblem
-from invdiff.benchmark.draws import draws
 from invdiff.operators import GaussianNoise, RandomProjection
 from invdiff.priors import GaussianMixturePrior
 from invdiff.report.comparison import save_figure
-from invdiff.samplers import all_samplers
+from invdiff.samplers import ParticleSampler, all_samplers
 from invdiff.schedules import EDM
 from invdiff.scores.distances import wasserstein_1d
 from invdiff.streams import generator
@@ -84,7 +83,11 @@ def points_of(name: str, prior: GaussianMixturePrior, given: InverseProblem) -> 
     sampler = replace(all_samplers()[method](), schedule=schedule, **SETTINGS[name])
     compute = Compute(precision="float32", progress=False, max_rows=DRAWS)
     began = time.perf_counter()
-    found = draws(sampler, given, prior, DRAWS, clouds=True, particles=PARTICLES.get(name), compute=compute)
+    if isinstance(sampler, ParticleSampler):
+        cloud = replace(sampler, ensemble=PARTICLES.get(name, DRAWS))
+        found = cloud.sample_of_cloud(given, prior, num_samples=DRAWS, compute=compute)
+    else:
+        found = sampler.sample(given, prior, num_samples=DRAWS, compute=compute)
     return found.samples[0, ~found.diverged[0]].flatten(1), time.perf_counter() - began
 
 

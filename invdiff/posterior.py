@@ -14,7 +14,7 @@ class Cost:
     vjps            vector-Jacobian products through it
     operator_calls  forward, adjoint, pseudo-inverse, solve, and products with the operator's Jacobian
     seconds         wall time of the sampler, callbacks and progress left out
-    peak_memory_mb  CUDA: peak of allocated memory; CPU: peak resident size of the process so far
+    peak_memory_mb  of the device, or on the CPU of the process so far (`engine.device.peak_memory_mb`)
     """
 
     forwards: int = 0

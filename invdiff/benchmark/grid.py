@@ -10,14 +10,15 @@ from torch import Tensor
 from invdiff._version import __version__
 from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
-from invdiff.benchmark.recipe import Recipe
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, measure
 from invdiff.samplers import ParticleSampler, Sampler
+from invdiff.samplers.settings import as_config
 from invdiff.scores.of_images import baseline_psnr
 from invdiff.scores.truth import Exact
 
+ELSEWHERE = "runs/again/${now:%Y-%m-%d_%H-%M-%S}"  # in its own folder a run would find nothing left to compute
 KEPT_BYTES = 2**30  # of measurements, so that those of a slow operator are made once and not for every sampler
 
 
@@ -42,12 +43,17 @@ class Images:
 
 @dataclass(frozen=True)
 class Task:
-    """An operator with its noise; `settings` are both as JSON."""
+    """An operator with its noise.
+
+    settings  both as JSON, files by their contents
+    config    both as nodes of a configuration, where they come from one
+    """
 
     label: str
     operator: Operator
     noise: Noise
     settings: Settings
+    config: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Grid:
     prior_settings  the prior as JSON, its weights included
     budgets         besides own settings: run every sampler with as many steps as each of these buys
     own             run the samplers with their own settings
-    recipe          how the user asked for it, if anybody knows
+    config          the resolved configuration that it was made from, if there is one
     clouds          of a particle filter, the samples of an image are one cloud of as many particles; otherwise each is
                     a draw of a cloud of its own
     """
@@ -87,7 +93,7 @@ class Grid:
     budgets: Sequence[Budget] = ()
     own: bool = True
     clouds: bool = False
-    recipe: Recipe | None = None
+    config: Settings | None = None
 
     def prepared(self, sampler: Sampler) -> Sampler:
         """The sampler as it is run: a particle filter whose cloud is wanted has as many particles."""
@@ -111,6 +117,18 @@ class Grid:
             "precision": precision,
             "invdiff": __version__,
             **({"clouds": True} if self.clouds else {}),
+        }
+
+    def config_of(self, label: str, sampler: Sampler, task: Task) -> Settings:
+        """The configuration that makes one run alone, of a sampler under this label with all its settings."""
+        return {
+            **(self.config or {}),
+            "samplers": [{label: as_config(sampler)}],
+            "operators": [{task.label: task.config["operator"]}],
+            "noise": task.config["noise"],
+            "use_recommended": False,
+            "budget": {**(self.config or {})["budget"], "own": True, "calls": [], "seconds": []},
+            "output": ELSEWHERE,
         }
 
 
@@ -141,6 +159,12 @@ class Measurements:
     _baseline: dict[int, float | None] = field(default_factory=dict)
     _exact: dict[int, Exact] = field(default_factory=dict)
     _bytes: int = 0
+
+    def forget(self) -> None:
+        """Free the memory."""
+        for kept in (self._y, self._baseline, self._exact):
+            kept.clear()
+        self._bytes = 0
 
     def problem(self, images: Sequence[int]) -> InverseProblem:
         """The problem of these images; raises ValueError, with the reason, where the task cannot measure them."""

@@ -1,172 +1,142 @@
-"""Who may write into a folder: one run at a time, or the jobs of one sweep. Locks that die with their process.
+"""One run at a time in a folder, or the jobs of one sweep side by side; a lock ends with its process.
 
-Record locks and not `flock`: forked workers that outlive their process do not inherit them, and they hold between
-machines on a network file system. They are on bytes of one file, which may lie beyond its end:
-
-    all of them   a run that has the folder for itself
-    0             shared: a job of a sweep is at work
-    1             the job whose turn it is to do what only one may do at a time
-    2 and on      a run of the grid, by its fingerprint
+.lock           held by a run that has the folder alone, and for a moment by a job that joins or leaves
+.lock-PID@HOST  held by every run and job at work
+.lock-turn      held by the job that does what only one job may do at a time
+.lock-run-ID    held by the job that computes this run of the grid
 """
 
 import errno
-import fcntl
-import json
 import os
 import socket
-import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from invdiff.io import BadInput
 
 NAME = ".lock"
-PATIENCE = 2.0  # seconds for which the last job of a sweep may hold the folder to clear it up
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+PATIENCE = 4.0  # seconds a job waits to join: other jobs hold the folder for a moment, a run alone to its end
 
 
 @dataclass
 class Lock:
-    """A folder that is held.
-
-    alone  by one run, and not by a job beside others
-    """
+    """A folder that is held, `alone` by one run or by a job of a sweep beside others."""
 
     folder: Path
-    file: IO[str]
     alone: bool
+    _own: list[BaseFileLock] = field(default_factory=list)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until no other job has its turn; it is ours in here."""
-        if self.alone:
+        """Wait until no other job has its turn, and take it."""
+        with _waited(self.folder / f"{NAME}-turn", skip=self.alone):
             yield
-            return
-        _lock(self.file, fcntl.LOCK_EX, 1, 1)
-        try:
-            yield
-        finally:
-            _lock(self.file, fcntl.LOCK_UN, 1, 1)
 
     def last(self) -> bool:
-        """In our turn: whether no other job is at work. Else we sign off, so that one that asks later may be last."""
-        if self.alone:
-            return True
-        last = _lock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        _lock(self.file, fcntl.LOCK_SH if last else fcntl.LOCK_UN, 1)  # a job that comes now waits for its turn
-        return last
+        """Whether no other job is at work; if one is, this job counts as done, so that the other one may be last."""
+        with _waited(self.folder / NAME, skip=self.alone):
+            others = _others(self.folder)[0]
+            if others:
+                self.leave()
+        return not others
 
     def claim(self, runs: Iterable[str]) -> None:
-        """Take runs of the grid, by their fingerprints; raises BadInput where another job has one of them."""
-        if self.alone:
-            return
-        for run in runs:
-            if not _lock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2 + int(run, 16) % 2**62):
-                raise BadInput(
-                    f"another job computes run {run} into {self.folder}; wait for it, or give another output="
-                )
+        """Take runs of the grid, by their fingerprints; raises BadInput where another job computes one of them."""
+        for run in () if self.alone else runs:
+            if not self.take(f"run-{run}"):
+                raise BadInput(f"another job computes run {run} into {self.folder}; wait for it or set another output=")
+
+    def take(self, name: str) -> bool:
+        lock = _acquired(self.folder / f"{NAME}-{name}")
+        self._own += [] if lock is None else [lock]
+        return lock is not None
+
+    def leave(self) -> None:
+        while self._own:
+            self._own.pop().release()
 
 
 @contextmanager
-def only_run(folder: Path, say: Callable[[str], object]) -> Iterator[Lock]:
-    """Hold a folder alone; `say` is told where the run before this one did not end by itself.
+def held(folder: Path, say: Callable[[str], object], *, alone: bool) -> Iterator[Lock]:
+    """Hold a folder alone, or as a job of a sweep beside other jobs.
 
-    Raises BadInput, naming the process, where another run holds it. The system releases the lock of a process that
-    dies, however it dies; the file that it leaves is no lock any more.
+    say  called with a line where an earlier run was killed, and where the file system has no locks
+
+    Raises BadInput, naming the process, where another run holds the folder.
     """
-    file = _locked(folder / NAME, say, fcntl.LOCK_EX, 0)
+    no_locks = f"the file system of {folder} has no locks: make sure that no other run writes there"
+    guard = _acquired(folder / NAME, 0 if alone else PATIENCE, unsupported=lambda: say(no_locks))
+    others, killed = _others(folder)
+    if guard is None or (alone and others):
+        if guard is not None:
+            guard.release()
+        who = f" ({others[0]})" if others else ""
+        raise BadInput(f"another run is writing into {folder}{who}; wait for it or set another output=")
+    lock = Lock(folder, alone)
     try:
-        file.seek(0)
-        earlier = file.read()
-        if earlier:
-            say(f"the run before this one did not end by itself ({_holder(earlier)}); going on from what it stored")
-        _sign(file, folder / NAME)
-        yield Lock(folder, file, alone=True)
-    finally:
-        (folder / NAME).unlink(missing_ok=True)  # while it is held: nobody else can have put a file of his own there
-        file.close()
-
-
-@contextmanager
-def job_of_sweep(folder: Path, say: Callable[[str], object]) -> Iterator[Lock]:
-    """Hold a folder beside other jobs of a sweep; raises BadInput, naming the process, where a run has it alone."""
-    began = time.monotonic()
-    while True:
-        try:
-            file = _locked(folder / NAME, say, fcntl.LOCK_SH, 1)
-            break
-        except BadInput:
-            if time.monotonic() - began > 2 * PATIENCE:
-                raise
-            time.sleep(0.05)
-    lock = Lock(folder, file, alone=False)
-    try:
-        with lock.turn():
-            _sign(file, folder / NAME)
+        if alone and killed:
+            say(f"the run before this one was killed ({killed[0]}); resuming from what it stored")
+        lock.take(_me())
+        if not alone:
+            guard.release()
         yield lock
     finally:
-        began = time.monotonic()
-        # The last one clears up; one that has signed off may still be on its way out, and there is no harm in waiting.
-        while _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1) and time.monotonic() - began < PATIENCE:
-            if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                (folder / NAME).unlink(missing_ok=True)
-                break
-            time.sleep(0.05)
-        file.close()
+        with _waited(folder / NAME, skip=alone):
+            lock.leave()
+            if not _others(folder)[0]:
+                for path in folder.glob(f"{NAME}*"):
+                    with suppress(PermissionError):  # Windows keeps files that are open
+                        path.unlink(missing_ok=True)
+        guard.release()
 
 
-def _locked(path: Path, say: Callable[[str], object], kind: int, length: int) -> IO[str]:
-    """The file, with a lock on so many bytes from its beginning, 0 for all."""
-    unknown = f"the file system of {path.parent} knows no locks: take care that no other run writes there"
-    while True:
-        file = path.open("a+")
-        if not _lock(file, kind | fcntl.LOCK_NB, length, none=lambda: say(unknown)):
-            file.seek(0)
-            holder = _holder(file.read())
-            file.close()
-            raise BadInput(
-                f"another run is writing into {path.parent} ({holder}); wait for it, or give another output="
-            )
-        # The holder before us may have removed the file between our opening and our locking it.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()
+def _me() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"
 
 
-def _lock(
-    file: IO[str], kind: int, length: int = 0, start: int = 0, *, none: Callable[[], object] = lambda: None
-) -> bool:
-    """Whether it was to be had; where the file system knows no locks it was, and `none` is called."""
+def _others(folder: Path) -> tuple[list[str], list[str]]:
+    """Other processes that are at work, and those that were killed: the system has released their locks."""
+    alive, killed = [], []
+    for path in folder.glob(f"{NAME}-*@*"):
+        name = path.name.removeprefix(f"{NAME}-")
+        if name != _me():
+            lock = _acquired(path)
+            (alive if lock is None else killed).append("process {} on {}".format(*name.split("@", 1)))
+            if lock is not None:
+                lock.release()
+    return alive, killed
+
+
+@contextmanager
+def _waited(path: Path, *, skip: bool) -> Iterator[None]:
+    lock = None if skip else _acquired(path, timeout=-1)
     try:
-        fcntl.lockf(file, kind, length, start)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno not in _NO_LOCKS:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(
+    path: Path, timeout: float = 0, *, unsupported: Callable[[], object] = lambda: None
+) -> BaseFileLock | None:
+    """The lock, None where another process keeps it for `timeout` seconds (-1: wait).
+
+    Where the file system has no locks every lock is given, after a call of `unsupported`.
+    """
+    lock = FileLock(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # that it falls back to files that stand for locks
+            lock.acquire(timeout=timeout)
+    except Timeout:
+        return None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
-        none()
-    return True
-
-
-def _sign(file: IO[str], path: Path) -> None:
-    """Raises OSError, naming the file, where it cannot be written."""
-    words = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    try:
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(words))
-        file.flush()
-    except OSError as error:
-        error.filename = str(path)
-        raise
-
-
-def _holder(words: str) -> str:
-    try:
-        told = json.loads(words)
-        return f"process {told['pid']} on {told['host']}, since {told['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "process unknown"
+        unsupported()
+    return lock

@@ -6,6 +6,7 @@ different days can be brought to a common one later.
 
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff.io import write_image
 from invdiff.io.atomic import write_atomically
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
@@ -56,6 +58,19 @@ def pictures(
         shown["std"], shown["error"] = (_rms(values) / (high - low) for values in (std[i], mean[i] - x))
         found.append({what: small(image) for what, image in shown.items() if bool(image.isfinite().all())})
     return found
+
+
+def save_pictures(folder: Path, run: str, image: int, found: Mapping[str, Tensor]) -> None:
+    """Write the pictures of an image of a run into a folder, and remove those that it had earlier and has not now."""
+    folder.mkdir(exist_ok=True)
+    for what in PICTURES:
+        path = folder / file_name(run, image, what)
+        if what not in found:
+            path.unlink(missing_ok=True)
+        elif what in MAPS:
+            save_map(found[what], path)
+        else:
+            write_image(path, found[what])
 
 
 def file_name(run: str, image: int, what: str) -> str:

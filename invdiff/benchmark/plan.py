@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from invdiff.benchmark.budget import (
+    FULL,
     Budget,
     NoFit,
     Speed,
     fit_calls,
     fit_seconds,
+    likely_rows,
     measure_speed,
     network_cost,
     with_steps,
 )
-from invdiff.benchmark.capacity import FULL, likely_rows
-from invdiff.benchmark.fingerprint import Settings, fingerprint
+from invdiff.benchmark.fingerprint import fingerprint
 from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, task_of
 from invdiff.benchmark.store import Store
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
-from invdiff.samplers import Auto, Sampler
-from invdiff.samplers.settings import as_config
+from invdiff.samplers import Sampler
 
 Record = dict[str, Any]
 
@@ -56,8 +56,18 @@ class Run:
 class Planner:
     """Makes the runs of a grid, and their records in the store."""
 
-    def __init__(self, grid: Grid, store: Store, compute: Compute, *, vjp_weight: float | None, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        store: Store,
+        compute: Compute,
+        measurements: Sequence[Measurements],
+        *,
+        vjp_weight: float | None,
+        ranks: int = 1,
+    ) -> None:
         self.grid, self.store, self.compute, self.ranks = grid, store, compute, ranks
+        self.measurements = measurements  # of each task
         self.device = compute.resolve_device()
         self.fixed_weight = vjp_weight
         self._speed: Speed | None = None
@@ -67,8 +77,7 @@ class Planner:
     def plan(self) -> list[Run]:
         """Every run that can be, with what is missing of it; those that cannot have a record that says why."""
         runs: dict[str, Run] = {}
-        for t, task in enumerate(self.grid.tasks):
-            measurements = Measurements(self.grid, task)
+        for t, measurements in enumerate(self.measurements):
             for entry in self.grid.entries:
                 for run in self._pair(entry, t, measurements):
                     same = runs.setdefault(run.id, run)
@@ -86,20 +95,23 @@ class Planner:
             sampler.check(problem, grid.prior)
         except ValueError as error:  # Unsupported is one
             reason = " ".join(str(error).split())
-        base = self._record(entry, task, sampler, reason=reason)
+        base = self._record(entry, task, sampler, reason=reason, fitted=False)
         if reason is not None:
             return []
         runs = [self._run(base, sampler, t)] if grid.own else []
         for budget in grid.budgets:
             fitted = self._fitted(entry, base, sampler, budget, measurements)
             if fitted is not None:
-                runs.append(self._run(self._record(entry, task, fitted, base=base["run"]), fitted, t))
+                runs.append(self._run(self._record(entry, task, fitted, fitted=True), fitted, t))
         return runs
 
     def _record(
-        self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, base: str | None = None
+        self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, fitted: bool
     ) -> Record:
-        """The record of a run, with what is known from earlier; its labels are those of today."""
+        """The record of a run, with what is known from earlier; its labels are those of today.
+
+        fitted  to a budget
+        """
         settings = self.grid.settings(sampler, task, self.compute.precision)
         run = fingerprint(settings)
         known = self._known.get(run, {})
@@ -110,27 +122,17 @@ class Planner:
             "task": task_of(settings),
             "reason": reason,
             # One that was fitted to a budget may be what was asked for by itself, before or later.
-            "fitted": base is not None and known.get("fitted", True),
+            "fitted": fitted and known.get("fitted", True),
             "vjp_weight": known.get("vjp_weight"),
             "rows_at_once": known.get("rows_at_once"),
             "device": known.get("device"),
             "fits": known.get("fits", {}),
             "settings": settings,
             "in_effect": in_effect(task.operator, settings.get("operator")),
-            "again": self._again(entry, task, None if base is None else sampler),
         }
+        if self.grid.config is not None and reason is None:
+            self.store.write_config(run, self.grid.config_of(entry.label, sampler, task))
         return self._keep(record)
-
-    def _again(self, entry: Entry, task: Task, fitted: Sampler | None) -> Settings | None:
-        """How to ask for this run alone. One that was fitted to a budget is asked for by what came of it: its steps."""
-        if self.grid.recipe is None:
-            return None
-        changes: Settings | None = None
-        if fitted is not None:
-            chosen: Any = fitted
-            automatic = isinstance(entry.for_task(task.label), Auto)
-            changes = as_config(fitted) if automatic else {"schedule": {"steps": chosen.schedule.steps}}
-        return self.grid.recipe.of(entry.label, task.label, changes)
 
     def _keep(self, record: Record) -> Record:
         self._known[record["run"]] = record
@@ -156,8 +158,8 @@ class Planner:
         weight = self._measured_speed().vjp_weight
         if weight is None:
             raise BadInput(
-                "the machine is too busy to time a VJP, which seemed to cost nothing: "
-                "try again later, or give its cost in forwards, budget.vjp_weight=2"
+                "could not measure the cost of a VJP (no slower than a forward pass); set budget.vjp_weight=2 or retry "
+                "on an idle machine"
             )
         return weight
 

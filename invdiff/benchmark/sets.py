@@ -107,7 +107,7 @@ def of_runs(
     """
     reason = unavailable()
     if reason is not None:
-        return {run: SetScores(notes={"fid, kid": reason}) for run in rows}
+        return {run: SetScores(notes={"fid": reason, "kid": reason}) for run in rows}
     return {run: _of_run(store, run, images, device) for run, images in rows.items()}
 
 

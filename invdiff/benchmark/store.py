@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
 
 from invdiff.io import BadInput
 from invdiff.io.atomic import PARTIAL, write_atomically
@@ -24,6 +25,8 @@ DATASET, RECORDS, DAMAGED = "results.parquet", "runs", "damaged"
 VERSION = 1  # of the columns; files of another one are not read
 OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # what readers rely on
 _MARK = b"invdiff.results"  # the key in a file's metadata by which we know our own
+
+PER_SAMPLE = ("forwards", "vjps", "operator_calls", "seconds")  # fields of `Cost`
 
 _word = pa.dictionary(pa.int32(), pa.string())  # repeats from row to row: stored once a file
 SCHEMA = pa.schema(
@@ -51,10 +54,7 @@ SCHEMA = pa.schema(
         *((name, pa.float64()) for name in COVERAGES),  # share of the pixels whose credible interval holds the truth
         *((name, pa.float64()) for name in (*DISTANCES, *FLOORS)),  # of all its samples, to the exact posterior
         # costs of the sample: those of its batch, shared out evenly
-        ("forwards", pa.float64()),
-        ("vjps", pa.float64()),
-        ("operator_calls", pa.float64()),
-        ("seconds", pa.float64()),
+        *((name, pa.float64()) for name in PER_SAMPLE),
         ("peak_memory_mb", pa.float64()),  # of its batch
         ("vjp_weight", pa.float64()),  # cost of a VJP through the network in forwards; null: it has none
         ("rows_at_once", pa.int32()),
@@ -181,6 +181,16 @@ class Store:
         before = self.record(record["run"])
         if before != record:
             write_atomically(self.records / f"{record['run']}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+    def config(self, run: str) -> str | None:
+        """The configuration that makes a run alone, YAML; None where the run was asked for without one."""
+        path = self.records / f"{run}.yaml"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def write_config(self, run: str, config: Mapping[str, Any]) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        if self.config(run) != text:
+            write_atomically(self.records / f"{run}.yaml", text.encode())
 
     def all_records(self) -> dict[str, dict[str, Any]]:
         """Every run of the folder by its fingerprint; what was put there since `open`, and is none, is passed over."""

@@ -10,14 +10,13 @@ import numpy as np
 
 from invdiff.benchmark.grid import OF_THE_SAMPLER
 from invdiff.benchmark.sets import SetScores
-from invdiff.benchmark.store import Store
+from invdiff.benchmark.store import PER_SAMPLE, Store
 from invdiff.scores.of_images import COVERAGES
 from invdiff.scores.truth import DISTANCES, FLOORS
 
 # Scores of a sample, averaged over the samples of each image first; and scores of an image.
 OF_SAMPLES = ("psnr", "ssim", "lpips", "misfit", "psnr_raw")
 OF_IMAGES = ("psnr_mean", "diversity", "baseline_psnr", *COVERAGES, *DISTANCES, *FLOORS)
-COSTS = ("forwards", "vjps", "operator_calls", "seconds")
 ORIGIN = ("invdiff", "torch", "git_revision", "device")
 
 
@@ -95,8 +94,11 @@ class Comparison:
 
     @property
     def notes(self) -> dict[str, str]:
-        """Why a score is missing, of any of them."""
-        return {score: why for standing in self.standings for score, why in standing.notes.items()}
+        """Why scores are missing, of any of them, by their names; those that share a reason stand together."""
+        reasons: dict[str, list[str]] = {}
+        for score, why in {score: why for s in self.standings for score, why in s.notes.items()}.items():
+            reasons.setdefault(why, []).append(score)
+        return {", ".join(scores): why for why, scores in reasons.items()}
 
 
 def summarise(
@@ -152,7 +154,7 @@ def summarise(
 
 def rows_by_image(store: Store) -> Rows:
     """Rows of each run and image; of an image that was another one earlier, the latest."""
-    columns = ("created", "name", *ORIGIN, "diverged_at", "notes", "vjp_weight", *OF_SAMPLES, *OF_IMAGES, *COSTS)
+    columns = ("created", "name", *ORIGIN, "diverged_at", "notes", "vjp_weight", *OF_SAMPLES, *OF_IMAGES, *PER_SAMPLE)
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in sorted(store.table(columns).to_pylist(), key=lambda row: row["created"]):
         images = found.setdefault(row["run"], {})
@@ -173,7 +175,7 @@ def _standing(
     }
     per_image |= {score: [rows[0][score] for rows in images.values()] for score in OF_IMAGES}
     scores = {score: Estimate.of(values) for score, values in per_image.items()}
-    costs = {cost: sum(row[cost] for row in every) / len(every) for cost in COSTS}
+    costs = {cost: sum(row[cost] for row in every) / len(every) for cost in PER_SAMPLE}
     diverged = sum(row["diverged_at"] is not None for row in every)
     weight = every[-1]["vjp_weight"]
     return Standing(

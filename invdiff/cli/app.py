@@ -119,19 +119,6 @@ def job_number() -> int | None:
     return job.job.num if job.mode == RunMode.MULTIRUN else None
 
 
-def typed(config_name: str) -> tuple[list[str], list[str]]:
-    """What this job of a command was given: flags that say where configurations are, and options key=value.
-
-    config_name  the command's own
-    """
-    if not HydraConfig.initialized():
-        return [], []
-    job = HydraConfig.get()
-    flags = [f"--config-dir={s.path}" for s in job.runtime.config_sources if s.provider == "command-line"]
-    flags += [] if job.job.config_name == config_name else [f"--config-name={job.job.config_name}"]
-    return flags, [word.removeprefix(f"++{_VALUES}.") for word in job.overrides.task]
-
-
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags, with their values, and the key=value options, in whatever order they were given.
 

@@ -16,17 +16,16 @@ from invdiff.benchmark import sets as image_sets
 from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.fingerprint import Settings, fingerprint, of_image, of_module, with_contents
 from invdiff.benchmark.grid import Entry, Grid, Images, Task
-from invdiff.benchmark.lock import Lock, job_of_sweep, only_run
+from invdiff.benchmark.lock import Lock, held
 from invdiff.benchmark.loggers import Logger, check_loggers, loggers
 from invdiff.benchmark.ranks import joined
-from invdiff.benchmark.recipe import Named, Recipe
 from invdiff.benchmark.run import run_benchmark
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import Comparison, rows_by_image, summarise
-from invdiff.cli.app import command, job_number, report, typed
+from invdiff.cli.app import command, job_number, report
 from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import Choice, chosen, load, overrule, recommended
-from invdiff.cli.inputs import check_device, make_prior, true_images
+from invdiff.cli.inputs import make_prior, true_images
 from invdiff.cli.output import to_stdout
 from invdiff.cli.values import check_kinds, check_node
 from invdiff.engine.driver import Compute
@@ -53,15 +52,14 @@ def main(config: DictConfig, output: Path) -> None:
         output = ranks.from_first(output)  # the name may hold the time
         _check_values(config)
         compute: Compute = instantiate(config.compute)
-        check_device(compute)
+        compute.resolve_device()  # raises, before any work, where there is no such device
         if config.fid and ranks.first:
             _say_without_fid()
         grid = make_grid(config)
         output.mkdir(parents=True, exist_ok=True)
         job = job_number()
-        held = only_run if job is None else job_of_sweep
         with (
-            held(output, report) if ranks.first else nullcontext() as lock,
+            held(output, report, alone=job is None) if ranks.first else nullcontext() as lock,
             loggers(config.log if ranks.first else [], output, config) as logger,
         ):
             if ranks.first:
@@ -174,17 +172,18 @@ def make_grid(config: DictConfig) -> Grid:
         path = f"samplers.{label}"
         of_its_own = {o: _made(node, path, (Sampler,)) for (s, o), node in nodes.items() if s == label}
         entries.append(Entry(label, _made(choice.node, path, (Sampler,)), of_its_own))
-    tasks, noises = [], {}
+    tasks = []
     for label, choice in operators.items():
-        noise = noises[label] = _noise(config.noise, choice.beside, f"operators.{label}.noise")
+        noise = _noise(config.noise, choice.beside, f"operators.{label}.noise")
         operator = _made(choice.node, f"operators.{label}", (Operator,))
         settings = {"operator": _settings(choice.node), "noise": _settings(noise)}
-        tasks.append(Task(label, operator, instantiate(noise), settings))
+        plain = {"operator": _plain(choice.node), "noise": _plain(noise)}
+        tasks.append(Task(label, operator, instantiate(noise), settings, plain))
     budgets = _budgets(config)
     if not budgets and not config.budget.own:
         raise BadInput("budget.own=false leaves nothing to run; give budget.calls= or budget.seconds=")
     if budgets and config.clouds:
-        raise BadInput("a particle of a cloud has no cost of its own that a budget could fit; set clouds=false")
+        raise BadInput("budgets cannot be combined with clouds=true")
     prior = make_prior(config)
     prior_settings = _settings(config.prior) | {"fingerprint": of_module(prior)}
     return Grid(
@@ -198,7 +197,7 @@ def make_grid(config: DictConfig) -> Grid:
         budgets=budgets,
         own=config.budget.own,
         clouds=config.clouds,
-        recipe=_recipe(config, samplers, operators, noises, nodes),
+        config=_plain(config),
     )
 
 
@@ -214,32 +213,6 @@ def _recommended(
         for o, operator in operators.items()
     }
     return {pair: node for pair, node in found.items() if node is not None}
-
-
-def _recipe(
-    config: DictConfig,
-    samplers: Mapping[str, Choice],
-    operators: Mapping[str, Choice],
-    noises: Mapping[str, DictConfig],
-    recommended_nodes: Mapping[tuple[str, str], DictConfig],
-) -> Recipe:
-    flags, options = typed("benchmark")
-
-    def named(choices: Mapping[str, Choice], group: str) -> dict[str, Named]:
-        return {
-            label: Named(choice.written, {group: choice.name, **_plain(choice.node)})
-            for label, choice in choices.items()
-        }
-
-    return Recipe(
-        flags=flags,
-        options=options,
-        config=_plain(config),
-        samplers=named(samplers, "sampler"),
-        operators=named(operators, "operator"),
-        noises={label: _plain(noise) for label, noise in noises.items()},
-        on={(s, o): {"sampler": samplers[s].name, **_plain(node)} for (s, o), node in recommended_nodes.items()},
-    )
 
 
 def _plain(node: DictConfig) -> Settings:

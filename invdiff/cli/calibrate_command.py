@@ -11,7 +11,7 @@ from rich.table import Table
 
 from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
-from invdiff.cli.inputs import check_device, make_prior
+from invdiff.cli.inputs import make_prior
 from invdiff.cli.values import check_kinds
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
@@ -28,7 +28,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Draw truths, measure and sample them, and say how often they lie where the samples say."""
     check_kinds(config, "prior", "operator", "noise", "sampler")
     compute: Compute = instantiate(config.compute)
-    check_device(compute)
+    compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     operator: Operator = instantiate(config.operator)
     noise, sampler = instantiate(config.noise), instantiate(config.sampler)

@@ -44,7 +44,7 @@ def chosen(value: Any, key: str, group: str, *, beside: str | None = None) -> di
             raise BadInput(f"{key}: {label} stands there twice; give one a label: {{{label}_2:{{{group}:{label}}}}}")
         written = dict(settings)
         name = str(settings.pop(group, label))
-        node = load(group, name, key)
+        node = OmegaConf.create() if "_target_" in settings else load(group, name, key)  # or it stands for itself
         more = settings.pop(beside, None) if beside else None
         overrule(node, settings, f"{key}.{label}")
         found[label] = Choice(node, more, written, name)

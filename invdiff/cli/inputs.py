@@ -1,25 +1,14 @@
-"""What the commands on images take in, and where they compute."""
+"""What the commands on images take in."""
 
 from collections.abc import Callable, Sequence
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from invdiff.engine.driver import Compute
 from invdiff.io import BadInput, Slicing, image_files, match_channels, read_slices, square, to_tensor
 from invdiff.io.formats import stem
 from invdiff.priors import Prior, as_prior
-
-
-def check_device(compute: Compute) -> None:
-    """Found out now, not after the data have been made and read."""
-    try:
-        torch.ones(1, device=compute.resolve_device()).cpu()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).partition("\n")[0]
-        raise BadInput(f"compute.device={compute.device} cannot be used here: {reason}") from error
 
 
 def make_prior(config: DictConfig) -> Prior:

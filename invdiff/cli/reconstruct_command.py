@@ -22,7 +22,7 @@ from torch import Tensor
 
 from invdiff.cli.app import command
 from invdiff.cli.config_file import write_config
-from invdiff.cli.inputs import check_device, make_prior, true_images
+from invdiff.cli.inputs import make_prior, true_images
 from invdiff.cli.values import check_kinds
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, Slicing, load_measurement, write_image
@@ -40,7 +40,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Do what the configuration says and write everything under `output`; see `configs/reconstruct.yaml`."""
     _check_values(config)
     compute: Compute = instantiate(config.compute)
-    check_device(compute)
+    compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     given = None if config.measurement is None else _load_measurement(config)
     operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))

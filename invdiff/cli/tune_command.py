@@ -16,11 +16,11 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.benchmark.fingerprint import of_image, of_module, with_contents
-from invdiff.benchmark.lock import only_run
+from invdiff.benchmark.lock import held
 from invdiff.cli.app import command, report
 from invdiff.cli.config_file import write_config
 from invdiff.cli.entries import load, overrule
-from invdiff.cli.inputs import check_device, make_prior, true_images
+from invdiff.cli.inputs import make_prior, true_images
 from invdiff.cli.search_space import read_space
 from invdiff.cli.values import check_kinds, check_node
 from invdiff.engine.driver import Compute
@@ -51,7 +51,7 @@ def main(config: DictConfig, output: Path) -> None:
 
     _check_values(config)
     compute: Compute = instantiate(config.compute)
-    check_device(compute)
+    compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     operator: Operator = instantiate(config.operator)
     noise: Noise = instantiate(config.noise)
@@ -74,7 +74,7 @@ def main(config: DictConfig, output: Path) -> None:
     )
     settings = _settings(config, search, prior, images)
     output.mkdir(parents=True, exist_ok=True)
-    with only_run(output, report):
+    with held(output, report, alone=True):
         tuning = Tuning(
             output,
             search,

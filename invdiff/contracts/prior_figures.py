@@ -7,8 +7,6 @@ that a denoiser that does nothing gains nothing.
 
 import copy
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from invdiff.engine.device import peak_memory_mb, reset_peak_memory, synchronise
 from invdiff.priors import CallablePrior, Prior
 from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior
 from invdiff.streams import generator
@@ -299,9 +298,7 @@ def _draws(prior: Prior, samples: Tensor) -> Verdict:
 
 def call_cost(prior: Prior, image: Tensor, sigma: float) -> CallCost:
     """Seconds of a call and of a VJP (a call included) on this image (1, C, H, W), on its device."""
-    cuda = image.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(image.device)
+    reset_peak_memory(image.device)
 
     def forward() -> None:
         with torch.no_grad():
@@ -314,9 +311,7 @@ def call_cost(prior: Prior, image: Tensor, sigma: float) -> CallCost:
 
     seconds = _shortest(forward, image.device)
     backward = _shortest(vjp, image.device) if prior.differentiable else None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    if cuda:
-        peak = torch.cuda.max_memory_allocated(image.device) / 2**20
+    peak = peak_memory_mb(image.device)
     return CallCost(seconds, backward, peak, sum(p.numel() for p in prior.parameters()))
 
 
@@ -325,17 +320,12 @@ def _shortest(run: Callable[[], None], device: torch.device, limit: float = 0.5)
     times: list[float] = []
     run()
     while not times or (len(times) < 5 and sum(times) < limit):
-        _wait(device)
+        synchronise(device)
         began = time.perf_counter()
         run()
-        _wait(device)
+        synchronise(device)
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def with_fixed_shape(prior: Prior, image_shape: tuple[int, ...]) -> Prior:

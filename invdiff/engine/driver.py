@@ -4,8 +4,6 @@ One random stream per row, chunking to memory, precision, progress,
 callbacks, the clock, cost metering, divergence detection, and keeping what is finished on Ctrl-C.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from invdiff.engine.cost import MeteredPrior, metered_operator
+from invdiff.engine.device import peak_memory_mb, reset_peak_memory, resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.engine.step import Step
 from invdiff.posterior import Cost, Posterior
@@ -64,7 +63,7 @@ Callback = Callable[[Event], None]
 class Compute:
     """Where and how to compute; no choice changes the result beyond float tolerance.
 
-    device     None: CUDA where there is one, else the CPU
+    device     cuda, xpu, mps or cpu, with an index where there are several, cuda:1; None: the first available
     precision  of networks: `auto` (bf16 where the hardware is fast at it), `float32`, `bfloat16`
     compile    run the prior through `torch.compile`
     checkpoint VJPs through the network keep less and compute more (gradient checkpointing): measured a third of
@@ -87,7 +86,8 @@ class Compute:
             raise ValueError(f"compute: max_rows must be at least 1, or null, got {self.max_rows}")
 
     def resolve_device(self) -> torch.device:
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """Raises ValueError where the device is not available."""
+        return resolve(self.device, "compute.device")
 
 
 class Method(Protocol):
@@ -127,8 +127,7 @@ def run(
     device = compute.resolve_device()
     prior.checkpoint_gradients(compute.checkpoint)
     cost = Cost()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # else the peak of an earlier run would be this one's
+    reset_peak_memory(device)  # else the peak of an earlier run would be this one's
     metered = MeteredPrior(prior.to(device), cost, precision=compute.precision, compile=compute.compile)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
@@ -168,12 +167,12 @@ def run(
                 continue
             except KeyboardInterrupt as stop:
                 images = start // num_samples
-                cost.peak_memory_mb = _peak_memory_mb(device)
+                cost.peak_memory_mb = peak_memory_mb(device)
                 raise Interrupted(_assemble(done, images, num_samples, cost) if images else None, images) from stop
             done.samples.append(x.cpu())
             done.diverged_at.append(diverged_at.cpu())
             start += len(rows)
-    cost.peak_memory_mb = _peak_memory_mb(device)
+    cost.peak_memory_mb = peak_memory_mb(device)
     return _assemble(done, problem.images, num_samples, cost)
 
 
@@ -237,10 +236,3 @@ def _likely_rows(problem: InverseProblem, device: torch.device, total: int, part
         return total
     pixels = particles * problem.image_shape[-1] * problem.image_shape[-2]
     return max(1, min(total, CPU_PIXELS // pixels))
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

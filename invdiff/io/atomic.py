@@ -34,7 +34,9 @@ def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> 
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name, and not only the contents behind it, reaches the disk."""
+    """The new name, and not only the contents behind it, reaches the disk; Windows opens no folders."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

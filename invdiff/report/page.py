@@ -1,34 +1,25 @@
 """`report.html`: a benchmark on one page that needs nothing else, no server and no network.
 
-Tables as in `leaderboard.md`, plots of quality against cost and of calibration, pictures, and how to compute every row
-again. Whatever a user can name is escaped by the template.
+Tables as in `leaderboard.md`, plots of quality against cost and of calibration, pictures, and the command that
+repeats every row. The template escapes all text of users.
 """
 
-import base64
-import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from omegaconf import OmegaConf
-from PIL import Image
 
-from invdiff.benchmark.pictures import MAPS, SHARED, THUMBNAILS, drawn, file_name, read_map
-from invdiff.benchmark.recipe import line
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import ORIGIN, Comparison, Rows, Standing
+from invdiff.report.gallery import OF_METHOD, Galleries, Gallery, in_order, magma_css
 from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, OF_SETS, columns, described, estimate
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
-from invdiff.scores.metrics import mean_of
 
-MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
 CALLS = "network calls of a sample, VJPs included"
-OF_METHOD = ("sample", "mean", *MAPS)
 HEADINGS = {
     "truth": "truth",
     "measurement": "measurement",
@@ -38,8 +29,6 @@ HEADINGS = {
     "std": "std",
     "error": "error",
 }
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -81,47 +70,13 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG as a data URI, with its size in pixels."""
-
-    uri: str
-    width: int
-    height: int
-
-
-@dataclass
-class Column:
-    """A sampler in a gallery: its pictures by kind, and how well it did on this image."""
-
-    label: str
-    where: str
-    scores: str
-    look: Look
-    pictures: dict[str, Picture] = field(default_factory=dict)
-
-
-@dataclass
-class Gallery:
-    """One image of a task; `top`: the value of the brightest colour in its maps, in units of the value range."""
-
-    name: str
-    shared: dict[str, Picture]
-    columns: list[Column]
-    top: str
-
-    def has(self, what: str) -> bool:
-        return any(what in column.pictures for column in self.columns)
-
-
-@dataclass(frozen=True)
 class Again:
-    """How to compute a row again."""
+    """How to repeat a run: the command, None where it was asked for without a configuration, and its settings."""
 
     run: str
     title: str
     command: str | None
     config: str
-    whole: bool
     origin: str
 
 
@@ -146,15 +101,14 @@ def page(store: Store, comparisons: Sequence[Comparison], rows: Rows, failures: 
     rows         `rows_by_image` of the store
     failures     how many runs stopped early
     """
-    records = store.all_records()
     standings = [s for comparison in comparisons for s in comparison.standings]
     look = looks([s.label for s in standings])
     by_task: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         by_task.setdefault(comparison.task, []).append(comparison)
-    sections = [_section(members, rows, records, look) for members in by_task.values()]
-    galleries = _Galleries(store, rows, look)
-    left_out = galleries.fill(list(zip(sections, by_task.values(), strict=True)))
+    sections = [_section(store, members, rows, look) for members in by_task.values()]
+    of_sections = [section.galleries for section in sections]
+    left_out = Galleries(store, rows, look).fill(list(zip(of_sections, by_task.values(), strict=True)))
     legend = [LEGEND]
     if any(score in s.scores for s in standings for _, score, _ in DISTANCES):
         legend.append(OF_DISTANCES)
@@ -175,7 +129,7 @@ def page(store: Store, comparisons: Sequence[Comparison], rows: Rows, failures: 
         left_out=left_out,
         headings=HEADINGS,
         of_method=OF_METHOD,
-        magma=_magma_css() if any(s.galleries for s in sections) else "",
+        magma=magma_css() if any(s.galleries for s in sections) else "",
     )
 
 
@@ -210,12 +164,10 @@ def _revision(commit: str | None) -> str | None:
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def _section(
-    members: Sequence[Comparison], rows: Rows, records: Mapping[str, Any], look: Mapping[str, Look]
-) -> Section:
+def _section(store: Store, members: Sequence[Comparison], rows: Rows, look: Mapping[str, Look]) -> Section:
     first, looks_here = members[0], dict(look)
     again = {
-        s.run: _again(s, comparison, records[s.run], rows.get(s.run, {}))
+        s.run: _again(store, s, comparison, rows.get(s.run, {}))
         for comparison in reversed(members)
         for s in comparison.standings
         if s.images
@@ -234,18 +186,8 @@ def _section(
         plots=[p for p in plots if p is not None],
         looks=[(label, look[label]) for label in sorted(labels)],
         galleries=[],
-        again=[again[s.run] for s in _in_order(members)],
+        again=[again[s.run] for s in in_order(members)],
     )
-
-
-def _in_order(members: Sequence[Comparison]) -> list[Standing]:
-    """Every run of a task once, as the tables have them."""
-    found: dict[str, Standing] = {}
-    for comparison in members:
-        for s in comparison.standings:
-            if s.images:
-                found.setdefault(s.run, s)
-    return list(found.values())
 
 
 def _where(comparison: Comparison) -> str:
@@ -279,141 +221,19 @@ def _table(comparison: Comparison, look: Mapping[str, Look], again: Mapping[str,
 
 
 def _again(
+    store: Store,
     standing: Standing,
     comparison: Comparison,
-    record: Mapping[str, Any],
     images: Mapping[int, Sequence[Mapping[str, Any]]],
 ) -> Again:
-    recipe = record.get("again")
+    run = standing.run
+    config = store.config(run)
+    words = ["invdiff", "benchmark", f"--config-dir={store.records}", f"--config-name={run}"]
     last = max((row for rows in images.values() for row in rows), key=lambda row: row["created"])
-    origin = ", ".join(f"{name} {last[name]}" for name in ORIGIN if last[name] is not None)
-    if recipe is None:
-        config, command = json.dumps(record["settings"], indent=1), None
-    else:
-        config = OmegaConf.to_yaml(OmegaConf.create(recipe["config"] | {"images": standing.images}))
-        words = recipe["command"]
-        command = None if words is None else line([*words, f"images={standing.images}"])
     return Again(
-        run=standing.run,
+        run=run,
         title=f"{comparison.operator} · {standing.label} · {_where(comparison)}",
-        command=command,
-        config=config,
-        whole=recipe is not None,
-        origin=origin,
+        command=None if config is None else shlex.join([*words, f"images={standing.images}"]),
+        config=json.dumps(standing.settings, indent=1) if config is None else config,
+        origin=", ".join(f"{name} {last[name]}" for name in ORIGIN if last[name] is not None),
     )
-
-
-# -- pictures ----------------------------------------------------------------------------------------------------------
-
-
-class _Galleries:
-    """Puts the pictures of a folder into the sections of a page, image after image while there is room."""
-
-    def __init__(self, store: Store, rows: Rows, look: Mapping[str, Look]) -> None:
-        self.folder, self.rows, self.look = store.folder / THUMBNAILS, rows, look
-        self.drawn = drawn(self.folder)
-
-    def fill(self, sections: Sequence[tuple[Section, Sequence[Comparison]]]) -> int:
-        """How many galleries were left out."""
-        size, left_out = 0, 0
-        for i in sorted({image for _, image in self.drawn}):
-            for section, members in sections:
-                gallery = self._gallery(members, i) if size < MOST_BYTES else None
-                if gallery is not None:
-                    size += sum(len(p.uri) for p in _all(gallery))
-                    section.galleries.append(gallery)
-                elif size >= MOST_BYTES:
-                    left_out += any((s.run, i) in self.drawn for s in _in_order(members))
-        return left_out
-
-    def _gallery(self, members: Sequence[Comparison], i: int) -> Gallery | None:
-        name, shared, found, maps = "", {}, [], []
-        where = {s.run: c.budget or "own settings" for c in reversed(members) for s in c.standings}
-        for s in _in_order(members):
-            if (s.run, i) not in self.drawn or i not in self.rows.get(s.run, {}):
-                continue
-            of_image = self.rows[s.run][i]
-            name = name or str(of_image[0]["name"] or f"image {i}")
-            for what in SHARED:
-                if what not in shared:
-                    picture = _tried(_embedded, self._path(s.run, i, what))
-                    if picture is not None:
-                        shared[what] = picture
-            column = Column(s.label, where[s.run], _scored(of_image), self.look[s.label])
-            for what in OF_METHOD:
-                path = self._path(s.run, i, what)
-                if what in MAPS:
-                    values = _tried(read_map, path)
-                    if values is not None:
-                        maps.append((column, what, values))
-                else:
-                    picture = _tried(_embedded, path)
-                    if picture is not None:
-                        column.pictures[what] = picture
-            found.append(column)
-        if "guess" in shared and shared["guess"] == shared.get("measurement"):
-            del shared["guess"]
-        if not shared and not any(column.pictures for column in found):
-            return None
-        # One scale for all samplers, so that they can be compared; neither a few pixels nor one that went astray may
-        # darken all the others.
-        tops = [float(np.quantile(values, 0.995)) for _, _, values in maps]
-        top = max(1e-6, min(max(tops), 3 * float(np.median(tops)))) if tops else 1.0
-        for column, what, values in maps:
-            column.pictures[what] = _coloured(values / top)
-        return Gallery(name, shared, found, f"{top:.2g}" if maps else "")
-
-    def _path(self, run: str, image: int, what: str) -> Path:
-        return self.folder / file_name(run, image, what)
-
-
-def _all(gallery: Gallery) -> Iterator[Picture]:
-    yield from gallery.shared.values()
-    for column in gallery.columns:
-        yield from column.pictures.values()
-
-
-def _scored(samples: Sequence[Mapping[str, Any]]) -> str:
-    psnr = mean_of([row["psnr"] for row in samples])
-    if psnr is not None:
-        return f"{psnr:.1f} dB"
-    return "diverged" if all(row["diverged_at"] is not None for row in samples) else ""
-
-
-def _tried(read: Callable[[Path], Found], path: Path) -> Found | None:
-    """Nothing for what is not there, or was damaged: it is a picture less, and no reason to have no page."""
-    try:
-        return read(path)
-    except (OSError, SyntaxError):  # Pillow's words for what is no image, or a broken one
-        return None
-
-
-def _embedded(path: Path) -> Picture:
-    data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as file:
-        file.load()
-        return _data_uri(data, file.size)
-
-
-def _coloured(shares: np.ndarray) -> Picture:
-    """A map (H, W), 1 the brightest colour, in false colours: a byte a pixel and the palette."""
-    image = Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8), mode="P")
-    image.putpalette(_magma().tobytes())
-    data = io.BytesIO()
-    image.save(data, format="PNG", optimize=True)
-    return _data_uri(data.getvalue(), image.size)
-
-
-def _data_uri(data: bytes, size: tuple[int, int]) -> Picture:
-    return Picture("data:image/png;base64," + base64.b64encode(data).decode(), *size)
-
-
-def _magma() -> np.ndarray:
-    from matplotlib import colormaps  # slow to import
-
-    colours: np.ndarray = (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
-    return colours
-
-
-def _magma_css() -> str:
-    return ", ".join(f"rgb({r} {g} {b})" for r, g, b in _magma()[::51].tolist())

@@ -14,6 +14,8 @@ from invdiff.scores import metrics
 from invdiff.scores.metrics import for_json, mean_of
 
 SCORES = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "baseline_psnr")
+OF_SAMPLES = ("psnr", "ssim", "lpips", "misfit", "psnr_raw")  # averaged over the samples
+BEST = ("psnr_best_oracle", "psnr_best_misfit")
 # Credible intervals of every pixel: how many of them hold the truth, by the level they are meant to have.
 COVERAGES = {"coverage_10": 0.1, "coverage_25": 0.25, "coverage_50": 0.5, "coverage_75": 0.75, "coverage_90": 0.9}
 
@@ -22,17 +24,14 @@ COVERAGES = {"coverage_10": 0.1, "coverage_25": 0.25, "coverage_50": 0.5, "cover
 class ImageScores:
     """Scores of one image; what cannot be computed is None, or no key.
 
-    samples    of each sample, None for one that diverged: misfit and, where the truth is known, psnr, ssim, lpips and
-               psnr_raw
-    psnr_mean  of the posterior mean
-    diversity  root mean square over the pixels of the posterior standard deviation, image units
-    coverage   by the names of `COVERAGES`; empty without the truth, or for fewer than two samples
+    samples  of each sample, None for one that diverged: misfit and, where the truth is known, psnr, ssim, lpips and
+             psnr_raw
+    image    psnr_mean, of the posterior mean; diversity, root mean square over the pixels of the posterior standard
+             deviation, image units; where the truth is known and two samples were kept, those of `COVERAGES`
     """
 
     samples: list[dict[str, float] | None]
-    psnr_mean: float | None
-    diversity: float | None
-    coverage: dict[str, float]
+    image: dict[str, float | None]
 
     def kept(self, score: str) -> list[float]:
         """This score of the samples that did not diverge and have it."""
@@ -43,37 +42,49 @@ def score_images(
     problem: InverseProblem, posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[ImageScores]:
     """Score every image and every sample of it; see `evaluate` for what the scores are."""
-    operator, moves = problem.operator, problem.operator.ambiguous
-    misfit, diverged = _misfits(problem, posterior), posterior.diverged
-    together = aligned(problem, posterior)
-    std = together.std
-    mean, samples = together.mean, posterior.samples
-    facing = together if truth is None else aligned(problem, posterior, truth)
-    with_lpips = truth is not None and metrics.lpips_unavailable(problem.image_shape) is None
-    if truth is not None:
-        with torch.no_grad():
-            mean, samples = operator.align(mean, truth), _onto(truth, operator, posterior).samples
+    operator, diverged = problem.operator, posterior.diverged
+    misfit, together = _misfits(problem, posterior), aligned(problem, posterior)
+    if truth is None:
+        return [
+            ImageScores(
+                [None if lost else {"misfit": float(m)} for m, lost in zip(misfit[i], diverged[i], strict=True)],
+                {"psnr_mean": None, "diversity": _diversity(together.std[i])},
+            )
+            for i in range(len(diverged))
+        ]
+    with torch.no_grad():
+        mean, samples = operator.align(together.mean, truth), _onto(truth, operator, posterior).samples
+    facing = aligned(problem, posterior, truth)
+    with_lpips = metrics.lpips_unavailable(problem.image_shape) is None
 
     def score(i: int, s: int) -> dict[str, float]:
-        row = {"misfit": float(misfit[i, s])}
-        if truth is not None:
-            row["psnr"] = metrics.psnr(samples[i, s], truth[i], value_range)
-            row["ssim"] = metrics.ssim(samples[i, s], truth[i], value_range)
-            if with_lpips:
-                row["lpips"] = metrics.lpips_distance(samples[i, s], truth[i], value_range)
-            if moves:
-                row["psnr_raw"] = metrics.psnr(posterior.samples[i, s], truth[i], value_range)
+        x, true = samples[i, s], truth[i]
+        row = {
+            "misfit": float(misfit[i, s]),
+            "psnr": metrics.psnr(x, true, value_range),
+            "ssim": metrics.ssim(x, true, value_range),
+        }
+        if with_lpips:
+            row["lpips"] = metrics.lpips_distance(x, true, value_range)
+        if operator.ambiguous:
+            row["psnr_raw"] = metrics.psnr(posterior.samples[i, s], true, value_range)
         return row
 
     return [
         ImageScores(
-            samples=[None if diverged[i, s] else score(i, s) for s in range(diverged.shape[1])],
-            psnr_mean=None if truth is None else for_json(metrics.psnr(mean[i], truth[i], value_range)),
-            diversity=for_json(float(std[i].square().mean().sqrt())),
-            coverage={} if truth is None else coverage(facing.samples[i][~diverged[i]], truth[i]),
+            [None if diverged[i, s] else score(i, s) for s in range(diverged.shape[1])],
+            {
+                "psnr_mean": for_json(metrics.psnr(mean[i], truth[i], value_range)),
+                "diversity": _diversity(together.std[i]),
+                **coverage(facing.samples[i][~diverged[i]], truth[i]),
+            },
         )
         for i in range(len(diverged))
     ]
+
+
+def _diversity(std: Tensor) -> float | None:
+    return for_json(float(std.square().mean().sqrt()))
 
 
 def coverage(samples: Tensor, truth: Tensor) -> dict[str, float]:
@@ -136,37 +147,26 @@ def evaluate(
     psnr_best_oracle   of the sample nearest to the truth, which nobody without the truth can choose
     psnr_best_misfit   of the sample that fits y best, which everybody can
     """
-    scores = [
-        *SCORES,
-        *(["psnr_raw"] if problem.operator.ambiguous else []),
-        *(["psnr_best_oracle", "psnr_best_misfit"] if best_of else []),
-    ]
+    scores = [*SCORES, *(["psnr_raw"] if problem.operator.ambiguous else []), *(BEST if best_of else [])]
+    baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
+    images = []
+    for i, (name, found) in enumerate(zip(names, score_images(problem, posterior, truth, value_range), strict=True)):
+        known = {score: mean_of(found.kept(score)) for score in OF_SAMPLES} | found.image
+        known["baseline_psnr"] = None if baseline is None else for_json(baseline[i])
+        if best_of and found.kept("psnr"):
+            psnrs, misfits = found.kept("psnr"), found.kept("misfit")
+            known |= zip(BEST, map(for_json, (max(psnrs), psnrs[misfits.index(min(misfits))])), strict=True)
+        images.append({"name": name, **{s: known.get(s) for s in scores}, "diverged": found.samples.count(None)})
+
     notes = missing_scores(problem, truth, scores)
     if posterior.diverged.any():
         notes["diverged"] = "diverged samples are left out of every average"
-    baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
     if truth is not None and baseline is None:
         notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no first guess"
-
-    images = []
-    for i, (name, found) in enumerate(zip(names, score_images(problem, posterior, truth, value_range), strict=True)):
-        row: dict[str, Any] = dict.fromkeys(("name", *scores, "diverged"))
-        row["name"], row["diverged"] = name, found.samples.count(None)
-        row |= {s: mean_of(found.kept(s)) for s in ("psnr", "ssim", "lpips", "misfit", "psnr_raw") if s in row}
-        row["psnr_mean"] = found.psnr_mean
-        if baseline is not None:
-            row["baseline_psnr"] = for_json(baseline[i])
-        if best_of and found.kept("psnr"):
-            psnrs, misfits = found.kept("psnr"), found.kept("misfit")
-            row["psnr_best_oracle"] = for_json(max(psnrs))
-            row["psnr_best_misfit"] = for_json(psnrs[misfits.index(min(misfits))])
-        images.append(row)
-
     for score in scores:
-        # Whatever else left a gap where there were samples to score and a truth to compare them with.
-        gaps = [row for row in images if row[score] is None and row["diverged"] < posterior.samples.shape[1]]
-        if gaps and (truth is not None or score == "misfit") and score not in notes:
-            notes[score] = "infinite, the images are equal" if "psnr" in score else "not a finite number"
+        # Other gaps, in images that have samples to score.
+        if any(row[score] is None and row["diverged"] < posterior.samples.shape[1] for row in images):
+            notes.setdefault(score, "infinite: the images are equal" if "psnr" in score else "not a finite number")
     return {
         "images": images,
         "mean": {score: mean_of([row[score] for row in images]) for score in scores},
@@ -208,13 +208,13 @@ def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequen
     """Reasons that are known beforehand why a score cannot be computed."""
     notes: dict[str, Any] = {}
     if truth is None:
-        notes[", ".join(score for score in scores if score != "misfit")] = "the true image is not known"
+        notes |= {score: "the true image is not known" for score in scores if score != "misfit"}
     else:
         lpips_reason = metrics.lpips_unavailable(problem.image_shape)
         if lpips_reason is not None:
             notes["lpips"] = lpips_reason
         if min(problem.image_shape[-2:]) < metrics.SSIM_WINDOW:
-            notes["ssim"] = f"SSIM looks through a window of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels"
+            notes["ssim"] = f"SSIM needs images of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels or more"
     if problem.operator.ambiguous:
         notes["alignment"] = (
             f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples moved onto "

@@ -19,6 +19,15 @@ from invdiff.operators import Denoising, GaussianNoise, Inpainting
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DAPS, DPS
 from invdiff.schedules import EDM, VP
+from invdiff.scores import truth
+
+
+@pytest.fixture
+def few_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances to the exact posterior would take most of the time."""
+    monkeypatch.setattr(truth, "DIRECTIONS", 4)
+    monkeypatch.setattr(truth, "REPEATS", 1)
+    monkeypatch.setattr(truth, "DRAWS", 16)
 
 
 @pytest.fixture(scope="session")
@@ -26,14 +35,14 @@ def grid() -> Grid:
     """Two samplers, two operators, five images of 16x16 from a Gaussian prior, two samples each."""
     prior = GaussianPrior.example()
     prior.value_range = (0.0, 1.0)
-    truth = prior.sample(5, torch.Generator().manual_seed(0))
+    true_images = prior.sample(5, torch.Generator().manual_seed(0))
     entries = [Entry("dps", DPS(schedule=VP(steps=4))), Entry("daps", DAPS(schedule=EDM(steps=3, sigma_max=5.0)))]
     tasks = [
         Task("inpainting", Inpainting(keep=0.5), GaussianNoise(0.1), {"operator": {"keep": 0.5}, "noise": {}}),
         Task("denoising", Denoising(), GaussianNoise(0.1), {"operator": {"keep": 1}, "noise": {}}),
     ]
     names = [f"image_{i}" for i in range(5)]
-    images = Images(truth, names, [fingerprint(name) for name in names], {"of": "the prior"})
+    images = Images(true_images, names, [fingerprint(name) for name in names], {"of": "the prior"})
     return Grid(
         entries=entries,
         tasks=tasks,
@@ -55,8 +64,8 @@ def first_images() -> Callable[[Grid, int], Grid]:
     return take
 
 
-@pytest.fixture(scope="session")
-def run() -> Callable[..., Outcome]:
+@pytest.fixture
+def run(few_directions: None) -> Callable[..., Outcome]:
     """`run(grid, folder)` computes what is missing, four rows at a time; options of `run_benchmark` may follow."""
 
     def call(grid: Grid, folder: Path, *, max_rows: int | None = 4, **options: Any) -> Outcome:

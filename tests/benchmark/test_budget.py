@@ -9,16 +9,18 @@ import torch
 from invdiff.benchmark import budget
 from invdiff.benchmark.budget import (
     FEWEST_STEPS,
+    FULL,
     Budget,
     NoFit,
     Speed,
     fit_calls,
     fit_seconds,
+    likely_rows,
     measure_speed,
     network_cost,
+    out_of_memory,
     with_steps,
 )
-from invdiff.benchmark.capacity import FULL, likely_rows, out_of_memory
 from invdiff.priors import EDMPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Sampler, all_samplers
 from invdiff.schedules import EDM, VP

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from invdiff import InverseProblem
-from invdiff.benchmark.draws import draws
 from invdiff.benchmark.grid import Entry, Grid, Measurements
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import summarise
@@ -149,7 +148,7 @@ def test_a_cloud_comes_by_its_weights(grid: Grid) -> None:
     given = Measurements(whole, whole.tasks[1]).problem([0, 1])
     sampler = whole.prepared(whole.entries[0].sampler)  # type: ignore[arg-type]
     assert isinstance(sampler, FKC)
-    found = draws(sampler, given, grid.prior, 6, clouds=True, seed=2)
+    found = sampler.sample_of_cloud(given, grid.prior, num_samples=6, seed=2)
     cloud = sampler.cloud(given, grid.prior, seed=2)
     assert found.samples.shape == (2, 6, *given.image_shape)
     for samples, particles, weights in zip(found.samples, cloud.particles, cloud.weights, strict=True):

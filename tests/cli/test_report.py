@@ -1,4 +1,4 @@
-"""The report of a benchmark: the command and the configuration beside a row compute that row again."""
+"""The report of a benchmark: the command beside a row repeats it."""
 
 import html
 import re
@@ -21,37 +21,26 @@ def scores(folder: str) -> dict[str, list[float]]:
     return found
 
 
-def recipes(folder: str) -> dict[str, tuple[list[str], str]]:
-    """Words of the command, and the configuration, by the fingerprint of the run."""
+def commands(folder: str) -> dict[str, list[str]]:
+    """Words of the command beside each row, by the fingerprint of the run."""
     text = (Path(folder) / "report.html").read_text()
-    found = {}
-    for run, block in re.findall(r'<details class="again" id="again-(\w+)">(.*?)</details>', text, re.DOTALL):
-        pair = [
-            html.unescape(re.search(rf'<pre class="{kind}">(.*?)</pre>', block, re.DOTALL)[1])  # type: ignore[index]
-            for kind in ("command", "config")
-        ]
-        found[run] = (shlex.split(pair[0])[1:], pair[1])
-    return found
+    blocks = re.findall(r'<details class="again" id="again-(\w+)">.*?<pre class="command">(.*?)</pre>', text, re.DOTALL)
+    return {run: shlex.split(html.unescape(command))[1:] for run, command in blocks}
 
 
-def test_every_row_can_be_computed_again(invdiff: Run, tmp_path: Path) -> None:
+def test_the_command_of_every_row_repeats_it(invdiff: Run, tmp_path: Path) -> None:
+    """Own settings and fitted ones, a sampler chosen automatically, noise of its own."""
     done = invdiff(
-        *("benchmark", "prior=digits", "data=generated", "images=1", "output=out"),
-        "samplers=[{bold:{sampler:daps,schedule:{steps:3}}}]",
+        *("benchmark", "prior=digits", "data=generated", "images=1", "output=out", "num_samples=1"),
+        "samplers=[{bold:{sampler:daps,schedule:{steps:3}}},{chosen:{sampler:auto}}]",
         "operators=[{loud:{operator:inpainting,keep:0.5,noise:{sigma:0.2}}}]",
         *("budget.own=true", "budget.calls=[5]"),
     )
     assert done.code == 0, done.err
-    assert "report.html" in done.out
-    before, ways = scores("out"), recipes("out")
-    assert len(before) == 2
+    before, ways = scores("out"), commands("out")
+    assert len(before) == 4
     assert ways.keys() == before.keys()
-    by_config, by_command = sorted(before)
-    Path("row.yaml").write_text(ways[by_config][1])
-    for run, words in (
-        (by_config, ["benchmark", "--config-dir=.", "--config-name=row"]),
-        (by_command, ways[by_command][0]),
-    ):
+    for run, words in ways.items():
         assert invdiff(*words, f"output=again_{run}").code == 0
         assert scores(f"again_{run}") == {run: before[run]}
 
@@ -90,5 +79,5 @@ def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> N
         for run, record in Store(Path("out")).all_records().items()
         if record["sampler"] == "dps" and record["operator"] == "ct"
     )
-    assert invdiff(*recipes("out")[recommended][0], "output=again").code == 0
+    assert invdiff(*commands("out")[recommended], "output=again").code == 0
     assert scores("again") == {recommended: scores("out")[recommended]}

@@ -22,7 +22,7 @@ from invdiff.benchmark.pictures import MAPS, PICTURES, SHARED, THUMBNAILS, file_
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import rows_by_image, summarise
 from invdiff.io import write_image
-from invdiff.report import page as module
+from invdiff.report import gallery as module
 from invdiff.report.leaderboard import columns
 from invdiff.report.page import page
 from invdiff.scores.of_images import COVERAGES
@@ -44,8 +44,8 @@ def store(tmp_path: Path) -> Store:
         run = "at100" if k == len(PSNR) else f"run{k}"
         record = {"run": run, "sampler": sampler, "operator": f"blur{EVIL}", "task": "t", "reason": None}
         record |= {"fits": {"100 network calls": fit} if k == 0 else {}, "fitted": run == "at100"}
-        again = {"command": ["prior=digits", f"samplers=[{sampler}]"], "config": {"samplers": [sampler], "input": EVIL}}
-        store.write_record(record | {"settings": {"sampler": {"class": sampler}, **shared}, "again": again})
+        store.write_record(record | {"settings": {"sampler": {"class": sampler}, **shared}})
+        store.write_config(run, {"samplers": [sampler], "input": EVIL, "num_samples": 2})
         for i, name in enumerate(NAMES):
             row = {"run": run, "sampler": sampler, "operator": "blur", "image": i, "image_key": "k", "name": name}
             row |= {"created": datetime(2026, 1, 1, tzinfo=UTC), "notes": json.dumps({"lpips": EVIL})}
@@ -137,22 +137,20 @@ def test_whatever_a_user_names_is_escaped(store: Store) -> None:
 def test_every_row_has_its_command_and_configuration(store: Store) -> None:
     found = Reader(page_of(store))
     commands = [a["data-copy"] for a in found.all("button", "copy") if "data-copy" in a]
-    assert len(commands) == len(PSNR) + 1, "rows of both tables"
-    for sampler in PSNR:
-        words = ["invdiff", "benchmark", "prior=digits", f"samplers=[{sampler}]", "images=2"]
-        assert words in [shlex.split(command or "") for command in commands]
-    text = "".join(found.words)
-    assert text.count("images: 2\n") == len(PSNR) + 1
-    shown = {a["id"] for a in found.all("details", "again")}
-    assert shown == {f"again-{run}" for run in ("run0", "run1", "run2", "run3", "at100")}
-    assert {a["href"] for a in found.all("a") if str(a["href"]).startswith("#again-")} == {f"#{run}" for run in shown}
+    runs = {f"run{k}" for k in range(len(PSNR))} | {"at100"}
+    assert {tuple(shlex.split(command or "")) for command in commands} == {
+        ("invdiff", "benchmark", f"--config-dir={store.records}", f"--config-name={run}", "images=2") for run in runs
+    }
+    assert "".join(found.words).count("num_samples: 2\n") == len(runs)
+    assert {a["id"] for a in found.all("details", "again")} == {f"again-{run}" for run in runs}
+    assert {a["href"] for a in found.all("a") if str(a["href"]).startswith("#again-")} == {f"#again-{r}" for r in runs}
 
 
-def test_a_run_without_a_record_of_its_command(store: Store) -> None:
-    for record in store.all_records().values():
-        store.write_record(record | {"again": None})
+def test_a_run_without_a_configuration(store: Store) -> None:
+    for path in store.records.glob("*.yaml"):
+        path.unlink()
     text = page_of(store)
-    assert "No command was recorded" in text
+    assert "This run has no configuration" in text
     assert "data-copy" not in text
     assert "x.Blur" in text, "its settings are there"
 
@@ -314,7 +312,7 @@ def test_commands_are_copied(look: Callable[..., Any]) -> None:
     row.locator(".copy").click()
     row.locator(".copied").wait_for()
     copied = shown.evaluate("navigator.clipboard.readText()")
-    assert copied == "invdiff benchmark prior=digits 'samplers=[daps]' images=2"
+    assert re.fullmatch(r"invdiff benchmark --config-dir=\S+/runs --config-name=run1 images=2", copied)
     row.locator("a").click()
     assert shown.locator("#again-run1 .command").is_visible()
 

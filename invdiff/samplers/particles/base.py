@@ -21,7 +21,7 @@ from invdiff.problem import InverseProblem
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Sampler
 from invdiff.samplers.particles.cloud import Cloud
-from invdiff.samplers.particles.weights import Weights, take
+from invdiff.samplers.particles.weights import Weights, systematic, take
 from invdiff.shapes import nonzero, per_row, row_norm
 from invdiff.streams import Streams
 
@@ -121,6 +121,29 @@ class ParticleSampler(Sampler):
             problem, prior, num_samples=chains, seed=seed, first_image=first_image, compute=compute, callback=keep
         )
         return posterior, Cloud.cat([parts[start].to("cpu") for start in sorted(parts)])
+
+    def sample_of_cloud(
+        self,
+        problem: InverseProblem,
+        prior: Prior,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        first_image: int = 0,
+        compute: Compute | None = None,
+        callback: Callback | None = None,
+    ) -> Posterior:
+        """As `sample`, but all samples of an image come from one cloud of `ensemble` particles: not independent.
+
+        The cloud is resampled systematically: each particle comes as often as its weight says, rounded up or down. A
+        cloud that is lost has diverged as a whole.
+        """
+        found, cloud = self.sample_and_cloud(
+            problem, prior, seed=seed, first_image=first_image, compute=compute, callback=callback
+        )
+        middle = torch.full((len(cloud.weights),), 0.5, dtype=torch.float64)
+        samples = take(cloud.particles, systematic(cloud.weights, middle, num_samples))
+        return Posterior(samples, found.diverged_at.expand(-1, num_samples).contiguous(), found.cost)
 
     def denoise(self, prior: Prior, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Clean estimates of all particles, (R, N, C, H, W); the noise level is a float or one per chain, (R,)."""
