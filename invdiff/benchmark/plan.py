@@ -105,9 +105,7 @@ class Planner:
                 runs.append(self._run(self._record(entry, task, fitted, fitted=True), fitted, t))
         return runs
 
-    def _record(
-        self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, fitted: bool
-    ) -> Record:
+    def _record(self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, fitted: bool) -> Record:
         """The record of a run, with what is known from earlier; its labels are those of today.
 
         fitted  to a budget

@@ -15,6 +15,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from invdiff.contracts.verdict import Verdict
 from invdiff.engine.device import peak_memory_mb, reset_peak_memory, synchronise
 from invdiff.priors import CallablePrior, Prior
 from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior
@@ -47,15 +48,6 @@ class Level:
     denoised: float
     kept: float
     outside: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a rule: "passed", "warning", "failed", or "n/a" where it says nothing; and why."""
-
-    rule: str
-    result: str
-    words: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """The space of a search: which settings of a sampler are varied, from where, and at what price."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
 
 from invdiff.benchmark.budget import NoFit, fit_calls, network_cost
 from invdiff.io import BadInput
+from invdiff.ranges import fits, in_words
 from invdiff.samplers import Sampler
-from invdiff.samplers.settings import with_settings
+from invdiff.samplers.settings import dotted, with_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +110,62 @@ class Search:
             if fitted not in found.values():
                 found[name] = fitted
         return found
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_space(space: Any, sampler: Any) -> list[Parameter]:
+    """The parameters of a space as it is written, `{zeta: [0.1, 10, log], schedule: {rho: [3, 10]}}`.
+
+    Raises BadInput, naming the entry, for names that are no settings of the sampler and for ranges that do not fit.
+    """
+    if not isinstance(space, Mapping):
+        raise BadInput(f"space must hold a range for each setting, {{zeta:[0.1,10,log]}}, got {space}")
+    written = {name: entry for name, entry in dotted(space).items() if entry is not None}
+    if not written:
+        names = ", ".join(f.name for f in fields(sampler) if not is_dataclass(getattr(sampler, f.name)))
+        raise BadInput(f"space is empty; +space.NAME=[low,high,log] searches a setting, one of {names}")
+    return [_parameter(name, entry, sampler) for name, entry in written.items()]
+
+
+def _parameter(name: str, entry: Any, sampler: Any) -> Parameter:
+    hint = _hint(name, sampler)
+    if not isinstance(entry, list):
+        raise BadInput(f"space.{name} must be [low,high], [low,high,log] or a list of choices, got {entry}")
+    log = entry[-1:] == ["log"]
+    ends = entry[:-1] if log else entry
+    if len(ends) == 2 and all(fits(end, float) for end in ends):
+        return _range(name, ends, log, hint)
+    if log:
+        raise BadInput(f"space.{name} must be [low,high,log], two numbers and the word log, got {entry}")
+    if len(entry) < 2 or len({str(value) for value in entry}) < len(entry):
+        raise BadInput(f"space.{name} must have two choices or more, all different, got {entry}")
+    wrong = [value for value in entry if isinstance(value, (list, dict)) or not fits(value, hint)]
+    if wrong:
+        raise BadInput(f"space.{name}: {wrong[0]} is no choice, the setting must be {in_words(hint)}")
+    return Choice(name=name, values=tuple(entry))
+
+
+def _range(name: str, ends: list[Any], log: bool, hint: Any) -> Range:
+    low, high = ends
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise BadInput(f"space.{name} is empty: low must be < high, got [{low},{high}]")
+    if log and low <= 0:
+        raise BadInput(f"space.{name} is over orders of magnitude: low must be > 0, got {low}")
+    whole = not fits(0.5, hint)
+    if not (fits(int(low), hint) and (not whole or (low == int(low) and high == int(high)))):
+        raise BadInput(f"space.{name}: [{low},{high}] is no range of it, the setting must be {in_words(hint)}")
+    return Range(name=name, low=low, high=high, log=log, whole=whole)
+
+
+def _hint(name: str, sampler: Any) -> Any:
+    """The type of a setting under its dotted name; its declared range is checked with the sampler, by `Search.check`."""
+    found: Any = sampler
+    for part in name.split("."):
+        owner, known = type(found), [f.name for f in fields(found)] if is_dataclass(found) else []
+        if part not in known:
+            names = ", ".join(known) or "none"
+            raise BadInput(f"space.{name}: {owner.__name__} has no setting {part!r} (settings: {names})")
+        found = getattr(found, part)
+    return get_type_hints(owner)[part]

@@ -1,0 +1,72 @@
+"""Tables of results for a terminal of 80 columns and more."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from invdiff.benchmark.summary import Comparison
+from invdiff.report.leaderboard import columns
+from invdiff.scores.calibration import Calibration
+from invdiff.tuning.space import Parameter
+
+# Scores of a benchmark that a terminal has room for.
+SHOWN = (
+    *("PSNR", "PSNR of mean", "SSIM", "misfit", "sliced W / floor", "modes off / floor"),
+    *("diverged", "steps", "cost", "seconds"),
+)
+LEVELS = (0.5, 0.8, 0.9, 0.95)  # of a calibration
+
+
+def standings_table(comparison: Comparison) -> Table:
+    """The samplers of one comparison, the best first."""
+    budget = "own settings" if comparison.budget is None else f"at {comparison.budget} a sample"
+    cells = {heading: write for heading, write in columns(comparison, errors=False).items() if heading in SHOWN}
+    table = Table(title=Text(f"{comparison.operator} · {budget}"), title_justify="left")
+    table.add_column("sampler")
+    for heading in cells:
+        table.add_column(heading, justify="right")
+    for standing in comparison.standings:
+        if standing.images:
+            words = [write(standing).replace("**", "") for write in cells.values()]
+            table.add_row(Text(standing.label), *(Text(word) for word in words))
+    return table
+
+
+def calibration_table(found: Calibration, title: str) -> Table:
+    """Coverage of pixels and of the whole image at some credible levels."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("credible level", "pixels inside", "truths in ball (TARP)"):
+        table.add_column(heading, justify="right")
+    levels = found.levels.tolist()
+    for level in LEVELS:
+        k = min(range(len(levels)), key=lambda j: abs(levels[j] - level))
+        low, high = found.tarp_band[:, k].tolist()
+        inside = f"{float(found.coverage[k]):.2f} ± {float(found.coverage_error[k]):.2f}"
+        table.add_row(f"{levels[k]:.2f}", inside, f"{float(found.tarp[k]):.2f} ({low:.2f} to {high:.2f})")
+    return table
+
+
+def trials_table(trials: list[Any], parameters: list[Parameter], score: str, title: str) -> Table:
+    """Trials of a search, with their settings as they are in the sampler: known ones may lie outside of the space."""
+    table = Table(title=Text(title), title_justify="left")
+    names = [parameter.name for parameter in parameters]
+    short = [name.rpartition(".")[2] for name in names]
+    for heading in ("trial", "from", score, "calls", *(short if len({*short}) == len(short) else names)):
+        table.add_column(heading, justify="left" if heading == "from" else "right", no_wrap=heading == "from")
+    for trial in trials:
+        values = [_word(_setting(trial.sampler, name)) for name in names]
+        table.add_row(*map(Text, (str(trial.number), trial.origin, f"{trial.score:.4g}", f"{trial.calls:g}", *values)))
+    return table
+
+
+def _setting(node: Any, name: str) -> Any:
+    if node["_target_"].endswith(".from_file"):
+        node = node["settings"]
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _word(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
