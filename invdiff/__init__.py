@@ -1,8 +1,29 @@
 """Posterior sampling for inverse problems with diffusion priors."""
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invdiff._version import __version__
+
+
+class _Checkout:
+    """Finds operators/, priors/ and configs/ beside this folder, as in a checkout; installed, they lie inside it."""
+
+    rooms = tuple(f"{__name__}.{room}" for room in ("operators", "priors", "configs"))
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in cls.rooms:
+            return None
+        from importlib.util import spec_from_file_location
+
+        folder = Path(__file__).resolve().parents[1] / name.rpartition(".")[2]
+        return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if not (Path(__file__).parent / "operators").exists():
+    sys.meta_path.append(_Checkout)
 
 if TYPE_CHECKING:
     from invdiff.engine.driver import Compute, Interrupted

@@ -12,15 +12,11 @@ Black box    EnKG.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from invdiff.engine.step import Step
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
-from invdiff.samplers.base import Sampler
+from invdiff.samplers.base import InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ from invdiff.problem import InverseProblem, Unsupported
 from invdiff.ranges import check_fields
 from invdiff.streams import Streams
 
+# All that a sampler file needs of the contract, in one import.
+__all__ = ["Cost", "InverseProblem", "Needs", "Prior", "Sampler", "Step", "Streams", "all_samplers"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:

@@ -24,18 +24,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Count, NotNegative, Positive, Share
-from invdiff.samplers.base import Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step
 from invdiff.samplers.particles.base import each_particle
 from invdiff.schedules import EDM, Schedule, karras
 from invdiff.shapes import nonzero, per_row, row_norm
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

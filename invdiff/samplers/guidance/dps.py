@@ -20,16 +20,11 @@ from itertools import pairwise
 from math import sqrt
 from typing import ClassVar, Literal
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import NotNegative
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step, clean_estimate, weighted_norm
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import row_gradient, row_vjp
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,18 +22,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from invdiff.engine.step import Step
 from invdiff.operators.noise.base import masked
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Count, Share
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import clean_estimate, ddim_step
 from invdiff.samplers.solvers import conjugate_gradient, generalised_minimal_residual
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Positive, Share
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import clean_estimate, ddim_step
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import row_vjp
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

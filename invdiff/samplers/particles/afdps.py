@@ -22,14 +22,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
-from invdiff.samplers.base import Needs
+from invdiff.samplers.base import InverseProblem, Needs, Prior, Streams
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.spectrum import Spectrum, back, into
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,16 +28,13 @@ from typing import Annotated, ClassVar, Self
 import torch
 from torch import Tensor
 
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Positive, Range
-from invdiff.samplers.base import Needs
+from invdiff.samplers.base import InverseProblem, Needs, Prior, Streams
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.spectrum import Spectrum, back, into
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, VP, Schedule
 from invdiff.shapes import per_row
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,17 +24,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Positive
-from invdiff.samplers.base import Needs
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Streams
 from invdiff.samplers.moves import clean_estimate
 from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, largest_curvature, parts_of
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import per_row, row_vjp
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,16 +22,11 @@ from itertools import pairwise
 from math import sqrt
 from typing import Annotated, ClassVar, Literal
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
 from invdiff.priors.ode import probability_flow
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Count, Positive, Range
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.chains import ClosedForm, Conditional, Draw, Hamiltonian, Langevin, Metropolis, has_closed_form
 from invdiff.schedules import EDM, Schedule, karras
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

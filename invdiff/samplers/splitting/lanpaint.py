@@ -28,16 +28,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, Unsupported
+from invdiff.problem import Unsupported
 from invdiff.ranges import NotNegative, Positive, Share, WholeNumber
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ddim_step
 from invdiff.samplers.relaxation import Relaxation
 from invdiff.schedules import EDM, Schedule
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

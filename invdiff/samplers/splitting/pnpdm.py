@@ -22,16 +22,11 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from invdiff.engine.step import Step
-from invdiff.posterior import Cost
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Count, Positive, Range, Share
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.chains import ClosedForm, Conditional, Draw, Langevin, has_closed_form
 from invdiff.samplers.moves import ddim_step
 from invdiff.schedules import EDM, Schedule
-from invdiff.streams import Streams
 
 
 @dataclass(frozen=True, kw_only=True)

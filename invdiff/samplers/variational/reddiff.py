@@ -24,16 +24,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invdiff.engine.step import Step
 from invdiff.operators.noise.base import masked
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import NotNegative, Positive
-from invdiff.samplers.base import Needs, Sampler
+from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import half_squares, mean_variance
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import per_row, row_gradient
-from invdiff.streams import Streams
 
 # Weight of the noise difference as a function of sigma / alpha, the inverse root of the signal-to-noise ratio: the
 # paper's choice is `linear`, the others are its ablation.
