@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from invdiff.benchmark.fingerprint import with_contents
 from invdiff.benchmark.images import Source
@@ -14,6 +15,7 @@ from invdiff.cli import groups
 from invdiff.cli.app import chosen_name, typed
 from invdiff.io import BadInput
 from invdiff.io.examples import drawn_from_prior
+from invdiff.io.truth import true_images
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior, as_prior
 from invdiff.samplers import Sampler, settings_for
@@ -87,3 +89,9 @@ def check_optional(module: str, extra: str, what: str) -> None:
     """Raise BadInput, with the command that installs it, where a package is missing."""
     if importlib.util.find_spec(module) is None:
         raise BadInput(f"{what} needs the package {module}; install it with pip install 'invdiff[{extra}]'")
+
+
+def true_images_of(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
+    """The images of a configuration, their names, and notes on how files were read; see `true_images`."""
+    example, slicing = partial(instantiate, config.data), instantiate(config.volume)
+    return true_images(prior, files=config.input, example=example, slicing=slicing, size=config.size, seed=config.seed)

@@ -14,16 +14,14 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from invdiff.cli.app import command
-from invdiff.cli.config_file import write_config
-from invdiff.cli.inputs import make_prior, true_images
-from invdiff.cli.values import check_kinds
+from invdiff.cli.app import command, write_config
+from invdiff.cli.inputs import make_prior, make_sampler, true_images_of
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, Slicing, load_measurement, write_image
 from invdiff.io.measurement import PARAMETERS
@@ -38,14 +36,16 @@ from invdiff.shapes import describe_shape
 @command("reconstruct")
 def main(config: DictConfig, output: Path) -> None:
     """Do what the configuration says and write everything under `output`; see `configs/reconstruct.yaml`."""
-    _check_values(config)
+    if config.input is not None and config.measurement is not None:
+        raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
     compute: Compute = instantiate(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     given = None if config.measurement is None else _load_measurement(config)
     operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
     noise: Noise = instantiate(config.noise)
-    sampler = instantiate(config.sampler)
+    settled = make_sampler(config, operator, noise, prior)
+    _say([str(settled)] if settled.changed else [])
 
     if given is not None:
         told_by_files = given.notes
@@ -53,11 +53,12 @@ def main(config: DictConfig, output: Path) -> None:
         told = operator.image_shape(tuple(y.shape[1:]))
         shape = prior.shape if told is None else None
     else:
-        truth, names, told_by_files = true_images(config, prior, say=_say)
+        truth, names, told_by_files = true_images_of(config, prior)
+        _say(told_by_files)
         y = measure(operator, noise, truth, config.seed)
         shape = tuple(truth.shape[1:])
     problem = InverseProblem(operator, noise, y, image_shape=shape)
-    sampler, reason = sampler.resolve(problem, prior)
+    sampler, reason = settled.sampler.resolve(problem, prior)
     if reason is not None:
         _say([f"sampler {reason}"])
     sampler.check(problem, prior)
@@ -103,24 +104,6 @@ class Result:
 
 
 # -- what goes in ------------------------------------------------------------------------------------------------------
-
-
-def _check_values(config: DictConfig) -> None:
-    check_kinds(config, "operator", "noise", "prior", "sampler", "data", "compute", "volume")
-    if config.input is not None and config.measurement is not None:
-        raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
-    for key in ("input", "measurement"):
-        if isinstance(config[key], (DictConfig, ListConfig)):
-            raise BadInput(f"{key} must be one file{' or a folder' if key == 'input' else ''}, got {config[key]}")
-    for key, least in (("num_samples", 1), ("seed", 0), ("size", 8)):
-        value = config[key]
-        if key == "size" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise BadInput(f"{key} must be a whole number from {least} on, got {value}")
-    best_of = OmegaConf.select(config, "evaluation.best_of")
-    if not isinstance(best_of, bool):
-        raise BadInput(f"evaluation.best_of must be true or false, got {best_of}")
 
 
 def _load_measurement(config: DictConfig) -> Measurement:

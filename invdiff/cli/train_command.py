@@ -66,7 +66,8 @@ def main(config: DictConfig, output: Path) -> None:
     else:
         done = _train_network(config, recipe, output)
     Console(highlight=False, markup=False).print(
-        f"{done}; weights, card and samples are in {output}\nuse them with prior.weights={output / 'prior.safetensors'}",
+        f"{done}; weights, card and samples are in {output}\n"
+        f"use them with prior.weights={output / 'prior.safetensors'}",
         soft_wrap=True,
     )
 

@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from invdiff.io import BadInput
 from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, fits, in_words
@@ -45,10 +45,13 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
     options  types of options by dotted name, where this command differs from `OPTIONS`
     """
     for name, hint in {**OPTIONS, **options}.items():
-        if name.partition(".")[0] in config:
-            value = OmegaConf.select(config, name)
-            if not _can_be(value, hint):
-                raise BadInput(f"{name} must be {_in_words(hint)}, got {value}")
+        *above, last = name.split(".")
+        node = config.get(above[0]) if above else config
+        if (above and above[0] not in config) or (isinstance(node, DictConfig) and last not in node):
+            continue  # an option of other commands
+        value = node[last] if isinstance(node, DictConfig) else None
+        if not _can_be(value, hint):
+            raise BadInput(f"{name} must be {_in_words(hint)}, got {value}")
     for key in NODES:
         if isinstance(config.get(key), DictConfig):
             check_node(config[key], key)

@@ -160,7 +160,7 @@ def _range(name: str, ends: list[Any], log: bool, hint: Any) -> Range:
 
 
 def _hint(name: str, sampler: Any) -> Any:
-    """The type of a setting under its dotted name; its declared range is checked with the sampler, by `Search.check`."""
+    """The type of a setting under its dotted name, without its declared range, which `Search.check` checks."""
     found: Any = sampler
     for part in name.split("."):
         owner, known = type(found), [f.name for f in fields(found)] if is_dataclass(found) else []

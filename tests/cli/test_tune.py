@@ -14,12 +14,10 @@ from omegaconf import OmegaConf
 
 from invdiff.benchmark.store import Store
 from invdiff.cli import benchmark_command, tune_command
-from invdiff.cli.inputs import true_images
-from invdiff.cli.search_space import read_space
 from invdiff.posterior import Posterior
 from invdiff.samplers import DAPS
 from invdiff.samplers.base import Sampler
-from invdiff.tuning.space import Search
+from invdiff.tuning.space import Search, read_space
 
 pytest.importorskip("optuna", reason="the extra invdiff[tune] is not installed")
 
@@ -42,7 +40,7 @@ def tune(invdiff: Run) -> Run:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """No history.png: drawing takes longer than the search."""
-    monkeypatch.setattr("invdiff.report.comparison.save_figure", lambda figure, path: None)
+    monkeypatch.setattr("invdiff.cli.tune_command.save_figure", lambda figure, path: None)
 
 
 def _trials() -> list[dict[str, str]]:
