@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.io import to_tensor
 from invdiff.io.examples import drawn_from_prior
-from invdiff.problem import measure
+from invdiff.problem import simulate
 from invdiff.report.comparison import thumbnails
 from invdiff.scores import evaluate
 
@@ -71,7 +71,7 @@ def cell(task: str, sampler_name: str, truth: torch.Tensor, kind: str) -> dict[s
     config = composed(task, sampler_name, kind == "paper")
     prior, operator, noise = instantiate(config.prior), instantiate(config.operator), instantiate(config.noise)
     sampler = instantiate(config.sampler)
-    y = measure(operator, noise, truth, seed=0)
+    y = simulate(truth, operator, noise)
     problem = InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:]))
     missing = sampler.needs().missing(problem, prior)
     if missing:
@@ -79,7 +79,7 @@ def cell(task: str, sampler_name: str, truth: torch.Tensor, kind: str) -> dict[s
     began = time.perf_counter()
     posterior = sampler.sample(problem, prior, compute=Compute())
     seconds = time.perf_counter() - began
-    scores = evaluate(problem, posterior, [str(i) for i in range(len(truth))], truth, prior.value_range)
+    scores = evaluate(posterior, [str(i) for i in range(len(truth))], truth, prior.value_range)
     shown = operator.align(posterior.samples[:2, 0], truth[:2])
     return {
         "images": len(truth),

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.learning.em import LearningPlan, MixtureLearner, evidence, refit
+from invdiff.learning.em import LearningPlan
+from invdiff.learning.learners import MixtureLearner
+from invdiff.learning.steps import evidence, refit
 from invdiff.operators import GaussianNoise, Inpainting, LinearOperator
 from invdiff.priors import LowRankMixturePrior
 from invdiff.priors.training.mixture_fit import MixtureRecipe

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.operators import GaussianNoise, PhaseRetrieval
-from invdiff.problem import measure
+from invdiff.problem import simulate
 from invdiff.samplers import DPS, Sampler
 from invdiff.samplers.auto import Auto
 from invdiff.schedules import VP
@@ -51,7 +51,7 @@ def main() -> None:
     kept = images[np.linspace(0, len(images) - 1, options.images).round().astype(int)]
     truth = torch.from_numpy(kept).float()[:, None] / 255
     prior, operator, noise = load_prior(options.prior), PhaseRetrieval(), GaussianNoise(options.noise)
-    problem = InverseProblem(operator, noise, measure(operator, noise, truth, 0), image_shape=tuple(truth.shape[1:]))
+    problem = InverseProblem(operator, noise, simulate(truth, operator, noise), image_shape=tuple(truth.shape[1:]))
     daps, _ = Auto().resolve(problem, prior)
     print(f"{len(truth)} images of {truth.shape[-2]}x{truth.shape[-1]}, noise {options.noise}")
     for name, sampler in {"daps": daps, "dps": DPS(schedule=VP(steps=daps.num_steps))}.items():

@@ -29,16 +29,20 @@ if TYPE_CHECKING:
     from invdiff.engine.driver import Compute, Interrupted
     from invdiff.posterior import Posterior
     from invdiff.priors import load_prior
-    from invdiff.problem import InverseProblem, Unsupported
+    from invdiff.problem import InverseProblem, Unsupported, simulate
+    from invdiff.reconstruction import Reconstruction, reconstruct
 else:
-    # Imported when they are asked for: the command must be able to take Ctrl-C before torch is there.
+    # Imported at their first use: the command handles Ctrl-C before torch is imported.
     _HOMES = {
         "Compute": "engine.driver",
         "Interrupted": "engine.driver",
         "InverseProblem": "problem",
         "Posterior": "posterior",
+        "Reconstruction": "reconstruction",
         "Unsupported": "problem",
         "load_prior": "priors",
+        "reconstruct": "reconstruction",
+        "simulate": "problem",
     }
 
     def __getattr__(name: str) -> Any:
@@ -56,4 +60,15 @@ else:
         return sorted({*globals(), *__all__})
 
 
-__all__ = ["Compute", "Interrupted", "InverseProblem", "Posterior", "Unsupported", "__version__", "load_prior"]
+__all__ = [
+    "Compute",
+    "Interrupted",
+    "InverseProblem",
+    "Posterior",
+    "Reconstruction",
+    "Unsupported",
+    "__version__",
+    "load_prior",
+    "reconstruct",
+    "simulate",
+]

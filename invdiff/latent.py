@@ -1,10 +1,10 @@
-"""Inverse problems in the space of a latent prior: the samplers see codes, the user images.
+"""Inverse problems in the space of a latent prior: samplers work on codes, results are images.
 
     problem = latent_problem(operator, noise, y, prior)            y = A(decode(z)) + noise
     posterior = decoded(DPS().sample(problem, prior), prior)       samples of images
 
-The composed operator is nonlinear and differentiable whatever A is, so samplers for such operators do (DPS, DAPS, ...).
-Their settings in units of the range (a step along the gradient, noise levels) are in units of codes here.
+The composed operator is nonlinear and differentiable for every differentiable A, so it needs a sampler for such
+operators (DPS, DAPS, ...). Settings in image units (step along the gradient, noise levels) are in units of codes here.
 """
 
 from dataclasses import replace
@@ -14,27 +14,31 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import Noise, as_operator
-from invdiff.operators.combine.composition import compose
+from invdiff.operators.combine.composition import Composition, compose
 from invdiff.posterior import Posterior
 from invdiff.priors.codecs.latent import LatentPrior
 from invdiff.problem import InverseProblem
 
 
 def latent_problem(operator: Any, noise: Noise, y: Tensor, prior: LatentPrior) -> InverseProblem:
-    """The problem of finding codes; arguments as of `InverseProblem`, errors too."""
+    """The problem whose unknowns are codes; arguments and errors as of `InverseProblem`."""
     if prior.shape is None:
-        raise ValueError("this latent prior takes codes of any size: give its UNet a sample_size")
+        raise ValueError("latent prior: codes must have a fixed size; give its UNet a sample_size")
     decoder = as_operator(prior.decode, image_shape=prior.shape)
     return InverseProblem(compose([decoder, as_operator(operator)]), noise, y, image_shape=prior.shape)
 
 
 @torch.no_grad()
 def decoded(posterior: Posterior, prior: LatentPrior) -> Posterior:
-    """Its samples as images, on the CPU, one decoded at a time; whether they diverged, and what they cost, stays.
+    """The samples of a `latent_problem` as images, decoded one at a time, and the problem as one of images.
 
-    The decoder's calls within a sampler count as parts of operator calls; these do not count.
+    Divergence and cost are those of the codes; the calls of the decoder here are not counted.
     """
     device = next(prior.parameters()).device
     codes = posterior.samples.flatten(0, 1)
     images = torch.cat([prior.decode(code[None].to(device)).cpu() for code in codes])
-    return replace(posterior, samples=images.unflatten(0, posterior.samples.shape[:2]))
+    problem = posterior.problem
+    assert isinstance(problem.operator, Composition)
+    _, operator = problem.operator.operators
+    of_images = InverseProblem(operator, problem.noise, problem.y, image_shape=tuple(images.shape[1:]))
+    return replace(posterior, samples=images.unflatten(0, posterior.samples.shape[:2]), problem=of_images)

@@ -1,9 +1,12 @@
-"""What a sampler returns: samples, what can be said from them, and what they cost."""
+"""The result of a sampler: samples, their statistics, and their cost."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from invdiff.problem import InverseProblem
 
 
 @dataclass
@@ -26,35 +29,107 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Posterior samples of a batch of images.
+    """Posterior samples of a batch of images, on the CPU.
 
-    samples      (B, S, C, H, W), image units
+    samples      (B, S, C, H, W), image units, as the sampler left them
     diverged_at  (B, S) step at which a sample became non-finite or left every reasonable range; -1: it did not
     cost         what was computed
+    problem      of these B images
+
+    `mean`, `std` and `interval` leave diverged samples out, and are those of `aligned` samples.
     """
 
     samples: Tensor
     diverged_at: Tensor
     cost: Cost
+    problem: InverseProblem
 
     @property
     def diverged(self) -> Tensor:
-        """(B, S) bool: samples that are no samples; `mean` and `std` leave them out."""
+        """(B, S) bool: samples that diverged."""
         return self.diverged_at >= 0
 
-    @property
+    @cached_property
+    def misfit(self) -> Tensor:
+        """Reduced chi-square of the residual of each sample, (B, S): 1 where it fits to the noise."""
+        place = self.problem.y.device
+        with torch.no_grad():
+            return torch.stack([self.problem.misfit(x.to(place)).cpu() for x in self.samples.unbind(1)], 1)
+
+    @cached_property
+    def aligned(self) -> "Posterior":
+        """Samples that can be averaged: each moved by `Operator.align` onto the sample of its image that fits y best.
+
+        They fit y as before, but may all be upside down. Without ambiguities of the operator nothing moves.
+        """
+        if not self.problem.operator.ambiguous:
+            return self
+        best = self.misfit.where(~self.diverged, torch.inf).argmin(1)
+        return self._as_one(self.samples[torch.arange(len(best)), best])
+
+    def facing(self, truth: Tensor) -> "Posterior":
+        """Aligned samples, moved once more as one, so that their mean faces the true images (B, C, H, W).
+
+        For comparisons with the truth only.
+        """
+        if not self.problem.operator.ambiguous:
+            return self
+        known = self.__dict__.get("_facing")  # the last one; callers ask again for the same truth
+        if known is None or known[0] is not truth:
+            known = self.__dict__["_facing"] = truth, self.aligned._as_one(self._align(self.mean, truth))
+        return known[1]
+
+    def onto(self, reference: Tensor) -> Tensor:
+        """Samples (B, S, C, H, W), each moved by `Operator.align` onto the reference of its image, (B, C, H, W)."""
+        return torch.stack([self._align(x, reference) for x in self.samples.unbind(1)], 1)
+
+    @cached_property
     def mean(self) -> Tensor:
-        """Posterior mean (B, C, H, W) over the samples that did not diverge; NaN where all did."""
+        """Posterior mean (B, C, H, W); NaN where all samples diverged."""
         return self._kept().nanmean(1)
 
-    @property
+    @cached_property
     def std(self) -> Tensor:
-        """Posterior standard deviation (B, C, H, W), unbiased over the samples kept; NaN where fewer than two were."""
+        """Posterior standard deviation (B, C, H, W), unbiased; NaN where fewer than two samples are left."""
         kept = self._kept()
         count = (~self.diverged).sum(1).reshape(-1, *[1] * (self.samples.dim() - 2))
         squares = (kept - kept.nanmean(1, keepdim=True)).square().nansum(1)
         return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.nan).sqrt()
 
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central interval of every pixel: its quantiles (1 - level) / 2 and (1 + level) / 2, (B, C, H, W) each.
+
+        Quantiles of the samples, interpolated linearly: of few samples they lie too close together (the extremes of 4
+        samples hold 60 %). NaN where fewer than two samples are left. Raises ValueError unless 0 < level < 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"interval: level must be > 0 and < 1, got {level}")
+        ends = self.samples.new_full((2, len(self.samples), *self.samples.shape[2:]), torch.nan)
+        for i, (samples, diverged) in enumerate(zip(self.aligned.samples, self.diverged, strict=True)):
+            ordered = samples[~diverged].sort(0).values
+            if len(ordered) > 1:
+                ends[0, i] = _quantile(ordered, (1 - level) / 2)
+                ends[1, i] = _quantile(ordered, (1 + level) / 2)
+        return ends[0], ends[1]
+
+    def _align(self, x: Tensor, reference: Tensor) -> Tensor:
+        place = self.problem.y.device  # of the operator
+        with torch.no_grad():
+            return self.problem.operator.align(x.to(place), reference.to(place)).cpu()
+
+    def _as_one(self, reference: Tensor) -> "Posterior":
+        """All samples moved onto one reference per image: `aligned` already."""
+        moved = Posterior(self.onto(reference), self.diverged_at, self.cost, self.problem)
+        moved.__dict__["aligned"] = moved
+        return moved
+
     def _kept(self) -> Tensor:
-        diverged = self.diverged.reshape(*self.diverged.shape, *[1] * (self.samples.dim() - 2))
-        return torch.where(diverged, torch.nan, self.samples)
+        samples = self.aligned.samples
+        return torch.where(self.diverged.reshape(*self.diverged.shape, *[1] * (samples.dim() - 2)), torch.nan, samples)
+
+
+def _quantile(ordered: Tensor, q: float) -> Tensor:
+    """Linear quantile along the first axis, which is sorted; `torch.quantile` refuses more than 16 million numbers."""
+    place = q * (len(ordered) - 1)
+    below = int(place)
+    return ordered[below].lerp(ordered[min(below + 1, len(ordered) - 1)], place - below)

@@ -1,14 +1,14 @@
-"""An inverse problem: what was measured (operator), how it scatters (noise), and the measurement y."""
+"""An inverse problem: forward model (operator), likelihood (noise) and measurement y; and simulated measurements."""
 
-import copy
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar, cast
+from functools import cached_property
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
-from invdiff.shapes import describe_shape, row_gradient
+from invdiff.shapes import describe_shape, row_gradient, shallow_copy
 from invdiff.streams import generator
 
 
@@ -20,25 +20,25 @@ class InverseProblem:
     """y = A(x) + noise, for a batch of B independent images.
 
     operator     an `Operator`, a `deepinv` physics or any callable (see `as_operator`)
-    noise        the likelihood p(y | A x)
+    noise        the likelihood p(y | A x), or a number, the standard deviation of Gaussian noise
     y            measurements (B, ...), real or complex
-    image_shape  (C, H, W) of the images; needed only where the operator cannot tell it from y
+    image_shape  (C, H, W) of the images; needed only where the operator does not determine it from y
 
-    Everything is checked here, once: raises ValueError in one line where y holds NaN or infinity, where the number of
-    images differs between y and the parameters of operator or noise, where y cannot have come from this noise (photon
-    counts below zero), or where A of an image is not shaped like y.
+    Raises ValueError where y holds NaN or infinity, where the number of images differs between y and the parameters of
+    operator or noise, where y cannot have come from this noise (photon counts below zero), and where A of an image is
+    not shaped like y. An operator without `measurement_shape` measures one black image for this.
     """
 
     def __init__(
         self,
         operator: Any,
-        noise: Noise,
+        noise: Noise | float,
         y: Tensor,
         *,
         image_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.operator: Operator = as_operator(operator)
-        self.noise = noise
+        self.noise = as_noise(noise)
         self.y = y
         if y.dim() < 2:
             raise ValueError(f"a measurement has a batch axis and at least one more, got shape {tuple(y.shape)}")
@@ -47,12 +47,12 @@ class InverseProblem:
         found = self.operator.image_shape(tuple(y.shape[1:]))
         if found is None and image_shape is None:
             raise ValueError(
-                f"{type(self.operator).__name__} cannot tell the image shape from y: give image_shape=(C, H, W)"
+                f"{type(self.operator).__name__} does not determine the image shape from y: give image_shape=(C, H, W)"
             )
         if found is not None and image_shape is not None and tuple(found) != tuple(image_shape):
             raise ValueError(
                 f"the measurement belongs to images of {describe_shape(found)}, "
-                f"but image_shape says {describe_shape(image_shape)}"
+                f"but image_shape is {describe_shape(image_shape)}"
             )
         shape = found if found is not None else image_shape
         assert shape is not None  # the first check leaves no other case
@@ -60,32 +60,31 @@ class InverseProblem:
         self._check()
 
     def _check(self) -> None:
+        name, y = type(self.operator).__name__, self.y
         reason = self.operator.mismatch(self.image_shape)
         if reason is not None:
             raise ValueError(reason)
         if self.operator.images not in (1, self.images):
             raise ValueError(f"the operator has parameters for {self.operator.images} images, y has {self.images}")
         observed = self.observed
-        values = self.y if observed is None else torch.where(observed, self.y, 0)
+        values = y if observed is None else torch.where(observed, y, 0)
         if not values.isfinite().all():
             bad = int((~values.isfinite()).sum())
             raise ValueError(f"the measurement holds {bad} NaN or infinite value(s); mask them out or repair them")
-        reason = self.noise.mismatch(self.y, observed)
+        reason = self.noise.mismatch(y, observed)
         if reason is not None:
             raise ValueError(reason)
-        with torch.no_grad():
-            one = self.select(torch.zeros(1, dtype=torch.long))
-            probe = one.operator(torch.zeros(1, *self.image_shape, device=self.y.device))
-        if probe.is_complex() != self.y.is_complex():
+        shape, is_complex = kind_of_measurement(self.operator, self.image_shape, y.device)
+        if is_complex != y.is_complex():
             kinds = {True: "complex", False: "real"}
             raise ValueError(
-                f"{type(self.operator).__name__} measures {kinds[probe.is_complex()]} numbers, "
-                f"but y is {kinds[self.y.is_complex()]}, {str(self.y.dtype).removeprefix('torch.')}"
+                f"{name} measures {kinds[is_complex]} numbers, "
+                f"but y is {kinds[y.is_complex()]}, {str(y.dtype).removeprefix('torch.')}"
             )
-        if probe.shape[1:] != self.y.shape[1:]:
+        if shape != tuple(y.shape[1:]):
             raise ValueError(
-                f"{type(self.operator).__name__} measures {describe_shape(probe.shape[1:])} from an image of "
-                f"{describe_shape(self.image_shape)}, but y is {describe_shape(self.y.shape[1:])}"
+                f"{name} measures {describe_shape(shape)} from an image of {describe_shape(self.image_shape)}, "
+                f"but y is {describe_shape(y.shape[1:])}"
             )
 
     @property
@@ -128,6 +127,13 @@ class InverseProblem:
         """Variance of Gaussian noise in each real number of y, () or (B,): half of `noise_std`^2 where y is complex."""
         return self.noise_std**2 / (2 if self.y.is_complex() else 1)
 
+    @cached_property
+    def first_guess(self) -> Tensor | None:
+        """Images from y without a prior, (B, C, H, W), by the operator; None where it has no such method."""
+        observed = self.observed
+        with torch.no_grad():
+            return self.operator.first_guess(self.y if observed is None else torch.where(observed, self.y, 0))
+
     def nll(self, x: Tensor) -> Tensor:
         """Negative log-likelihood of images (B, C, H, W), one each, (B,)."""
         return self.noise.nll(self.y, self.operator(x), self.observed)
@@ -152,45 +158,64 @@ class InverseProblem:
 
     def to(self, device: torch.device | str) -> Self:
         """This problem on a device; operator and noise are copied, so that those of the caller stay where they are."""
-        return self._with(_detached(self.operator).to(device), _detached(self.noise).to(device), self.y.to(device))
+        return self._with(
+            shallow_copy(self.operator).to(device), shallow_copy(self.noise).to(device), self.y.to(device)
+        )
 
     def _with(self, operator: Operator, noise: Noise, y: Tensor) -> Self:
-        """A copy with other parts that are known to fit together."""
+        """A copy with other parts, which fit together."""
         twin = object.__new__(type(self))
         twin.operator, twin.noise, twin.y, twin.image_shape = operator, noise, y, self.image_shape
         return twin
 
 
-_Module = TypeVar("_Module", bound=nn.Module)
+def as_noise(noise: Noise | float) -> Noise:
+    """Noise as it is, a number as the standard deviation of Gaussian noise. Raises TypeError for anything else."""
+    if isinstance(noise, Noise):
+        return noise
+    if isinstance(noise, bool) or not isinstance(noise, (int, float, Tensor)):
+        raise TypeError(f"noise must be a Noise or the standard deviation of Gaussian noise, got {noise!r}")
+    return GaussianNoise(noise)
 
 
-def _detached(module: _Module) -> _Module:
-    """A copy that shares every tensor; `Module.to` replaces them in place, in the copy only."""
-    twin = copy.copy(module)
-    twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
-    twin._modules = {name: child if child is None else _detached(child) for name, child in module._modules.items()}
-    return twin
+def kind_of_measurement(
+    operator: Operator, image_shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> tuple[tuple[int, ...], bool]:
+    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
+
+    An operator that does not declare them measures a black image, on the device where it is.
+    """
+    shape = operator.measurement_shape(image_shape)
+    if shape is not None:
+        return tuple(shape), operator.complex_measurement
+    with torch.no_grad():
+        y = operator.select(torch.zeros(1, dtype=torch.long))(torch.zeros(1, *image_shape, device=device))
+    return tuple(y.shape[1:]), y.is_complex()
 
 
 @torch.no_grad()
-def measure(operator: Operator, noise: Noise, truth: Tensor, seed: int, images: Sequence[int] | None = None) -> Tensor:
-    """Measurements y of true images (B, C, H, W), on the CPU.
+def simulate(
+    images: Tensor, operator: Any, noise: Noise | float, seed: int = 0, *, index: Sequence[int] | None = None
+) -> Tensor:
+    """Measurements y of images (B, C, H, W), with noise, on the CPU.
 
-    images  the index of each, where the batch is a part of a larger set; operator and noise have parameters for all of
-            the set, or for one
+    operator, noise  as of `InverseProblem`
+    index            of each image, where the batch is a part of a larger set; operator and noise have parameters for
+                     all of the set, or for one
 
-    That of image i depends on (seed, operator, noise, i) alone: it is measured by itself, so that not even the last
-    digit tells what else is in the batch. Raises ValueError where the operator does not take such images.
+    The measurement of image i depends on (seed, operator, noise, i) alone, to the last bit: each image is measured by
+    itself. Raises ValueError where the operator does not take such images.
     """
-    reason = operator.mismatch(tuple(truth.shape[1:]))
+    operator, noise = as_operator(operator), as_noise(noise)
+    reason = operator.mismatch(tuple(images.shape[1:]))
     if reason is not None:
         raise ValueError(reason)
-    images = range(len(truth)) if images is None else images
+    index = range(len(images)) if index is None else index
     for whose, count in (("operator", operator.images), ("noise", noise.images)):
-        if 1 < count <= max(images):
-            raise ValueError(f"the {whose} has parameters for {count} images, there are {max(images) + 1} or more")
+        if 1 < count <= max(index):
+            raise ValueError(f"the {whose} has parameters for {count} images, there are {max(index) + 1} or more")
     rows = []
-    for row, i in zip(truth, images, strict=True):
+    for row, i in zip(images, index, strict=True):
         own = torch.tensor([i])
         one, likelihood = operator.select(own), noise.select(own)
         clean = one(row[None])

@@ -3,9 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from invdiff.ranges import Count, NotNegative, Positive, Range, check_fields
 
 
 class Schedule(ABC):
@@ -25,15 +28,15 @@ class EDM(Schedule):
     The published sigma_max = 80 and sigma_min = 0.002 are for images in [-1, 1]; here they are in image units.
     """
 
-    steps: int = 50
-    sigma_max: float = 40.0
-    sigma_min: float = 0.001
-    rho: float = 7.0
+    steps: Count = 50
+    sigma_max: Positive = 40.0
+    sigma_min: Positive = 0.001
+    rho: Positive = 7.0
 
     def __post_init__(self) -> None:
-        falls = self.sigma_min < self.sigma_max or (self.steps == 1 and self.sigma_min == self.sigma_max)
-        if self.steps < 1 or self.sigma_min <= 0 or not falls or self.rho <= 0:
-            raise ValueError(f"schedule: needs steps >= 1, 0 < sigma_min < sigma_max and rho > 0, got {self}")
+        check_fields(self, "schedule")
+        if not (self.sigma_min < self.sigma_max or (self.steps == 1 and self.sigma_min == self.sigma_max)):
+            raise ValueError(f"schedule: sigma_min must be < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 
     def sigmas(self) -> Tensor:
         return torch.cat(
@@ -51,18 +54,17 @@ class VP(Schedule):
     sigma_max, sigma_min  the part of the grid between these levels only, image units; None: all of it, 78.7 to 0.005
     """
 
-    steps: int = 1000
-    unit: float = 0.5
-    sigma_max: float | None = None
-    sigma_min: float | None = None
+    steps: Annotated[int, Range(1, 1000)] = 1000
+    unit: Positive = 0.5
+    sigma_max: Positive | None = None
+    sigma_min: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"schedule: the DDPM grid has 1 to 1000 steps, got {self.steps}")
+        check_fields(self, "schedule")
         if len(self._grid()) < self.steps:
             raise ValueError(
-                f"schedule: {len(self._grid())} levels of the DDPM grid lie between sigma_min={self.sigma_min} and "
-                f"sigma_max={self.sigma_max}, steps={self.steps} of them are asked for"
+                f"schedule: steps must be <= {len(self._grid())}, the levels of the DDPM grid between "
+                f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}, got {self.steps}"
             )
 
     def _grid(self) -> Tensor:

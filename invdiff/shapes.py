@@ -1,10 +1,13 @@
-"""Rows of a batch: values, norms, products and gradients of each row, and shapes in words. Rows never mix."""
+"""Rows of a batch: their values, norms, products and gradients, which never mix; shapes in words; copies of modules."""
 
+import copy
 from collections.abc import Callable
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @overload
@@ -80,3 +83,16 @@ def row_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Gradient of function(x), one number per row (B,), with respect to each row; shaped like x."""
     value, product = row_vjp(function, x)
     return product(torch.ones_like(value))
+
+
+def shallow_copy(module: Module) -> Module:
+    """A copy that shares every tensor: `to` and attributes set on it or its parts leave the original as it is."""
+    twin = copy.copy(module)
+    # Parameters of its own on the same memory: `to` changes a parameter in place.
+    twin._parameters = {
+        name: None if p is None else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
+        for name, p in module._parameters.items()
+    }
+    twin._buffers = dict(module._buffers)
+    twin._modules = {name: child if child is None else shallow_copy(child) for name, child in module._modules.items()}
+    return twin

@@ -1,10 +1,15 @@
 """Python files of the user as modules: no package, no configuration, only a file in a folder."""
 
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from torch import nn
 
 
 def load_module(path: Path) -> ModuleType:
@@ -49,6 +54,29 @@ def file_of(name: str) -> Path | None:
     """The file that `load_module` read the module of this name from; None for other modules."""
     read = getattr(sys.modules.get(name), "_invdiff_read", None)
     return None if read is None else read[0]
+
+
+def bind(found: Any, parameters: Mapping[str, Any], what: str, *, inputs: int) -> Any:
+    """An object of a user's module with its parameters.
+
+    found   a class, which is instantiated; a function, which keeps its first `inputs` arguments open; or anything else,
+            which takes no parameters and is returned unchanged
+    what    its name in messages
+
+    Raises ValueError where it does not take these parameters.
+    """
+    if not inspect.isclass(found):
+        if parameters and (isinstance(found, nn.Module) or not callable(found)):
+            raise ValueError(f"{what} is a {type(found).__name__} and takes no parameters; name a class or a function")
+        if not parameters and not inspect.isfunction(found):
+            return found
+    try:
+        inspect.signature(found).bind(*[None] * (0 if inspect.isclass(found) else inputs), **parameters)
+    except TypeError as error:
+        raise ValueError(f"{what} does not take these parameters: {error}") from error
+    if inspect.isclass(found):
+        return found(**parameters)
+    return partial(found, **parameters) if parameters else found
 
 
 def _installed(stem: str) -> Any:

@@ -1,4 +1,4 @@
-"""Forward models and measurement noise: what was measured."""
+"""Forward models and measurement noise."""
 
 from .blur.blur import Blur, CircularBlur
 from .blur.gaussian_blur import GaussianBlur

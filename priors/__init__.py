@@ -1,4 +1,4 @@
-"""What images look like: denoisers at every noise level."""
+"""Priors: denoisers at every noise level."""
 
 from .as_prior import as_prior
 from .base import Prior

@@ -1,8 +1,8 @@
-"""What images look like: the `Prior` contract.
+"""The `Prior` contract: a denoiser at every noise level.
 
 A prior is a denoiser at every noise level, D(x, sigma) = E[x0 | x0 + sigma * eps = x], in image units and in the
 variance-exploding convention. Everything else (score, guidance, sampling) follows from it. Networks trained in another
-range or parametrisation are wrapped in their own file; a sampler never knows.
+range or parametrisation are wrapped in their own file, out of sight of samplers.
 """
 
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ from invdiff.shapes import sigma_per_row
 class Prior(nn.Module, ABC):
     """Base class of every prior.
 
-    shape           (C, H, W) of the images it knows, or None where it takes any size
-    channels        image channels; None where it takes any number (implied by `shape` where that is given)
-    sigma_range     noise levels it was made for, in image units
+    shape           (C, H, W) of the images, None for any size
+    channels        image channels, None for any number; implied by `shape`
+    sigma_range     noise levels of its training, in image units
     value_range     range of clean images in image units, (0, 1) for pictures
-    differentiable  whether autograd can go through `denoise`
+    differentiable  whether autograd can differentiate `denoise`
     """
 
     shape: tuple[int, ...] | None = None
@@ -48,23 +48,23 @@ class Prior(nn.Module, ABC):
         return (self.denoise(x, sigma) - x) / sigma_per_row(sigma, x) ** 2
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        """None where images of this (C, H, W) fit the prior, otherwise the reason why not, in words."""
+        """None if images of this (C, H, W) fit the prior, otherwise the reason why not."""
         if self.shape is not None and tuple(shape) != tuple(self.shape):
-            return f"this prior knows images of shape {tuple(self.shape)}, got {tuple(shape)}"
+            return f"this prior expects images of shape {tuple(self.shape)}, got {tuple(shape)}"
         if self.channels is not None and shape[0] != self.channels:
-            return f"this prior knows images with {self.channels} channel(s), got {shape[0]}"
+            return f"this prior expects {self.channels} channel{'s' if self.channels > 1 else ''}, got {shape[0]}"
         return None
 
     def checkpoint_gradients(self, on: bool) -> None:
-        """Whether VJPs keep less and compute more: the parts of a network that know how run again in the backward pass.
+        """Switch gradient checkpointing, which takes less memory and more time in VJPs, in all parts that support it.
 
-        Raises ValueError where it is asked for and no part of this prior knows how.
+        Raises ValueError if it is switched on and no part supports it.
         """
         parts = [
             module for module in self.modules() if hasattr(type(module), "checkpoint_gradients") and module is not self
         ]
         if on and not parts:
-            raise ValueError(f"compute: checkpoint is not known to {type(self).__name__}; leave it false")
+            raise ValueError(f"compute: {type(self).__name__} does not support checkpoint=true, set it to false")
         for part in parts:
             part.checkpoint_gradients = on  # type: ignore[assignment]
 
@@ -77,4 +77,9 @@ class Prior(nn.Module, ABC):
     @classmethod
     def example(cls) -> "Prior":
         """A small instance for the conformance tests."""
-        raise NotImplementedError(f"{cls.__name__} gives no example()")
+        raise NotImplementedError(f"{cls.__name__} defines no example()")
+
+    @classmethod
+    def variants(cls) -> dict[str, "Prior"]:
+        """Small instances of all modes by name, for the conformance tests."""
+        return {"example": cls.example()}

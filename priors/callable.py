@@ -15,11 +15,11 @@ class CallablePrior(Prior):
     """Any function (x, sigma) -> clean images: x (B, C, H, W) in image units, sigma (B,) in the same.
 
     function        a module is put in evaluation mode and its parameters are frozen
-    shape           (C, H, W) of the images it knows, None where it takes any size
-    channels        where `shape` is None and it takes only this many
-    sigma_range     noise levels it was made for; outside it is told the nearest of them
+    shape           (C, H, W) of the images, None for any size
+    channels        where `shape` is None: number of channels, None for any
+    sigma_range     noise levels of its training; other levels are clamped to it
     value_range     range of clean images
-    differentiable  autograd may be sent through it
+    differentiable  autograd can differentiate it
     """
 
     def __init__(
@@ -47,26 +47,36 @@ class CallablePrior(Prior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            return self._checked(self.function(x, self.told(x, sigma)), x)
+            return self._checked(self.function(x, self.levels(x, sigma)), x)
 
-    def told(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """The levels that the function is told, one per row, (B,)."""
+    def levels(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Noise levels passed to the function, one per row, (B,), clamped to `sigma_range`."""
         return sigma_per_row(sigma, x).reshape(-1).expand(len(x)).clamp(*self.sigma_range)
 
     def _checked(self, x0: Any, x: Tensor) -> Tensor:
-        """What the function gave, if it is one clean image for each."""
+        """The output of the function, if its shape is that of the images."""
         if not isinstance(x0, Tensor) or x0.shape != x.shape:
             given = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise ValueError(
-                f"the denoiser {name} gives {given} for images {tuple(x.shape)}; it must give the clean images, in the "
-                "same shape (a network that gives noise or a variance as well goes in ParametrisedPrior)"
+                f"the denoiser {name} must return clean images of shape {tuple(x.shape)}, got {given}; wrap a network "
+                "that predicts noise, or a variance as well, in ParametrisedPrior"
             )
         return x0.to(x.dtype)
 
     @classmethod
     def example(cls) -> "CallablePrior":
         return cls(_shrink)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        if cls is not CallablePrior:  # a subclass has arguments of its own
+            return super().variants()
+        return {
+            "example": cls.example(),
+            "fixed shape": cls(_shrink, shape=(2, 8, 9), value_range=(-1.0, 2.0)),
+            "not differentiable": cls(_shrink, channels=1, differentiable=False),
+        }
 
 
 def _shrink(x: Tensor, sigma: Tensor) -> Tensor:

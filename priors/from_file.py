@@ -1,12 +1,10 @@
-"""A prior from a Python file of the user's: no package, no configuration, only a file in a folder."""
+"""A prior from a Python file, without a package or a configuration."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from invdiff.user_module import load_module
+from invdiff.user_module import bind, load_module
 
 from . import Prior, as_prior
 
@@ -25,9 +23,9 @@ def prior_from_file(
     file        with the name behind a colon, `my_network.py:denoise`: a `Prior`, a `deepinv` denoiser, a function
                 (x, sigma) -> clean images, or a class of one of them, made with `parameters`
     parameters  by name: of the class, or of the function, behind its images and levels
-    shape ...   of a denoiser or a function, as in `as_prior`; a `Prior` says these itself
+    shape ...   of a denoiser or a function, as in `as_prior`; not for a `Prior`, which declares them
 
-    Raises ValueError, in one line, where there is no such thing in it.
+    Raises ValueError if the file holds no such prior.
     """
     path, _, name = str(file or "").rpartition(":")
     if not path.endswith(".py") or not name:
@@ -39,7 +37,7 @@ def prior_from_file(
     if not hasattr(module, name):
         known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == where.stem]
         raise ValueError(f"{where} has no {name!r}; it defines {', '.join(known) or 'nothing'}")
-    found = _bound(getattr(module, name), parameters or {}, f"{where}: {name}")
+    found = bind(getattr(module, name), parameters or {}, f"{where}: {name}", inputs=2)
     try:
         return as_prior(
             found,
@@ -50,19 +48,3 @@ def prior_from_file(
         )
     except TypeError as error:
         raise ValueError(f"{where}: {name}: {error}") from error
-
-
-def _bound(found: Any, parameters: Mapping[str, Any], what: str) -> Any:
-    """A class with its parameters, a function with those behind its images; anything else takes none."""
-    if inspect.isclass(found) or inspect.isfunction(found):
-        images = () if inspect.isclass(found) else (None, None)
-        try:
-            inspect.signature(found).bind(*images, **parameters)
-        except TypeError as error:
-            raise ValueError(f"{what} cannot be called with these parameters: {error}") from error
-        if inspect.isclass(found):
-            return found(**parameters)
-        return partial(found, **parameters) if parameters else found
-    if parameters:
-        raise ValueError(f"{what} is a {type(found).__name__} and takes no parameters; name a class or a function")
-    return found

@@ -1,14 +1,13 @@
-"""The priors that ship with the package, and loading any other by its file."""
+"""Loading priors by name: those that ship with the package and those of installed packages; or from a weights file."""
 
-import json
-from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
+from .base import Prior
 from .closed_form.low_rank import KIND, LowRankMixturePrior
 from .networks.edm import EDMPrior
+from .weights_file import weights_kind
 
 BUNDLED = {
     "photo": "RGB photographs of any size",
@@ -21,34 +20,47 @@ BUNDLED = {
 
 
 def bundled() -> dict[str, str]:
-    """Names of the bundled priors, with a line on each."""
+    """Names of the bundled priors, each with a description."""
     return dict(BUNDLED)
 
 
-def load_prior(name: str = "photo", *, weights: str | Path | None = None) -> EDMPrior | LowRankMixturePrior:
-    """A prior by name, or from a file of weights written by `invdiff train`.
+def registered() -> dict[str, EntryPoint]:
+    """Priors of installed packages by name: entry points of the group `invdiff.priors`, callables without arguments."""
+    return {point.name: point for point in entry_points(group="invdiff.priors")}
 
-    name     one of `bundled()`
-    weights  a `.safetensors` file to load instead of the bundled one, of a network or of a mixture
 
-    Raises ValueError, in one line, for an unknown name and for a missing or damaged file.
+def load_prior(name: str = "photo", *, weights: str | Path | None = None) -> Prior:
+    """A prior by name, or from a weights file of `invdiff train`.
+
+    name     one of `bundled()` or `registered()`; a bundled one comes first
+    weights  a `.safetensors` file to load instead, of a network or of a mixture
+
+    Raises ValueError for an unknown name, for a file that is missing or damaged, and where a package gives no prior.
     """
     if weights is not None:
         return _load(Path(weights))
-    if name not in BUNDLED:
-        raise ValueError(f"unknown prior {name!r}; bundled are {', '.join(BUNDLED)}; a file goes in weights=")
-    return _load(Path(str(files("invdiff.priors"))) / "weights" / f"{name}.safetensors")
+    if name in BUNDLED:
+        return _load(Path(str(files("invdiff.priors"))) / "weights" / f"{name}.safetensors")
+    others = registered()
+    if name not in others:
+        known = ", ".join([*BUNDLED, *sorted(others)])
+        raise ValueError(f"unknown prior {name!r}; known are {known}; load a file by weights=")
+    return _from_package(others[name])
 
 
-def _load(path: Path) -> EDMPrior | LowRankMixturePrior:
-    return LowRankMixturePrior.load(path) if _kind(path) == KIND else EDMPrior.load(path)
+def _load(path: Path) -> Prior:
+    return LowRankMixturePrior.load(path) if weights_kind(path) == KIND else EDMPrior.load(path)
 
 
-def _kind(path: Path) -> str | None:
-    """What the header calls itself; None for networks, and where it cannot be read: their loader says why."""
+def _from_package(point: EntryPoint) -> Prior:
+    package = point.dist.name if point.dist is not None else point.module
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("invdiff", "null"))
-    except (SafetensorError, json.JSONDecodeError, OSError):
-        return None
-    return header.get("kind") if isinstance(header, Mapping) else None
+        prior = point.load()()
+    except Exception as error:  # code of others
+        reason = " ".join(str(error).split())
+        raise ValueError(f"prior {point.name} of {package} failed to load: {type(error).__name__}: {reason}") from error
+    if not isinstance(prior, Prior):
+        raise ValueError(
+            f"prior {point.name} of {package}: {point.value} must return an invdiff Prior, got {type(prior).__name__}"
+        )
+    return prior

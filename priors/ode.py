@@ -23,7 +23,7 @@ def probability_flow(
     """Follow the ODE from x at sigmas[0] through all levels to the last one, (B, C, H, W) -> (B, C, H, W).
 
     heun     second order; costs a second denoiser call for every step that does not end at 0
-    on_step  told of x after every step
+    on_step  called with x after every step
 
     Calls: one per step, two with `heun` (one for the step to 0).
     """

@@ -17,7 +17,7 @@ def fast_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
     if device_type == "cpu":
-        # The public get_cpu_capability() stops at AVX512; only these two tell whether bf16 is native.
+        # The public get_cpu_capability() stops at AVX512; only these two report native bf16.
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
 

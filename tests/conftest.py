@@ -1,16 +1,21 @@
-"""What holds for all tests: one thread, here and in the commands they start.
+"""For all tests: the installed package, and one thread, here and in the commands that they start.
 
 The images are tiny: threads would only wait for each other, and on a busy machine for minutes.
 """
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from invdiff import Compute, InverseProblem, load_prior
-from invdiff.operators import GaussianBlur, GaussianNoise
-from invdiff.priors import EDMPrior
+# `python -m pytest` puts the root of the repository on the path, where invdiff lies without operators, priors, configs.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parents[1]]
+
+from invdiff import Compute, InverseProblem, load_prior  # noqa: E402
+from invdiff.operators import GaussianBlur, GaussianNoise  # noqa: E402
+from invdiff.priors import EDMPrior  # noqa: E402
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -27,7 +32,7 @@ def digits() -> EDMPrior:
 
 @pytest.fixture(scope="session")
 def float32() -> Compute:
-    """Without the last digits that bf16 would lose: what is compared is the driver."""
+    """Without the rounding of bf16, for tests that compare runs."""
     return Compute(device="cpu", precision="float32", progress=False)
 
 

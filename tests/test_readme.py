@@ -1,4 +1,4 @@
-"""The README's examples run as they stand: Python one after the other, commands as far as their configuration."""
+"""README and docs: Python examples run, commands compose, links lead to files, the table of samplers is current."""
 
 import re
 import shlex
@@ -10,23 +10,29 @@ import pytest
 
 from invdiff.report.compatibility import markdown
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+EXAMPLES = [ROOT / "README.md", ROOT / "docs" / "samplers.md", ROOT / "docs" / "operators.md"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.stem)
+def test_python_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The blocks of a page run one after the other."""
     namespace: dict = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert "DPS" in capsys.readouterr().out
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), namespace)
+    assert capsys.readouterr().out
 
 
 def commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("invdiff reconstruct")]
+    lines = [line.partition("  #")[0].strip() for page in PAGES for line in "".join(blocks(page, "bash")).splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("invdiff reconstruct")))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -38,6 +44,13 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
     assert "_target_: invdiff.samplers" in done.stdout
 
 
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.stem)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
 def test_ci_finds_the_test_command() -> None:
     after = README.partition("<!-- test command -->")[2]
     assert after.lstrip().startswith("```bash\npython3 -m venv .venv && ")
@@ -45,5 +58,6 @@ def test_ci_finds_the_test_command() -> None:
 
 
 def test_table_of_samplers_is_the_generated_one() -> None:
-    table = README.partition("--markdown` -->\n")[2].partition("\n<!-- end of samplers -->")[0]
-    assert table == markdown(), "run: invdiff list samplers --markdown"
+    page = (ROOT / "docs" / "samplers.md").read_text()
+    table = page.partition("<!-- samplers:")[2].partition("-->\n")[2].partition("\n<!-- end of samplers -->")[0]
+    assert table == markdown().replace("](", "](../"), "run: invdiff list samplers --markdown | sed 's#](#](../#'"

@@ -1,6 +1,5 @@
-"""What computing costs: a VJP in network calls, the steps that a budget buys, and the samples that a device holds."""
+"""Costs: of a VJP in network calls, the steps that a budget buys, and the samples that a device holds."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -8,32 +7,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from invdiff.engine.device import synchronise
+from invdiff.engine.device import seconds_of
 from invdiff.priors import Prior
 from invdiff.priors.precision import autocast
 from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
 
-FEWEST_STEPS = 4  # with fewer, no sampler is what it was meant to be
+FEWEST_STEPS = 4  # with fewer, no sampler works as designed
 MOST_STEPS = 100_000
 MOST_ROUNDS = 10  # of timing a VJP on a busy machine
 PILOT = (4, 12)  # steps of the two short runs that time a sampler; a straight line goes through them
-# Pixels in flight beyond which a device does not get faster; larger batches would only be stored later. Measured with
+# Pixels in flight from which on a device does not get faster; larger batches would only be stored later. Measured with
 # the bundled networks: on a CPU the time of a pixel is the same from 2^15 on.
 FULL = {"cpu": 2**17, "cuda": 2**23}
 SHARE = 0.6  # of the free memory, for what the sampler and the operator keep comes on top of the network's
 
 
 class NoFit(ValueError):
-    """A sampler cannot be brought to a budget; the message says why."""
+    """A sampler does not fit into a budget; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one sample may cost.
+    """The cost that one sample may have.
 
     kind    `calls`: network calls, a VJP counting as many forwards as it takes time; `seconds`: in its batch
-    amount  how much of it
+    amount  network calls, or seconds
     """
 
     kind: Literal["calls", "seconds"]
@@ -53,7 +52,7 @@ def with_steps(sampler: Sampler, steps: int) -> Sampler:
     """The same sampler with another number of steps in its schedule; raises ValueError where it cannot have as many."""
     schedule: Any = getattr(sampler, "schedule", None)
     if not isinstance(schedule, Schedule):
-        raise NoFit(f"{type(sampler).__name__} has no schedule whose steps could be fitted")
+        raise NoFit(f"{type(sampler).__name__} has no schedule, so its steps cannot be fitted")
     changed: Any = replace(sampler, schedule=replace(schedule, steps=steps))  # type: ignore[call-arg, type-var]
     return changed
 
@@ -86,7 +85,7 @@ def fit_seconds(
 ) -> Sampler:
     """The sampler with as many steps as its time allows; raises NoFit below `FEWEST_STEPS`.
 
-    seconds_of  runs a sampler and tells the seconds of a sample
+    seconds_of  runs a sampler and returns the seconds of one sample
     """
     few, more = (with_steps(sampler, steps) for steps in PILOT)
     seconds_of(few)  # to warm up
@@ -102,10 +101,10 @@ def fit_seconds(
 
 @dataclass(frozen=True)
 class Speed:
-    """What a network costs.
+    """The cost of a network.
 
-    vjp_weight  seconds of a VJP over those of a forward; None where the prior has none, or it could not be told
-    bytes       most memory of a forward and its VJP on one image; None where that cannot be told (CPU)
+    vjp_weight  seconds of a VJP over those of a forward; None where the prior has none, or it could not be measured
+    bytes       most memory of a forward and its VJP on one image; None on the CPU
     """
 
     vjp_weight: float | None
@@ -117,9 +116,9 @@ def measure_speed(
 ) -> Speed:
     """Time forwards and VJPs of a prior on `rows` images (C, H, W); on CUDA, measure their memory too.
 
-    repeats  pairs timed at first; as many again, up to `MOST_ROUNDS` times, while other work hides what a VJP costs
+    repeats  pairs timed in a round; up to `MOST_ROUNDS` rounds, until a VJP takes longer than a forward
 
-    The weight is None where it stays hidden.
+    The weight is None where it never does, on a busy machine.
     """
     x = torch.zeros(rows, *shape, device=device)
     x += prior.value_range[0] + 0.5 * (prior.value_range[1] - prior.value_range[0])
@@ -145,10 +144,10 @@ def measure_speed(
         taken = max(1, (torch.cuda.max_memory_allocated(device) - before) // rows)
     if not prior.differentiable:
         return Speed(None, taken)
-    # Alternating, and the quickest of each: what else the machine does falls on both alike.
+    # Alternating, and the shortest of each: other load falls on both alike.
     pairs: list[tuple[float, float]] = []
     for _ in range(MOST_ROUNDS):
-        pairs += [(_seconds(forward, device), _seconds(with_vjp, device)) for _ in range(repeats)]
+        pairs += [(seconds_of(forward, device), seconds_of(with_vjp, device)) for _ in range(repeats)]
         plain, both = (min(times) for times in zip(*pairs, strict=True))
         if both > plain:
             return Speed(both / plain - 1, taken)
@@ -165,14 +164,7 @@ def likely_rows(shape: tuple[int, ...], particles: int, device: torch.device, sp
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on the CPU, torch has no class of its own for that."""
+    """Whether memory ran out; on the CPU, torch raises a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    began = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - began

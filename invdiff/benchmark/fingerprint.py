@@ -1,4 +1,4 @@
-"""Fingerprints: what makes two results comparable, or the same. Settings are plain JSON, files stand in by contents."""
+"""Fingerprints of settings, weights and images. Settings are plain JSON; files count by their contents."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def fingerprint(thing: Any) -> str:
 
 
 def settings_of(thing: Any) -> Any:
-    """A dataclass, and those inside it, as JSON with every value it has, defaults included, and the class by name."""
+    """A dataclass, and those inside it, as JSON: the class by name, and every value, defaults included."""
     if is_dataclass(thing):
         name = f"{type(thing).__module__}.{type(thing).__qualname__}"
         return {"class": name, **{f.name: settings_of(getattr(thing, f.name)) for f in fields(thing)}}
@@ -32,9 +32,9 @@ def settings_of(thing: Any) -> Any:
 
 
 def with_contents(settings: Any) -> Any:
-    """Settings with what is in the files that they name: a mask under the same name may be another one tomorrow.
+    """Settings, with every path of a file replaced by its name and a hash of its contents.
 
-    Files are known by name and contents, not by where they lie; `my_camera.py:Camera` names the file before the colon.
+    `my_camera.py:Camera` names the file before the colon.
     """
     if isinstance(settings, Mapping):
         return {key: with_contents(value) for key, value in settings.items()}
@@ -50,7 +50,7 @@ def with_contents(settings: Any) -> Any:
 
 
 def of_module(module: nn.Module) -> str:
-    """Of the tensors of a module, where it is now (CPU or GPU), and of its class."""
+    """Of the tensors and the class of a module, the same on every device."""
     digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

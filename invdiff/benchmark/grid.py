@@ -1,4 +1,4 @@
-"""What a benchmark compares: samplers on tasks, the same images for all, and every pair of them as a run."""
+"""The grid of a benchmark: samplers, tasks and images; every pair of sampler and task is a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.samplers import ParticleSampler, Sampler
 from invdiff.samplers.settings import as_config
 from invdiff.scores.of_images import baseline_psnr
@@ -29,7 +29,7 @@ class Images:
     truth     (B, C, H, W), image units
     names     of each
     keys      fingerprint of each
-    settings  where they come from, as JSON; without how many of them were taken
+    settings  of their source, as JSON; without the number of images
     """
 
     truth: Tensor
@@ -60,7 +60,7 @@ class Task:
 class Entry:
     """A sampler under a label.
 
-    on  the same with other settings, for some of the tasks, by their labels
+    on  the sampler with other settings, by the labels of tasks
     """
 
     label: str
@@ -96,17 +96,17 @@ class Grid:
     config: Settings | None = None
 
     def prepared(self, sampler: Sampler) -> Sampler:
-        """The sampler as it is run: a particle filter whose cloud is wanted has as many particles."""
+        """The sampler as it is run: with `clouds`, a particle filter has as many particles as there are samples."""
         if self.clouds and isinstance(sampler, ParticleSampler):
             return replace(sampler, ensemble=self.num_samples)
         return sampler
 
     def runs_of(self, sampler: Sampler) -> int:
-        """How often it runs for one image."""
+        """Independent runs of a sampler for one image."""
         return 1 if self.clouds and isinstance(sampler, ParticleSampler) else self.num_samples
 
     def settings(self, sampler: Sampler, task: Task, precision: str) -> Settings:
-        """Everything that determines the rows of a sampler on a task, but which images there are."""
+        """Everything that determines the rows of a sampler on a task, except the images."""
         return {
             "sampler": settings_of(sampler),
             **task.settings,
@@ -133,19 +133,19 @@ class Grid:
 
 
 def in_effect(operator: Operator, settings: Any) -> Settings:
-    """What an operator has taken for settings that were left open: plain values that it keeps under the same name."""
-    if not isinstance(settings, Mapping):  # a task of one's own may describe it in another way
+    """Values that an operator chose for settings that were null: plain attributes of the same name."""
+    if not isinstance(settings, Mapping):  # tasks made in Python may describe it in another way
         return {}
     found = {key: getattr(operator, key, None) for key, given in settings.items() if given is None}
     return {key: value for key, value in found.items() if isinstance(value, (int, float, str))}
 
 
-# What differs between the runs of one comparison; in everything else they agree.
+# Settings in which the runs of one comparison may differ.
 OF_THE_SAMPLER = ("sampler", "precision", "invdiff")
 
 
 def task_of(settings: Mapping[str, Any]) -> str:
-    """Fingerprint of what the runs of one comparison share."""
+    """Fingerprint of the settings that the runs of one comparison share."""
     return fingerprint({key: value for key, value in settings.items() if key not in OF_THE_SAMPLER})
 
 
@@ -178,7 +178,7 @@ class Measurements:
     def _measured(self, i: int) -> Tensor:
         if i in self._y:
             return self._y[i]
-        y = measure(self.task.operator, self.task.noise, self.grid.images.truth[i : i + 1], self.grid.seed, [i])
+        y = simulate(self.grid.images.truth[i : i + 1], self.task.operator, self.task.noise, self.grid.seed, index=[i])
         if self._bytes + y.nbytes <= KEPT_BYTES:
             self._y[i] = y
             self._bytes += y.nbytes

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-# What to install for each, and the module that tells whether it is there.
+# The extra to install for each, and its module.
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 class Logger(Protocol):
-    """Where numbers and pictures of a run go; `step` never falls from one call to the next."""
+    """Receives numbers and pictures of a run; `step` never decreases."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers by name; a slash in a name makes a group."""
@@ -23,7 +23,7 @@ class Logger(Protocol):
         """A picture (C, H, W) in [0, 1], C 1 or 3."""
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Write what is buffered."""
 
 
 class TensorBoard:
@@ -33,7 +33,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
-        lines = (f"    {key}: {value}" for key, value in config.items())  # markdown's way of saying: as it stands
+        lines = (f"    {key}: {value}" for key, value in config.items())  # a markdown code block
         self._writer.add_text("config", "\n".join(lines), 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -70,7 +70,7 @@ class WandB:
 
 
 class Several:
-    """All of some loggers, or none."""
+    """Passes everything on to any number of loggers."""
 
     def __init__(self, loggers: Sequence[Logger] = ()) -> None:
         self._loggers = loggers
@@ -89,14 +89,14 @@ class Several:
 
 
 def check_loggers(names: object) -> list[str]:
-    """Names of loggers as a configuration gives them; raises ValueError for one that is not known or not installed."""
+    """Names of loggers, each once; raises ValueError for unknown ones and for packages that are not installed."""
     if not isinstance(names, Sequence) or isinstance(names, str):
         raise ValueError(f"log must be a list of {' and '.join(PACKAGES)}, such as [tensorboard], got {names}")
     for name in names:
         if name not in PACKAGES:
-            raise ValueError(f"unknown logger {name!r} in log=; there are {', '.join(PACKAGES)}")
+            raise ValueError(f"log: unknown logger {name!r}; available: {', '.join(PACKAGES)}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise ValueError(f"log=[{name}] needs the package {name}, which is not here: pip install 'invdiff[{name}]'")
+            raise ValueError(f"log=[{name}] needs the package {name}: pip install 'invdiff[{name}]'")
     return list(dict.fromkeys(names))
 
 

@@ -1,4 +1,4 @@
-"""Small pictures of a reconstruction, for pages: what was measured, what came out, how uncertain and how wrong it is.
+"""Small pictures of a reconstruction, for pages: truth, measurement, first guess, samples, uncertainty and error.
 
 Maps are 16-bit grey PNG in units of the value range, white at 1: one fixed scale, so that those of samplers that ran on
 different days can be brought to a common one later.
@@ -19,7 +19,7 @@ from invdiff.io.atomic import write_atomically
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 
-LONGEST = 256  # pixels, the longer side; larger pictures are made smaller
+LONGEST = 256  # pixels, the longer side; larger pictures are reduced
 MAPS = ("std", "error")
 SHARED = ("truth", "measurement", "guess")  # the same for all samplers
 PICTURES = (*SHARED, "sample", "mean", *MAPS)
@@ -32,17 +32,17 @@ def pictures(
 ) -> list[dict[str, Tensor]]:
     """Of every image of a batch, by the names of `PICTURES`: (C, H, W) in [0, 1], or (H, W) for a map.
 
-    posterior  samples that face the truth (`aligned`)
+    posterior  samples that face the truth (`Posterior.facing`)
 
     sample  the first that did not diverge; without any there is neither mean nor error
     std     of the samples; none for fewer than two
     error   of the mean, root mean square over the channels
 
-    What is not finite is left out: no picture instead of a wrong one.
+    Pictures with values that are not finite are left out.
     """
     low, high = value_range
     observed = problem.observed
-    y = problem.y if observed is None else torch.where(observed, problem.y, 0)  # not measured: it may be NaN
+    y = problem.y if observed is None else torch.where(observed, problem.y, 0)  # unmeasured entries may be NaN
     guess = problem.operator.first_guess(y)
     mean, std = posterior.mean, posterior.std
     found: list[dict[str, Tensor]] = []

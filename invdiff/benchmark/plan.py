@@ -1,7 +1,7 @@
-"""What there is to do: the runs of a grid, what is known of them from earlier, and the batches that are missing.
+"""The plan of a benchmark: the runs of a grid, with their records, and the batches that are missing.
 
-Whatever was measured to come to a decision (the cost of a VJP, the steps that a budget buys, the batch that fits) is
-kept in the record of the run, so that a resumed benchmark decides as the one before it did.
+The record of a run keeps what its plan depends on (the cost of a VJP, the steps that a budget buys, the batch that
+fits), so that a resumed benchmark makes the same plan.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """A sampler on a task, and the images that are still missing.
+    """A sampler on a task, and the images that are missing.
 
     task     index of the task in the grid
     rows     samples in flight at once, to begin with
@@ -75,14 +75,14 @@ class Planner:
         self._known = store.all_records()
 
     def plan(self) -> list[Run]:
-        """Every run that can be, with what is missing of it; those that cannot have a record that says why."""
+        """Every possible run with its missing images; an impossible one gets a record with the reason."""
         runs: dict[str, Run] = {}
         for t, measurements in enumerate(self.measurements):
             for entry in self.grid.entries:
                 for run in self._pair(entry, t, measurements):
                     same = runs.setdefault(run.id, run)
                     if same.label != run.label:
-                        raise BadInput(f"samplers {same.label} and {run.label} have the same settings; leave one out")
+                        raise BadInput(f"samplers {same.label} and {run.label} have the same settings; remove one")
         return list(runs.values())
 
     def _pair(self, entry: Entry, t: int, measurements: Measurements) -> list[Run]:
@@ -106,7 +106,7 @@ class Planner:
         return runs
 
     def _record(self, entry: Entry, task: Task, sampler: Sampler, *, reason: str | None = None, fitted: bool) -> Record:
-        """The record of a run, with what is known from earlier; its labels are those of today.
+        """The record of a run: the results of earlier runs, with the labels of this one.
 
         fitted  to a budget
         """
@@ -119,7 +119,7 @@ class Planner:
             "operator": task.label,
             "task": task_of(settings),
             "reason": reason,
-            # One that was fitted to a budget may be what was asked for by itself, before or later.
+            # The same settings may also be asked for without a budget, earlier or later.
             "fitted": fitted and known.get("fitted", True),
             "vjp_weight": known.get("vjp_weight"),
             "rows_at_once": known.get("rows_at_once"),
@@ -137,7 +137,7 @@ class Planner:
         self.store.write_record(record)
         return record
 
-    # -- what has to be measured ---------------------------------------------------------------------------------------
+    # -- measurements of speed ---------------------------------------------------------------------------------------
 
     def _weight(self) -> float | None:
         """Cost of a VJP in forwards: as given, as measured earlier for this prior on this device, or measured now."""
@@ -182,7 +182,7 @@ class Planner:
         return Run(record["run"], record["sampler"], t, sampler, weight, rows, missing)
 
     def _missing(self, run: str, rows: int, rows_each: int) -> list[tuple[int, ...]]:
-        """The images without all their samples, in batches whose limits do not depend on what is done already."""
+        """The images without all their samples, in batches whose limits do not depend on earlier runs."""
         images, samples = self.grid.images, self.grid.num_samples
         at_once = max(1, min(rows // rows_each, -(-len(images) // self.ranks)))
         batches = []
@@ -203,7 +203,7 @@ class Planner:
     def _fitted(
         self, entry: Entry, base: Record, sampler: Sampler, budget: Budget, measurements: Measurements
     ) -> Sampler | None:
-        """The sampler with the steps that a budget buys; None where it buys none, which the record then says."""
+        """The sampler with the steps that a budget buys; None where it buys none, with the reason in the record."""
         base = self._known[base["run"]]
         fit = base["fits"].get(str(budget))
         if fit is None:

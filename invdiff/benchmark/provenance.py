@@ -1,4 +1,4 @@
-"""Where a row comes from: versions, revision of the source, hardware."""
+"""The origin of rows: versions, revision of the source, hardware."""
 
 import platform
 import shutil
@@ -25,7 +25,7 @@ def provenance(device: torch.device) -> dict[str, str | None]:
 def git_revision() -> str | None:
     """Commit of the source tree this package is in, `+changes` where files differ from it; None outside a checkout."""
     file = Path(__file__)
-    # Without this, an installation inside somebody's repository would tell the revision of that one.
+    # An installation inside another repository must not report its revision.
     if shutil.which("git") is None or _git("ls-files", "--error-unmatch", file.name) is None:
         return None
     revision = _git("rev-parse", "HEAD")

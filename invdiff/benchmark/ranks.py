@@ -21,11 +21,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that speaks, and that writes what is not rows."""
+        """Whether this process prints, and writes all files besides the rows."""
         return self.rank == 0
 
     def from_first(self, thing: _Thing) -> _Thing:
-        """What rank 0 gives, on every rank."""
+        """The object of rank 0, on every rank."""
         if self.count == 1:
             return thing
         box: list[Any] = [thing]
@@ -33,7 +33,7 @@ class Ranks:
         return box[0]
 
     def gather(self, thing: _Thing) -> list[_Thing]:
-        """What every rank gives, in their order; waits for all of them."""
+        """The objects of all ranks, in their order; waits for all."""
         if self.count == 1:
             return [thing]
         boxes: list[Any] = [None] * self.count
@@ -43,9 +43,9 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks of this process, as `torchrun` says them in the environment; messages go by gloo, over the CPU.
+    """The ranks of this process, from the environment that `torchrun` sets; messages go by gloo, over the CPU.
 
-    The tasks of one job that submitit has started are ranks as well.
+    The tasks of one submitit job are ranks as well.
     """
     if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment

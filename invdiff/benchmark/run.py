@@ -1,7 +1,7 @@
-"""The run of a benchmark: every sampler on the same measurements, in batches that are safe as soon as they are done.
+"""The run of a benchmark: every sampler on the same measurements, in batches that are stored one by one.
 
-Killed at any moment, it goes on where the store ends: what is in the store is not computed again, what is not was never
-counted. With several ranks each takes every n-th batch; all of them append to the same store.
+A run that was killed at any moment resumes where the store ends; no batch is computed twice. With several ranks each
+takes every n-th batch; all append to the same store.
 """
 
 import io
@@ -32,7 +32,7 @@ from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import ParticleSampler
 from invdiff.scores.metrics import for_json, mean_of
-from invdiff.scores.of_images import aligned, missing_scores, score_images
+from invdiff.scores.of_images import missing_scores, score_images
 from invdiff.scores.truth import DISTANCES, distances_to, missing_truth
 
 LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
@@ -40,7 +40,7 @@ LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline
 
 @dataclass(frozen=True)
 class Save:
-    """What is kept besides rows, of batches that are computed from now on.
+    """Files to write besides the rows, for batches that are computed from now on.
 
     reconstructions  samples, mean, std, y and x of every batch, in `reconstructions/`, an .npz file each
     thumbnails       pictures of the first so many images, small PNG in `thumbnails/`: truth, measurement, first guess,
@@ -53,11 +53,11 @@ class Save:
 
 @dataclass
 class Outcome:
-    """What a run of a benchmark did.
+    """The outcome of a benchmark.
 
-    rows     how many were computed now, by all ranks
-    errors   what stopped runs of this rank before all their images were done
-    reasons  the same in words, of all ranks, by the fingerprint of the run
+    rows     computed by all ranks in this run
+    errors   that stopped runs of this rank
+    reasons  the messages of the errors of all ranks, by the fingerprint of the run
     """
 
     rows: int = 0
@@ -77,15 +77,15 @@ def run_benchmark(
     logger: Logger | None = None,
     lock: Lock | None = None,
 ) -> Outcome:
-    """Compute what is missing of a grid in a folder, which no other run may write to.
+    """Compute the missing rows of a grid in a folder that no other run writes to.
 
     vjp_weight  cost of a VJP through the network in forwards; None: measured
-    say         told what a user should know: what was found in the folder, what was set aside
-    logger      told of every batch that this rank has stored
-    lock        how the first rank holds the folder; None: nobody else knows of it
+    say         called with messages about the folder
+    logger      gets every batch that this rank stores
+    lock        the first rank's hold on the folder; None: no other process uses it
 
-    An exception in one run ends this run alone and is returned; whatever keeps rows from being stored ends everything.
-    Nothing that is stored is ever lost.
+    An exception in one run ends only this run and is returned; an error while storing rows is raised. Stored rows are
+    never lost.
     """
     store = Store(folder)
     measurements = [Measurements(grid, task) for task in grid.tasks]
@@ -108,7 +108,7 @@ def run_benchmark(
 
 @dataclass
 class _Batch:
-    """Images of a run, by their indices, as they come out."""
+    """The posterior of some images of a run, by their indices."""
 
     images: tuple[int, ...]
     problem: InverseProblem
@@ -214,7 +214,7 @@ class _Worker:
         return _Batch(images, problem, posterior, grid.images.truth[list(images)])
 
     def _remember(self, run: Run, rows: int) -> None:
-        """Of this rank; what is measured on another one is remembered there."""
+        """Keep the rows that fit in the record, for resumed runs; of several ranks the last one wins."""
         record = self.store.record(run.id)
         if record is not None:
             self.store.write_record(record | {"rows_at_once": rows})
@@ -231,7 +231,7 @@ class _Worker:
         if None in baseline:
             notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no first guess"
         if grid.num_samples == 1:
-            notes["diversity"] = notes["coverage"] = "needs num_samples of 2 or more"
+            notes["diversity"] = notes["coverage"] = "needs num_samples >= 2"
         count = posterior.diverged.numel()
         of_batch = {
             "run": run.id,
@@ -247,7 +247,7 @@ class _Worker:
             **self.origin,
         }
         rows = []
-        scores = score_images(problem, posterior, batch.truth, grid.prior.value_range)
+        scores = score_images(posterior, batch.truth, grid.prior.value_range)
         for k, i in enumerate(batch.images):
             of_image = {"image": i, "image_key": grid.images.keys[i], "name": grid.images.names[i]}
             of_image |= _finite({**scores[k].image, "baseline_psnr": baseline[k], **distances[k]})
@@ -275,10 +275,10 @@ class _Worker:
             found.append(distances_to(exact, batch.posterior.samples[k], batch.posterior.diverged[k]))
         return found, notes
 
-    # -- what is written -----------------------------------------------------------------------------------------------
+    # -- output -----------------------------------------------------------------------------------------------
 
     def _write(self, run: Run, batch: _Batch, rows: Sequence[dict[str, Any]]) -> None:
-        """The rows come last: where they are, all the rest is. Then the logger gets their means."""
+        """Write the rows last: where they exist, all other files do. Then log their means."""
         if self.save.reconstructions:
             self._write_arrays(run, batch)
         name = f"{self.grid.tasks[run.task].label}/{run.label}/{run.sampler.num_steps}_steps"
@@ -290,13 +290,13 @@ class _Worker:
         self.logger.scalars({score: mean for score, mean in means.items() if mean is not None}, self.logged)
 
     def _write_arrays(self, run: Run, batch: _Batch) -> None:
-        images, together = self.grid.images, aligned(batch.problem, batch.posterior)
+        images = self.grid.images
         data = io.BytesIO()
         np.savez_compressed(
             data,
             samples=batch.posterior.samples.numpy(),
-            mean=together.mean.numpy(),
-            std=together.std.numpy(),
+            mean=batch.posterior.mean.numpy(),
+            std=batch.posterior.std.numpy(),
             y=batch.problem.y.numpy(),
             x=batch.truth.numpy(),
             names=np.array([images.names[i] for i in batch.images]),
@@ -309,7 +309,7 @@ class _Worker:
         write_atomically(folder / f"{run.id}-{batch.images[0]:06d}.npz", data.getvalue())
 
     def _write_thumbnails(self, run: Run, batch: _Batch, name: str) -> None:
-        facing = aligned(batch.problem, batch.posterior, batch.truth)
+        facing = batch.posterior.facing(batch.truth)
         found = pictures(batch.problem, batch.truth, facing, self.grid.prior.value_range)
         for i, of_image in zip(batch.images, found, strict=True):
             if i < self.save.thumbnails:

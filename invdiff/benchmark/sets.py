@@ -1,4 +1,4 @@
-"""How far all samples of a run are, as a set, from the true images: FID and KID by torchmetrics, nothing by hand.
+"""Distances between the set of all samples of a run and the set of the true images: FID and KID, by torchmetrics.
 
 Both are of the features of a network; the published ones are of InceptionV3 with the weights of torch-fidelity.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from invdiff.benchmark.store import Store
 
-# torchmetrics is imported where it is used: it is slow to import, and needed by those alone who ask for it.
+# torchmetrics is optional and slow to import: it is imported where it is used.
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity saves what it downloads
 LAYER = 2048  # features of InceptionV3's last pooling: those of the published FID
@@ -26,14 +26,14 @@ AT_ONCE = 64  # images in the network
 
 @dataclass(frozen=True)
 class SetScores:
-    """Of one run: `fid` and `kid`, or why there are none."""
+    """Of one run: `fid` and `kid`, or the reasons why they are missing."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def unavailable(features: nn.Module | None = None) -> str | None:
-    """None where FID and KID of these features can be computed, otherwise why not. Never tries to download.
+    """None where FID and KID of these features can be computed, otherwise the reason. Never downloads.
 
     features  as of `set_distances`
     """
@@ -69,11 +69,11 @@ def set_distances(
     """
     for name, images in (("samples", samples), ("truths", truths)):
         if images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"FID and KID are of images of one or three channels, got {name} of {_size(images)}")
+            raise ValueError(f"FID and KID need images of 1 or 3 channels, got {name} of {_size(images)}")
         if len(images) < 2:
-            raise ValueError(f"FID and KID need two images or more in a set, got {len(images)} in {name}")
+            raise ValueError(f"FID and KID need at least 2 images in a set, got {len(images)} in {name}")
         if not images.isfinite().all():
-            raise ValueError(f"FID and KID need finite images, and {name} has others; leave out what diverged")
+            raise ValueError(f"FID and KID need finite images, and {name} has others; leave out diverged samples")
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -102,8 +102,8 @@ def of_runs(
 
     rows  of the store (`invdiff.benchmark.summary.rows_by_image`)
 
-    They are of the samples in `reconstructions/` as they are, not moved onto the truth. A run has none where some of
-    its images are not in there: those of the others would be of other sets.
+    They use the samples in `reconstructions/`, not aligned with the truth. A run has none where some of its images are
+    missing there: the sets would differ.
     """
     reason = unavailable()
     if reason is not None:
@@ -122,7 +122,7 @@ def _of_run(
         return SetScores(
             notes={
                 why: f"the samples of {missing} of {len(images)} image(s) are not in reconstructions/; "
-                "save.reconstructions=true keeps what is computed from then on"
+                "save.reconstructions=true keeps those that are computed from then on"
             }
         )
     samples, truths = torch.cat([s.samples for s in saved]), torch.stack([s.truth for s in saved])
@@ -143,11 +143,11 @@ class _Saved:
 
 
 def _saved(folder: Path, run: str, images: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[_Saved]:
-    """What is saved of these images, each once; of an image that was another one earlier, only as it is now."""
+    """Saved samples of these images, each once; files of an image with another key are skipped."""
     found: dict[int, _Saved] = {}
     for path in sorted(folder.glob(f"{run}-*.npz")):
         with np.load(path) as arrays:
-            if "keys" not in arrays:  # of an earlier version, which did not say what image it was
+            if "keys" not in arrays:  # of an earlier version, without keys
                 continue
             keys = arrays["keys"].tolist()
             wanted = [

@@ -1,7 +1,7 @@
-"""Where the rows of benchmarks are kept: one Parquet dataset that only ever grows, a file for each batch.
+"""The store of a benchmark's rows: one Parquet dataset that only grows, a file for each batch.
 
-A file is there whole or not at all, and is never touched again. Its name follows from the run and its first image, so
-that what is computed again after a kill replaces itself. Any reader of Parquet opens the folder as one table:
+A file exists whole or not at all, and never changes. Its name is that of the run and the first image, so that a batch
+that is computed again replaces itself. Any reader of Parquet opens the folder as one table:
 `pandas.read_parquet("results.parquet")`.
 """
 
@@ -23,8 +23,8 @@ from invdiff.scores.truth import DISTANCES, FLOORS
 
 DATASET, RECORDS, DAMAGED = "results.parquet", "runs", "damaged"
 VERSION = 1  # of the columns; files of another one are not read
-OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # what readers rely on
-_MARK = b"invdiff.results"  # the key in a file's metadata by which we know our own
+OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # keys that readers rely on
+_MARK = b"invdiff.results"  # the key in the metadata of our files
 
 PER_SAMPLE = ("forwards", "vjps", "operator_calls", "seconds")  # fields of `Cost`
 
@@ -69,7 +69,7 @@ SCHEMA = pa.schema(
     metadata={_MARK: str(VERSION).encode()},
 )
 KEY = ("run", "image", "image_key", "sample")
-# What two runs of the same measure differently; every other column is the same.
+# Columns in which two runs of the same differ.
 MEASURED = ("seconds", "peak_memory_mb", "vjp_weight", "created", "device", "rows_at_once")
 
 
@@ -77,7 +77,7 @@ MEASURED = ("seconds", "peak_memory_mb", "vjp_weight", "created", "device", "row
 class Store:
     """The results in a folder.
 
-    messages  what was found in the folder that is not as it should be, a line each
+    messages  a line for each problem that was found in the folder
     """
 
     folder: Path
@@ -87,16 +87,16 @@ class Store:
         self.dataset, self.records = self.folder / DATASET, self.folder / RECORDS
 
     def open(self, *, alone: bool = True) -> None:
-        """Make the folders, remove what a kill left half written, and look at every file that is there.
+        """Make the folders, remove files that a kill left half written, and check all others.
 
-        alone  nobody else writes here; otherwise what is half written may be somebody's, and stays
+        alone  no other process writes here; otherwise half written files stay, which may be in use
 
-        A damaged file is moved to `damaged/`: its rows count as never computed. What is not ours stays where it is.
+        A damaged file is moved to `damaged/`, and its rows are computed again. Files of others stay.
         Raises BadInput where a file stands in the way of a folder, OSError where nothing can be written.
         """
         for folder in (self.dataset, self.records):
             if folder.exists() and not folder.is_dir():
-                raise BadInput(f"{folder} is a file, and not the folder of a benchmark; give another output=")
+                raise BadInput(f"{folder} must be a folder of a benchmark, got a file; set another output=")
             folder.mkdir(parents=True, exist_ok=True)
             for partial in folder.glob(f".*{PARTIAL}") if alone else ():
                 partial.unlink()
@@ -104,13 +104,13 @@ class Store:
             self._look_at(path)
         for path in sorted(self.records.glob("*.json")):
             if _record(path) is None:
-                self._set_aside(path, "the record of a run is made again")
+                self._set_aside(path, "the record of the run is made again")
 
     def _look_at(self, path: Path) -> None:
         name = f"{DATASET}/{path.name}"
         if path.suffix != ".parquet" or not path.is_file():
-            if not path.name.startswith((".", "_")):  # readers of datasets pass over those
-                self.messages.append(f"{name} is not ours; it was left alone, but readers of results may trip over it")
+            if not path.name.startswith((".", "_")):  # readers of datasets skip those
+                self.messages.append(f"{name} is not a file of invdiff; left alone, but may disturb other readers")
             return
         try:
             metadata = _metadata(path)
@@ -118,15 +118,15 @@ class Store:
                 _read(path)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's fault, or a missing permission: nothing is known about the file
+                raise  # of the disk or permissions: the file may be sound
             self._set_aside(path, "its rows are computed again")
             return
         if _MARK not in metadata:
-            self.messages.append(f"{name} holds no results of invdiff; it was left alone, and nothing is read from it")
+            self.messages.append(f"{name} holds no results of invdiff; it was left alone and is not read")
         elif metadata[_MARK] != str(VERSION).encode():
             raise BadInput(
                 f"{name} was written by another version of invdiff (format {metadata[_MARK].decode()}, "
-                f"this is {VERSION}); give another output="
+                f"this is {VERSION}); set another output="
             )
 
     def _set_aside(self, path: Path, then: str) -> None:
@@ -156,13 +156,13 @@ class Store:
         empty = pa.schema([SCHEMA.field(name) for name in wanted]).empty_table()
         table = pa.concat_tables([empty, *parts], promote_options="permissive").unify_dictionaries()
         keys = list(zip(*(table[name].to_pylist() for name in KEY), strict=True))
-        # The same rows stand in two files where somebody has copied one.
+        # A copied file holds the same rows twice.
         place = {key: i for i, key in reversed(list(enumerate(keys)))}
         order = [place[key] for key in sorted(place)]
         return table.take(pa.array(order, pa.int64()))
 
     def done(self) -> dict[tuple[str, int, str], int]:
-        """How many samples there are of each (run, image, image key)."""
+        """Number of samples of each (run, image, image key)."""
         counts: dict[tuple[str, int, str], int] = {}
         table = self.table(KEY)
         for key in zip(*(table[name].to_pylist() for name in KEY[:3]), strict=True):
@@ -172,12 +172,12 @@ class Store:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def record(self, run: str) -> dict[str, Any] | None:
-        """What is known of a run: its labels and settings, why it cannot be, what was found out about it."""
+        """The record of a run: labels and settings, the reason why it is impossible, measurements of its cost."""
         path = self.records / f"{run}.json"
         return _record(path) if path.exists() else None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Add a run, or what was found out about it."""
+        """Add or update the record of a run."""
         before = self.record(record["run"])
         if before != record:
             write_atomically(self.records / f"{record['run']}.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -193,13 +193,13 @@ class Store:
             write_atomically(self.records / f"{run}.yaml", text.encode())
 
     def all_records(self) -> dict[str, dict[str, Any]]:
-        """Every run of the folder by its fingerprint; what was put there since `open`, and is none, is passed over."""
+        """The records of all runs by their fingerprints; other files are skipped."""
         found = {path.stem: _record(path) for path in sorted(self.records.glob("*.json"))}
         return {run: record for run, record in found.items() if record is not None}
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    """The record of a run; None for a file that is none."""
+    """The record in a file; None where it holds none."""
     try:
         record = json.loads(path.read_text())
     except ValueError:
@@ -213,6 +213,6 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    # Not `pq.read_table`, which would take a folder called seed=0 for a column.
+    # `pq.read_table` would take a folder called seed=0 for a column.
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(columns)

@@ -1,4 +1,4 @@
-"""What the rows of a store come to: for every task and budget, the samplers side by side."""
+"""Summary of the rows of a store: for every task and budget, the samplers side by side."""
 
 import json
 import math
@@ -26,7 +26,7 @@ Rows = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error, NaN for one image: samples of one image are not independent tries."""
+    """A mean over images and its standard error, NaN for one image: samples of one image are not independent."""
 
     mean: float
     error: float
@@ -47,10 +47,10 @@ class Standing:
 
     label             of the sampler; with the settings that tell it apart where several share one
     steps             of its schedule, where they were fitted to a budget
-    reason            why there is nothing, or not all
-    images, samples   how many were computed
-    diverged          how many of the samples
-    scores            by name; what could not be computed is missing
+    reason            why it has no rows, or not all
+    images, samples   numbers of those that were computed
+    diverged          number of diverged samples
+    scores            by name; without those that could not be computed
     forwards ... seconds  of one sample
     cost              forwards and weighted VJPs; None where the weight is not known
     best_for_cost     no other sampler has a better PSNR for fewer network calls
@@ -81,7 +81,7 @@ class Comparison:
     """Samplers on one task at one budget, the best first: nearest to the exact posterior, or of the best PSNR.
 
     budget    None: with their own settings
-    settings  what they share; what the operator has taken for those that were left open in their place
+    settings  that they share; with the values that the operator chose for null
     baseline  PSNR of the first guess
     """
 
@@ -110,8 +110,8 @@ def summarise(
 ) -> list[Comparison]:
     """Everything in a store, a task after another; the samplers' own settings first, then budget by budget.
 
-    failures  why runs ended before their end, by fingerprint
-    rows      of the store, where somebody has read them already (`rows_by_image`)
+    failures  why runs stopped early, by fingerprint
+    rows      of the store, if already read (`rows_by_image`)
     of_sets   FID and KID by fingerprint, where they are wanted (`invdiff.benchmark.sets.of_runs`)
     """
     records, rows = store.all_records(), rows_by_image(store) if rows is None else rows
@@ -144,11 +144,11 @@ def summarise(
         if members[0].get("in_effect"):
             shared["operator"] = shared["operator"] | members[0]["in_effect"]
         for budget, standings in [(None, own), *((key[2], by_budget[key]) for key in sorted(by_budget))]:
-            told = [s for s in standings if s.images or s.reason]
-            if any(s.images for s in told) or (budget is None and told):
+            shown = [s for s in standings if s.images or s.reason]
+            if any(s.images for s in shown) or (budget is None and shown):
                 operator = members[0]["operator"]
-                baseline = next((s.scores["baseline_psnr"] for s in told if "baseline_psnr" in s.scores), None)
-                comparisons.append(Comparison(task, operator, budget, shared, _ranked(told), baseline))
+                baseline = next((s.scores["baseline_psnr"] for s in shown if "baseline_psnr" in s.scores), None)
+                comparisons.append(Comparison(task, operator, budget, shared, _ranked(shown), baseline))
     return comparisons
 
 
@@ -204,10 +204,9 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _ranked(standings: Sequence[Standing]) -> list[Standing]:
-    """The best first, what has no score last; told apart where they share a label, marked where nobody is better.
+    """Sort by distance to the exact posterior where it is known, then by PSNR; mark the Pareto fronts of PSNR and cost.
 
-    The best is the nearest to the exact posterior, before all that do not know how far they are, else that of the best
-    PSNR, which the marks go by in any case.
+    Those that share a label get the settings in which they differ.
     """
     names = _labels(standings)
 
@@ -230,9 +229,9 @@ def _ranked(standings: Sequence[Standing]) -> list[Standing]:
 
 
 def undominated(prices: Sequence[float | None], scores: Sequence[float]) -> list[bool]:
-    """The Pareto front: of each, that no other has as good a score for as little, one of them better.
+    """Whether each is on the Pareto front: no other has at least its score for at most its price, one of them better.
 
-    What has no price, or -inf for a score, is not on it, and beats nobody.
+    Entries without a price or with a score of -inf are not on it and dominate none.
     """
     known = [(p, s) for p, s in zip(prices, scores, strict=True) if p is not None and s > -math.inf]
 

@@ -14,7 +14,7 @@ from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.report.calibration import calibration_figure
 from invdiff.report.comparison import save_figure
 from invdiff.report.tables import calibration_table
@@ -31,7 +31,7 @@ def main(config: DictConfig, output: Path) -> None:
     noise: Noise = instantiate(config.noise)
     settled = make_sampler(config, operator, noise, prior)
     shape = _shape(config, prior)
-    y = measure(operator, noise, torch.full((1, *shape), 0.5), config.seed)
+    y = simulate(torch.full((1, *shape), 0.5), operator, noise, config.seed)
     first = torch.zeros(1, dtype=torch.long)
     problem = InverseProblem(operator.select(first), noise.select(first), y, image_shape=shape)
     sampler, reason = settled.sampler.resolve(problem, prior)

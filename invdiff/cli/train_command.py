@@ -21,7 +21,8 @@ from invdiff.cli.inputs import plain
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.measurement import PARAMETERS
-from invdiff.learning.em import Learner, MixtureLearner, NetworkLearner
+from invdiff.learning.em import Learner
+from invdiff.learning.learners import MixtureLearner, NetworkLearner
 from invdiff.learning.measured import operator_for_each
 from invdiff.operators import Noise, Operator
 from invdiff.priors import LowRankMixturePrior, Prior
@@ -32,7 +33,7 @@ from invdiff.priors.training.card import write_card, write_learned_card, write_m
 from invdiff.priors.training.images import read_images, split
 from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
 from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.ranges import Count
 from invdiff.report.comparison import thumbnails
 from invdiff.streams import Streams, generator
@@ -248,5 +249,5 @@ def _measurements(config: DictConfig, recipe: MixtureRecipe | Recipe) -> tuple[I
     settings = {name: value for name, value in plain(config.operator).items() if name != "_target_"}
     cls: Any = get_class(config.operator["_target_"])
     operator = operator_for_each(cls, settings, shape, len(truth)) or instantiate(config.operator)
-    y = measure(operator, noise, truth, config.learning.seed)
+    y = simulate(truth, operator, noise, config.learning.seed)
     return InverseProblem(operator, noise, y, image_shape=shape), truth

@@ -21,7 +21,7 @@ from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
-from invdiff.problem import InverseProblem, measure
+from invdiff.problem import InverseProblem, simulate
 from invdiff.ranges import Count, Positive
 from invdiff.report.comparison import save_figure
 from invdiff.report.tables import trials_table
@@ -59,7 +59,8 @@ def main(config: DictConfig, output: Path) -> None:
     seed = SPLIT + config.seed
     images, where = _validation_images(config, prior, seed)
     shape = tuple(images.truth.shape[1:])
-    problem = InverseProblem(operator, noise, measure(operator, noise, images.truth, seed), image_shape=shape)
+    y = simulate(images.truth, operator, noise, seed)
+    problem = InverseProblem(operator, noise, y, image_shape=shape)
     search.sampler.check(problem, prior)
     validation = Validation(
         problem=problem,

@@ -98,6 +98,17 @@ def _check_shape(t: OperatorTrial) -> None:
     )
 
 
+def _check_measurement_shape(t: OperatorTrial) -> None:
+    found, shape = t.operator.measurement_shape(t.image_shape), tuple(t.y.shape[1:])
+    if found is None:
+        raise NotApplicable("measurement_shape() is not defined")
+    require(found == shape, f"{t.name}.measurement_shape gives {found}, forward {shape}")
+    require(
+        t.operator.complex_measurement == t.y.is_complex(),
+        f"{t.name}.complex_measurement is {t.operator.complex_measurement}, but forward gives {t.y.dtype}",
+    )
+
+
 def _check_dtype(t: OperatorTrial) -> None:
     require(
         t.y.dtype in (torch.float32, torch.complex64),
@@ -291,6 +302,7 @@ _OPERATOR_RULES: dict[str, Callable[[OperatorTrial], None]] = {
     "takes the image": _check_accepts,
     "inference mode leaves nothing behind": _check_after_inference,
     "shape of y": _check_shape,
+    "measurement_shape matches forward": _check_measurement_shape,
     "precision of y": _check_dtype,
     "y is finite": _check_finite,
     "same image, same y": _check_repeats,

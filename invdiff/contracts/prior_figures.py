@@ -1,5 +1,5 @@
-"""What a denoiser does to images: how well it denoises at each level, whether it was told the right image range and
-parametrisation, what it costs, and what it draws by itself. `invdiff check-prior` prints it.
+"""Figures of a denoiser on images: PSNR at each level, other image ranges and parametrisations that denoise better,
+cost, and samples of its own. `invdiff check-prior` prints them.
 
 Levels are noise on images in the prior's own units; PSNR is of images clamped to the value range, noisy ones too, so
 that a denoiser that does nothing gains nothing.
@@ -7,26 +7,24 @@ that a denoiser that does nothing gains nothing.
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from invdiff.contracts.verdict import Verdict
-from invdiff.engine.device import peak_memory_mb, reset_peak_memory, synchronise
+from invdiff.engine.device import peak_memory_mb, reset_peak_memory, shortest
 from invdiff.priors import CallablePrior, Prior
-from invdiff.priors.networks.parametrised import Parametrisation, ParametrisedPrior
+from invdiff.priors.networks.parametrised import ParametrisedPrior
 from invdiff.streams import generator
 
-# In widths of the value range; those are taken that the prior was made for.
+# In widths of the value range; only levels in the range of the prior are used.
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-OVERSHOOT = 0.05  # widths: as far beyond the value range an estimate may well go
-ADVANTAGE = 1.0  # dB: as much better must another reading denoise to be worth a word
+OVERSHOOT = 0.05  # widths: tolerance for estimates beyond the value range
+ADVANTAGE = 1.0  # dB: gain of another reading that is worth a warning
 
-# Of the readings of a prior: what it is compared with.
+# The references among the readings of a prior.
 NOISY, DECLARED = "the noisy image", "as declared"
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -61,7 +59,7 @@ class CallCost:
 
 
 def levels_for(prior: Prior) -> list[float]:
-    """`LEVELS` in image units, as far as the prior was made for them; its own ends where none is."""
+    """`LEVELS` in image units, within the range of the prior; the ends of that range where none is."""
     low, high = prior.sigma_range
     wanted = [fraction * width(prior) for fraction in LEVELS]
     return [sigma for sigma in wanted if low <= sigma <= high] or [low, high]
@@ -113,7 +111,7 @@ def mean_psnr(x: Tensor, clean: Tensor, value_range: tuple[float, float]) -> flo
 
 
 def other_readings(prior: Prior, channels: int) -> Iterator[tuple[str, Denoise]]:
-    """What the prior may be in truth, each with the denoiser that it would be then, on the same images."""
+    """Other declarations of the prior, each with the denoiser that it gives on the same images."""
     yield from _other_ranges(prior)
     if channels == 3:
         yield "its channels are blue, green, red", lambda x, sigma: prior.denoise(x.flip(1), sigma).flip(1)
@@ -156,10 +154,11 @@ def _unbounded(prior: Prior) -> Prior:
 
 
 def _other_parametrisations(prior: ParametrisedPrior) -> Iterator[tuple[str, Denoise]]:
-    kinds = [kind for kind in get_args(Parametrisation) if kind not in ("flow", "edm", prior.parametrisation)]
     if prior.parametrisation in ("flow", "edm"):
         return  # they have schedules of their own
-    for kind in kinds:
+    for kind in prior.schedule.parametrisations:
+        if kind in ("flow", "edm", prior.parametrisation):
+            continue
         other = copy.copy(prior)
         other.parametrisation = kind
         yield f"its parametrisation is {kind!r}, not {prior.parametrisation!r}", other.denoise
@@ -173,10 +172,10 @@ def _other_answers(prior: CallablePrior) -> Iterator[tuple[str, Denoise]]:
     score = "it gives the score; ParametrisedPrior(..., 'score') takes it"
     yield score, lambda x, sigma: x + sigma**2 * free.denoise(x, sigma)
     for times, words in ((2.0, "twice"), (0.5, "half"), (255.0, "255 times"), (1 / 255, "1/255 of")):
-        yield f"it wants to be told {words} the noise level", _told(free, times)
+        yield f"it expects {words} the noise level", _rescaled(free, times)
 
 
-def _told(prior: Prior, times: float) -> Denoise:
+def _rescaled(prior: Prior, times: float) -> Denoise:
     return lambda x, sigma: prior.denoise(x, times * sigma)
 
 
@@ -200,7 +199,7 @@ def compare_readings(prior: Prior, clean: Tensor, seed: int = 0) -> dict[str, fl
 
 
 def judge(prior: Prior, levels: Sequence[Level], readings: dict[str, float], samples: Tensor | None) -> list[Verdict]:
-    """The rules about images; warnings are in words that say what may be wrong."""
+    """The rules about images; a warning names the likely mistake."""
     return [
         _denoises(prior, levels),
         _keeps(levels),
@@ -211,10 +210,10 @@ def judge(prior: Prior, levels: Sequence[Level], readings: dict[str, float], sam
 
 
 def _denoises(prior: Prior, levels: Sequence[Level]) -> Verdict:
-    # Where images have hardly any noise there is little to gain, and nothing to say of a rule.
+    # Where images have hardly any noise there is little to gain: the rule does not apply.
     strong = [level for level in levels if level.sigma >= 0.1 * width(prior)]
     if not strong:
-        return Verdict("denoises", "n/a", "it knows no noise of a tenth of the value range or more")
+        return Verdict("denoises", "n/a", "its sigma_range ends below a tenth of the value range")
     bad = [level for level in strong if not level.denoised > level.noisy]
     if not bad:
         gain = sum(level.denoised - level.noisy for level in strong) / len(strong)
@@ -224,7 +223,7 @@ def _denoises(prior: Prior, levels: Sequence[Level]) -> Verdict:
         "denoises",
         "failed",
         f"at sigma = {worst.sigma:.3g} it makes {worst.denoised:.1f} dB of {worst.noisy:.1f} dB; is its image range, "
-        "its parametrisation or its noise level another one, or are these no images for it?",
+        "its parametrisation or its noise level declared wrongly, or was it trained on other images?",
     )
 
 
@@ -252,16 +251,16 @@ def _declared(readings: dict[str, float]) -> Verdict:
     declared = readings[DECLARED]
     others = {words: psnr for words, psnr in readings.items() if words not in (NOISY, DECLARED) and math.isfinite(psnr)}
     best = max(others, key=others.__getitem__, default=None)
-    # One that does nothing beats one that does harm, but says nothing of it.
+    # A reading that only does nothing is no evidence, even where the declared one does harm.
     least = max(psnr for psnr in (readings[NOISY], declared, -math.inf) if not math.isnan(psnr)) + ADVANTAGE
     if best is None or others[best] <= least:
         return Verdict("range and parametrisation", "passed", "no other reading of it denoises better")
     return Verdict(
         "range and parametrisation",
         "warning",
-        f"{others[best] - declared:.1f} dB better if {best}; check what it was trained on"
+        f"{others[best] - declared:.1f} dB better if {best}; check its training"
         if math.isfinite(declared)
-        else f"no number as declared, but {others[best]:.1f} dB if {best}; check what it was trained on",
+        else f"no number as declared, but {others[best]:.1f} dB if {best}; check its training",
     )
 
 
@@ -273,14 +272,16 @@ def _draws(prior: Prior, samples: Tensor) -> Verdict:
             "draws images",
             "warning",
             f"its noise ends at sigma = {prior.sigma_range[1]:.3g}, where images still show through: it restores, but "
-            "its samples begin where it does not know its way",
+            "its samples start at a level that it was not trained for",
         )
     low, high = prior.value_range
     slack = 2 * OVERSHOOT * (high - low)
     outside = float(((samples < low - slack) | (samples > high + slack)).float().mean())
     if outside > 0.05:
         return Verdict(
-            "draws images", "warning", f"{100 * outside:.0f} % of the pixels of its samples are no values of images"
+            "draws images",
+            "warning",
+            f"{100 * outside:.0f} % of the pixels of its samples lie far outside the value range",
         )
     return Verdict("draws images", "passed", "look at them in check.png")
 
@@ -301,23 +302,10 @@ def call_cost(prior: Prior, image: Tensor, sigma: float) -> CallCost:
             x = image.clone().requires_grad_(True)
             torch.autograd.grad(prior.denoise(x, sigma).square().sum(), x)
 
-    seconds = _shortest(forward, image.device)
-    backward = _shortest(vjp, image.device) if prior.differentiable else None
+    seconds = shortest(forward, image.device)
+    backward = shortest(vjp, image.device) if prior.differentiable else None
     peak = peak_memory_mb(image.device)
     return CallCost(seconds, backward, peak, sum(p.numel() for p in prior.parameters()))
-
-
-def _shortest(run: Callable[[], None], device: torch.device, limit: float = 0.5) -> float:
-    """The shortest of a few calls, after one that warms up."""
-    times: list[float] = []
-    run()
-    while not times or (len(times) < 5 and sum(times) < limit):
-        synchronise(device)
-        began = time.perf_counter()
-        run()
-        synchronise(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def with_fixed_shape(prior: Prior, image_shape: tuple[int, ...]) -> Prior:

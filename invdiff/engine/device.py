@@ -1,6 +1,8 @@
 """Where to compute, and what only the device can tell: when it has finished, and how much memory it took."""
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -38,6 +40,24 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one call, until the device has finished."""
+    synchronise(device)
+    began = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def shortest(run: Callable[[], object], device: torch.device, limit: float = 0.5) -> float:
+    """The shortest time of at most five calls, after one that warms up; about `limit` seconds in all."""
+    run()
+    times: list[float] = []
+    while not times or (len(times) < 5 and sum(times) < limit):
+        times.append(seconds_of(run, device))
+    return min(times)
 
 
 def reset_peak_memory(device: torch.device) -> None:

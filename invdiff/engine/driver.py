@@ -21,6 +21,7 @@ from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
 from invdiff.priors.precision import PRECISIONS
 from invdiff.problem import InverseProblem
+from invdiff.shapes import shallow_copy
 from invdiff.streams import Streams, generator
 
 # Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
@@ -104,8 +105,9 @@ class Method(Protocol):
 
 @dataclass
 class _Rows:
-    """Samples of a part of the rows, as they come out."""
+    """Samples of a part of the rows of a problem, as they come out."""
 
+    problem: InverseProblem
     samples: list[Tensor] = field(default_factory=list)
     diverged_at: list[Tensor] = field(default_factory=list)
 
@@ -125,15 +127,17 @@ def run(
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     device = compute.resolve_device()
+    with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
+        prior = shallow_copy(prior).to(device)  # the prior of the caller stays where it is
     prior.checkpoint_gradients(compute.checkpoint)
     cost = Cost()
     reset_peak_memory(device)  # else the peak of an earlier run would be this one's
-    metered = MeteredPrior(prior.to(device), cost, precision=compute.precision, compile=compute.compile)
+    metered = MeteredPrior(prior, cost, precision=compute.precision, compile=compute.compile)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples
     limit = compute.max_rows or _likely_rows(problem, device, total, sampler.particles)
-    done = _Rows()
+    done = _Rows(problem)
     start = 0
     with progress_bar(total * sampler.num_steps, "step", type(sampler).__name__, show=compute.progress) as bar:
         while start < total:
@@ -227,7 +231,9 @@ def _diverged(step: Step, centre: float, width: float) -> Tensor:
 def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posterior:
     rows = images * num_samples
     samples, diverged_at = torch.cat(done.samples)[:rows], torch.cat(done.diverged_at)[:rows]
-    return Posterior(samples.unflatten(0, (images, num_samples)), diverged_at.reshape(images, num_samples), cost)
+    problem = done.problem if images == done.problem.images else done.problem.select(torch.arange(images))
+    shape = (images, num_samples)
+    return Posterior(samples.unflatten(0, shape), diverged_at.reshape(shape), cost, problem)
 
 
 def _likely_rows(problem: InverseProblem, device: torch.device, total: int, particles: int) -> int:

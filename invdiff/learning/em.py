@@ -16,7 +16,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +24,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.engine.driver import Compute, Event
-from invdiff.operators import Inpainting, LinearOperator
+from invdiff.learning.steps import evidence, exact_draws, first_guess, refit
 from invdiff.priors import LowRankMixturePrior, Prior
-from invdiff.priors.closed_form.base import ClosedFormPrior, gaussian
-from invdiff.priors.closed_form.low_rank_pixels import draws_given_pixels, evidence_of_pixels
+from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.priors.library import load_prior
 from invdiff.priors.networks.edm import EDMPrior
-from invdiff.priors.training.mixture_fit import LEAST_IMAGES, Components, MixtureFit, MixtureRecipe
-from invdiff.priors.training.training import Recipe, Trainer
+from invdiff.priors.training.mixture_fit import MixtureRecipe
 from invdiff.problem import InverseProblem
-from invdiff.samplers import Sampler
-from invdiff.streams import generator
 
-LEAST = 8  # measurements
-BATCH = 64  # of them at a time
+LEAST = 8  # measurements to fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningPlan:
     """How long to learn.
 
-    gaussian_rounds  rounds with a single Gaussian, of which the others start
-    gaussian_rank    directions of that Gaussian; fewer where there are few pixels, or few measurements
+    gaussian_rounds  rounds with a single Gaussian, the start of the others
+    gaussian_rank    directions of that Gaussian; fewer for few pixels or measurements
     rounds           rounds of the prior itself
     iterations       of EM on the images of one round, for a mixture
-    minutes          no round begins after these
+    minutes          time after which no round begins
     held_out         measurements that are scored and never fitted
     """
 
@@ -64,7 +58,7 @@ class LearningPlan:
     def __post_init__(self) -> None:
         for name in ("gaussian_rounds", "gaussian_rank", "rounds", "iterations", "held_out"):
             if not getattr(self, name) >= 1:
-                raise ValueError(f"learning: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"learning: {name} must be an integer >= 1, got {getattr(self, name)}")
         if not 0 < self.minutes < math.inf:
             raise ValueError(f"learning: minutes must be positive and finite, got {self.minutes}")
 
@@ -72,11 +66,11 @@ class LearningPlan:
 class Learner(ABC):
     """Learns from the measurements of a problem, in `folder`: `prior.safetensors`, `checkpoint.pt`, `log.jsonl`.
 
-    problem  N measurements of N images, linear and with Gaussian noise; best with an operator that has parameters of
-             its own for every image, for what no measurement sees cannot be learned
+    problem  N measurements of N images, linear and with Gaussian noise; best with an operator that has parameters per
+             image, for components of the images in the null space of all operators cannot be learned
 
-    A run that was stopped goes on: from the last round that was finished, and within a round from its images if these
-    had been drawn. Raises ValueError for other problems, and for too few measurements.
+    An interrupted run resumes after its last complete round, and within a round from the images of the E-step. Raises
+    ValueError for other problems, and for too few measurements.
     """
 
     def __init__(self, plan: LearningPlan, problem: InverseProblem, folder: Path) -> None:
@@ -90,21 +84,21 @@ class Learner(ABC):
         self.prior: Prior | None = None
         self.rows: list[dict[str, Any]] = []
 
-    # -- what a prior has to bring -------------------------------------------------------------------------------------
+    # -- steps of a kind of prior --------------------------------------------------------------------------------------
 
-    def draw(self, prior: Prior, told: Callable[[float], None]) -> Tensor:
+    def draw(self, prior: Prior, report: Callable[[float], None]) -> Tensor:
         """The E-step: an image of every measurement, (N, C, H, W); NaN where a sample diverged."""
         assert isinstance(prior, ClosedFormPrior)
-        return exact_draws(prior, self.problem, self.seed, told)
+        return exact_draws(prior, self.problem, self.seed, report)
 
     @abstractmethod
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> Prior:
+    def fit(self, images: Tensor, prior: Prior | None, report: Callable[[float], None]) -> Prior:
         """The M-step; `prior` is that of the round before, None in the first round after the Gaussian."""
 
     @property
     @abstractmethod
     def kind(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
+        """Settings that must agree between a checkpoint and the run that resumes it."""
 
     # -- the rounds ----------------------------------------------------------------------------------------------------
 
@@ -118,10 +112,10 @@ class Learner(ABC):
         on_round: Callable[[dict[str, Any]], None] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Prior:
-        """Round after round. Returns the prior that was kept.
+        """All rounds. Returns the prior that was kept.
 
-        on_round     told of each: a row of the log
-        on_progress  told of the share of all that is done
+        on_round     called after each with its row of the log
+        on_progress  called with the share of the run that is done
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "checkpoint.pt").exists():
@@ -150,8 +144,8 @@ class Learner(ABC):
         if on_progress is not None:
             on_progress((self.round + share) / self.total)
 
-    def _images(self, told: Callable[[float], None]) -> Tensor:
-        """The images of this round: those that an interrupted run has left, or new ones."""
+    def _images(self, report: Callable[[float], None]) -> Tensor:
+        """The images of this round: those of an interrupted run, or new ones."""
         path = self.folder / "images.pt"
         if path.exists():
             kept = torch.load(path, weights_only=True)
@@ -159,23 +153,23 @@ class Learner(ABC):
                 return kept["images"]
         if self.prior is None:
             self.prior = first_guess(self.problem)
-        images = self.draw(self.prior, told)
+        images = self.draw(self.prior, report)
         _replace(path, {"round": self.round, "images": images})
         return images
 
     @property
     def seed(self) -> int:
-        """Of the draws of this round: every round has its own."""
+        """Seed of the draws of this round."""
         return 1_000_003 * self.plan.seed + self.round
 
     def _gaussian(self, images: Tensor) -> LowRankMixturePrior:
-        # With fewer images for a direction it would fit their noise, and believe itself in the next round.
+        # With fewer images per direction it would fit their noise, and repeat it in the next round.
         rank = max(1, min(self.plan.gaussian_rank, images[0].numel() - 1, len(images) // 8))
         recipe = MixtureRecipe(components=1, rank=rank, channels=images.shape[1])
         return refit(recipe, images, None, self.round, 1, self.folder)
 
     def _finish(self, simple: bool, diverged: int) -> dict[str, Any]:
-        """Score the round on what was held out, log it, and save."""
+        """Score the round on the held-out measurements, log it, and save."""
         assert self.prior is not None
         score = None
         if isinstance(self.prior, ClosedFormPrior):
@@ -192,13 +186,13 @@ class Learner(ABC):
             "diverged": diverged,
         }
         if self.round == self.plan.gaussian_rounds + 1:
-            self.best = -math.inf  # a Gaussian of many directions would win over what it is only the start of
+            self.best = -math.inf  # a Gaussian of many directions, the start alone, would score best
         if score is None or score > self.best:
             self.best = -math.inf if score is None else score
             _save(self.prior, self.folder / "prior.safetensors")
         last = self.folder / "last.safetensors"
         _save(self.prior, last, dtype=torch.float32)
-        self.prior = load_prior(weights=last)  # so that a run that stops here goes on with the same digits
+        self.prior = load_prior(weights=last)  # so that a resumed run has the same digits
         self.rows.append(row)
         state = {
             "round": self.round,
@@ -213,12 +207,12 @@ class Learner(ABC):
         return row
 
     def resume(self) -> None:
-        """Go on from `checkpoint.pt`; the bounds may have changed since, the prior and the measurements may not."""
+        """Resume from `checkpoint.pt`; the bounds may differ, the prior and the measurements may not."""
         path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("kind") != self._whole_kind():
             raise ValueError(
-                f"{path} holds another run: {state.get('kind', 'one on images')}, this one is {self._whole_kind()}; "
+                f"{path} must belong to this run, {self._whole_kind()}, got {state.get('kind', 'a run on images')}; "
                 "choose another output folder, or remove that one"
             )
         self.round, self.seconds, self.best = state["round"], state["seconds"], state["best"]
@@ -230,188 +224,11 @@ class Learner(ABC):
         return self.kind | {"measurements": self.problem.images + self.held_out.images, "shape": shape}
 
 
-class MixtureLearner(Learner):
-    """Learns a mixture of low-rank Gaussians: both steps are exact, but for the draws.
-
-    recipe  its components, rank, batch, noise floor and seed count; its bounds do not
-    """
-
-    def __init__(self, plan: LearningPlan, recipe: MixtureRecipe, problem: InverseProblem, folder: Path) -> None:
-        super().__init__(plan, problem, folder)
-        n, count = math.prod(problem.image_shape), self.problem.images
-        if recipe.rank >= n:
-            raise ValueError(f"rank={recipe.rank} must be less than the {n} values of an image")
-        if count < recipe.components * LEAST_IMAGES:
-            raise ValueError(
-                f"components={recipe.components} need at least {recipe.components * LEAST_IMAGES} measurements beside "
-                f"those held out, got {count}; take fewer components or more measurements"
-            )
-        self.recipe = recipe
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        return {"prior": "mixture", "components": self.recipe.components, "rank": self.recipe.rank}
-
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> LowRankMixturePrior:
-        assert prior is None or isinstance(prior, LowRankMixturePrior)
-        return refit(self.recipe, images, prior, self.round, self.plan.iterations, self.folder)
-
-
-class NetworkLearner(Learner):
-    """Learns a network: posterior samples by a sampler, and a training on them, which `recipe` bounds for each round.
-
-    sampler  of the E-step; the paper's is MMPS
-    compute  where and how it runs
-    """
-
-    def __init__(
-        self,
-        plan: LearningPlan,
-        recipe: Recipe,
-        problem: InverseProblem,
-        folder: Path,
-        *,
-        sampler: Sampler,
-        compute: Compute | None = None,
-    ) -> None:
-        super().__init__(plan, problem, folder)
-        shape = tuple(problem.image_shape)
-        if recipe.shape is None or tuple(recipe.shape) != shape or not recipe.crop == shape[1] == shape[2]:
-            raise ValueError(
-                f"a network learns from measurements of whole images: recipe.shape must be {list(shape)} and "
-                f"recipe.crop its side, got {recipe.shape} and {recipe.crop}"
-            )
-        self.recipe, self.sampler = recipe, sampler
-        self.compute = compute or Compute(progress=False)
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        return {"prior": "network", "unet": json.dumps(self.recipe.unet.as_dict())}
-
-    def draw(self, prior: Prior, told: Callable[[float], None]) -> Tensor:
-        if isinstance(prior, ClosedFormPrior):  # the Gaussian that it starts from
-            return super().draw(prior, told)
-
-        def on_step(event: Event) -> None:
-            done = int(event.image.min()) + len(event.image) * (event.index + 1) / event.total
-            told(done / self.problem.images)
-
-        found = self.sampler.sample(self.problem, prior, seed=self.seed, compute=self.compute, callback=on_step)
-        return torch.where(found.diverged[..., None, None, None], torch.nan, found.samples)[:, 0].cpu()
-
-    def fit(self, images: Tensor, prior: Prior | None, told: Callable[[float], None]) -> EDMPrior:
-        # The trainer takes 8-bit pictures; images are no integers, and may leave [0, 1], here.
-        pictures = list(255 * images.permute(0, 2, 3, 1).numpy())
-        validation = pictures[: min(self.recipe.held_out, len(pictures) // 4)]
-        assert prior is None or isinstance(prior, EDMPrior)
-        recipe = replace(self.recipe, seed=self.recipe.seed + self.round)
-        folder = self.folder / "network"
-        trainer = Trainer(recipe, pictures[len(validation) :], validation, folder, init=prior)
-        found = trainer.run(lambda step, loss: told(min(1.0, trainer.progress())))
-        for left in folder.iterdir():
-            left.unlink()  # the next round is no continuation of this one
-        folder.rmdir()
-        return found.cpu()
-
-
-# -- the steps ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def first_guess(problem: InverseProblem) -> LowRankMixturePrior:
-    """A round Gaussian with the mean and the scatter of the pseudo-inverses of all measurements."""
-    assert isinstance(problem.operator, LinearOperator)  # `_check_problem`
-    images = []
-    for index in torch.arange(problem.images).split(256):
-        part = problem.select(index)
-        assert isinstance(part.operator, LinearOperator)
-        y = part.y if part.observed is None else torch.where(part.observed, part.y, 0)
-        images.append(part.operator.pinv(y))
-    stack = torch.cat(images)
-    mean = stack.mean(0)
-    spread = (stack - mean).square().mean().sqrt().clamp(min=1e-6)
-    return LowRankMixturePrior(torch.ones(1), mean[None], torch.zeros(1, mean.numel(), 1), spread[None])
-
-
-@torch.no_grad()
-def exact_draws(
-    prior: ClosedFormPrior, problem: InverseProblem, seed: int, told: Callable[[float], None] | None = None
-) -> Tensor:
-    """One exact draw from p(x | y) for every measurement, (N, C, H, W); that of measurement i depends on (seed, i)."""
-    streams = [generator(seed, "sample", i) for i in range(problem.images)]
-    draws: list[Tensor] = []
-    done = 0
-    for index in torch.arange(problem.images).split(BATCH):
-        part = problem.select(index)
-        if _fast(prior, part):
-            assert isinstance(prior, LowRankMixturePrior)
-            sources = streams[done : done + len(index)]
-            draws.append(draws_given_pixels(prior, part.y, *_pixels(part), sources))
-        else:
-            for i in range(len(index)):
-                posterior = prior.posterior(part.select(torch.tensor([i])))
-                draws.append(posterior.sample(1, streams[done + i]))
-        done += len(index)
-        if told is not None:
-            told(done / problem.images)
-    return torch.cat(draws)
-
-
-@torch.no_grad()
-def evidence(prior: ClosedFormPrior, problem: InverseProblem) -> Tensor:
-    """log p(y) of every measurement, (N,)."""
-    if _fast(prior, problem):
-        assert isinstance(prior, LowRankMixturePrior)
-        return evidence_of_pixels(prior, problem.y, *_pixels(problem))
-    return torch.stack([prior.log_evidence(problem.select(torch.tensor([i]))) for i in range(problem.images)])
-
-
-def _fast(prior: Prior, problem: InverseProblem) -> bool:
-    """Whether all images can be had at once; what `posterior` does one by one gives the same."""
-    return isinstance(prior, LowRankMixturePrior) and isinstance(problem.operator, Inpainting)
-
-
-def _pixels(problem: InverseProblem) -> tuple[Tensor, Tensor]:
-    """Mask of the measured pixels (B, C, H, W), and the noise."""
-    assert problem.observed is not None
-    return problem.observed.expand(problem.y.shape), problem.noise_variance.sqrt()
-
-
-def refit(
-    recipe: MixtureRecipe,
-    images: Tensor,
-    prior: LowRankMixturePrior | None,
-    number: int,
-    iterations: int,
-    folder: Path,
-) -> LowRankMixturePrior:
-    """The mixture after some iterations of EM on these images, from `prior`, or from k-means.
-
-    number  of the round, which has random numbers of its own
-    """
-    # One of the images stands in for those held out, which are scored by `MixtureFit.validate` alone.
-    fit = MixtureFit(replace(recipe, seed=recipe.seed + 1009 * number), images, images[:1], folder)
-    if prior is not None:
-        fit.components = Components(
-            weights=prior.weights.to(fit.images.device, torch.float64),
-            means=prior.means.flatten(1).to(fit.images),
-            directions=prior.directions.mT.to(fit.images).contiguous(),
-            variances=prior.variances.to(fit.images.device),
-            noise=prior.rest.to(fit.images.device),
-        )
-    for _ in range(iterations):
-        joint = fit.start() if fit.components is None else fit.joint(fit.images)
-        fit.components = fit.maximise(fit.responsibilities(joint)[0])
-        fit.iteration += 1
-    assert fit.components is not None
-    return fit.components.prior(fit.shape)
-
-
 # -- files and checks --------------------------------------------------------------------------------------------------
 
 
 def _save(prior: Prior, path: Path, dtype: torch.dtype = torch.float16) -> None:
-    """A stop in the middle leaves the file as it was."""
+    """Atomic: an interruption leaves the file unchanged."""
     assert isinstance(prior, (LowRankMixturePrior, EDMPrior))
     partial = path.with_name(path.name + ".partial")
     prior.save(partial, dtype=dtype)
@@ -426,13 +243,11 @@ def _replace(path: Path, state: dict[str, Any]) -> None:
 
 def _check_problem(plan: LearningPlan, problem: InverseProblem) -> None:
     if not problem.operator.linear:
-        raise ValueError(
-            f"learning from measurements needs a linear operator, {type(problem.operator).__name__} is not"
-        )
-    if not gaussian(problem.noise):
+        raise ValueError(f"learning from measurements needs a linear operator, got {type(problem.operator).__name__}")
+    if not problem.noise.gaussian:
         raise ValueError(f"learning from measurements needs Gaussian noise, got {type(problem.noise).__name__}")
     if problem.images < plan.held_out + LEAST:
         raise ValueError(
-            f"learning needs at least {LEAST} measurements beside the {plan.held_out} held out, got {problem.images} "
-            "in all"
+            f"learning needs >= {plan.held_out + LEAST} measurements, of which {plan.held_out} are held out, got "
+            f"{problem.images}"
         )

@@ -1,4 +1,4 @@
-"""One picture of a calibration: where the truth ranks, how often intervals hold it, how often balls do."""
+"""One picture of a calibration: rank histograms, coverage of intervals, and TARP."""
 
 import math
 from typing import TYPE_CHECKING
@@ -18,9 +18,8 @@ _DATA, _BAND = "#3b6ea5", "0.88"
 def calibration_figure(calibration: Calibration, *, title: str) -> "Figure":
     """Rank histograms, coverage of the pixels' intervals, and TARP.
 
-    A sampler that is right keeps its bars in the grey bands, 95% of them, and the diagonal in the blue ones. Of the
-    pixels and of the projections the one is shown whose ranks are the least uniform; its p-value and its band allow for
-    having chosen the worst.
+    For a right sampler, 95% of the bars lie in the grey bands, and the diagonal in the blue ones. Of the pixels and of
+    the projections the one with the least uniform ranks is shown, with p-value and band corrected for that choice.
     """
     from matplotlib.figure import Figure
 
@@ -103,7 +102,7 @@ def _diagonal(axis: "Axes") -> None:
 
 
 def _p(value: float) -> str:
-    """A p-value in words short enough for a heading; NaN cannot be compared."""
+    """A p-value for a heading."""
     if not value >= 0.001:
         return "p < 0.001" if math.isfinite(value) else "no p-value"
     return f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"

@@ -1,6 +1,6 @@
-"""One picture that tells the whole reconstruction: truth, measurement, samples, mean, uncertainty, error.
+"""One figure of a reconstruction: truth, measurement, first guess, samples, mean, standard deviation, error.
 
-The layout is computed in inches, so that panels line up whatever their size; matplotlib only draws.
+The layout is computed in inches, so that panels of any size line up; matplotlib only draws.
 """
 
 import math
@@ -15,28 +15,27 @@ from torch import Tensor
 
 from invdiff.benchmark.pictures import is_picture, plane
 from invdiff.posterior import Posterior
-from invdiff.problem import InverseProblem
 
 # matplotlib is imported where something is drawn: it is slow to import, and `thumbnails` works without it.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 8  # more images than this make a picture that nobody can read
+MOST_ROWS = 8  # of more images the panels would be too small
 
 # Inches.
 _SIDE_ALONE, _SIDE = 2.9, 1.9  # longer side of an image: of the only one, of one of several
-_NARROWEST = 1.55  # what the words above a panel need
+_NARROWEST = 1.55  # width of the words above a panel
 _GAP, _HEADING, _NAME = 0.12, 0.44, 0.3
 _TITLE, _FOOTER = 0.5, 0.3
-_BAR, _BAR_SPACE = 0.12, 0.75  # width of the colour bar, and of what it takes with its numbers
+_BAR, _BAR_SPACE = 0.12, 0.75  # width of the colour bar, without and with its numbers
 
 Draw = Callable[["Axes"], None]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One cell: a heading, a second line (a score, say), and how to draw it; `is_map`: in the colours of the bar."""
+    """One cell: a heading, a second line (such as a score), and how to draw it; `is_map`: in the colours of the bar."""
 
     heading: str
     line: str
@@ -46,7 +45,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Scales:
-    """What all panels of one image share: the value range of pictures, and the top of its error maps."""
+    """The scales of all panels of one image: the value range of pictures, and the top of its error maps."""
 
     low: float
     high: float
@@ -54,7 +53,6 @@ class _Scales:
 
 
 def comparison(
-    problem: InverseProblem,
     posterior: Posterior,
     metrics: dict[str, Any],
     truth: Tensor | None,
@@ -64,14 +62,18 @@ def comparison(
 ) -> "Figure":
     """A labelled figure: a row for each image, at most `MOST_ROWS`; a single image gets two rows of larger panels.
 
-    The standard deviation and the error of the mean share one colour scale, so that they can be compared.
+    The standard deviation and the error of the mean share one colour scale. Where the truth is known, all images face
+    it (`Posterior.facing`).
+
+    metrics  as of `invdiff.scores.evaluate`
     """
+    posterior = posterior.aligned if truth is None else posterior.facing(truth)
     shown = min(len(metrics["images"]), MOST_ROWS)
-    drawn = problem.select(torch.arange(shown))
+    drawn = posterior.problem.select(torch.arange(shown))
     observed = drawn.observed
-    y = drawn.y if observed is None else torch.where(observed, drawn.y, 0)  # not measured: it may be NaN
-    with torch.no_grad():
-        baseline = drawn.operator.first_guess(y)
+    y = drawn.y if observed is None else torch.where(observed, drawn.y, 0)  # elsewhere it may be NaN
+    # With a truth all first guesses have been computed, for their scores.
+    baseline = drawn.first_guess if truth is None else posterior.problem.first_guess
     images = [
         _panels(y[i], None if baseline is None else baseline[i], posterior, metrics, truth, i, value_range)
         for i in range(shown)
@@ -159,7 +161,7 @@ _ABOVE: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "va": "bo
 
 
 def _plain(text: str) -> str:
-    """Words as they are: matplotlib would set what stands between dollar signs as a formula."""
+    """The text with its dollar signs escaped: matplotlib sets text between them as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -219,7 +221,7 @@ def _rms(values: Tensor) -> Tensor:
 
 
 def _bright(values: Tensor) -> float:
-    """The value of the brightest colour: a few outliers must not darken the rest."""
+    """The value of the brightest colour: the 99.5 % quantile, so that a few outliers do not darken the rest."""
     return max(float(np.quantile(values.numpy(), 0.995)), 1e-6)
 
 
@@ -243,7 +245,7 @@ def _map(values: Tensor, scales: _Scales) -> Draw:
 
 
 def _measurement(y: Tensor, line: str, scales: _Scales) -> Panel:
-    """A measurement (...) as a picture where it is one, else as a plane in grey; complex numbers by their magnitude."""
+    """A measurement (...) as a picture if it is one, else as a grey plane; complex numbers by their magnitude."""
     if is_picture(y, (scales.low, scales.high)):
         return Panel("Measurement", line and f"first guess: {line}", _picture(y, scales))
     values = plane(y)

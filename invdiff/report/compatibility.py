@@ -1,4 +1,4 @@
-"""Which sampler can solve what: asked of every sampler's own `needs`, on the smallest problem of each kind."""
+"""Table of samplers and the problems they solve: by every sampler's `needs`, on a small problem of each kind."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SHAPE = (1, 8, 8)
 
 
 class _Flat(Prior):
-    """The least of all priors, differentiable or not."""
+    """A trivial prior, differentiable or not."""
 
     def __init__(self, differentiable: bool = True) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Flat(Prior):
 
 @dataclass(frozen=True)
 class Row:
-    """What one sampler can do.
+    """The abilities of one sampler.
 
     operators  by kind of operator, whether it can take one, with the best of noises and priors
     noise      `any`, or `Gaussian`
@@ -44,7 +44,7 @@ class Row:
 
 
 def kinds() -> dict[str, Operator]:
-    """An operator of each kind that the samplers tell apart."""
+    """An operator of each kind that samplers distinguish."""
     return {
         "mask": Inpainting(keep=0.5),
         "SVD": SuperResolution(factor=2),

@@ -32,20 +32,21 @@ DISTANCES = (
 LEGEND = """\
 Means over images, ± their standard error; samples of one image are averaged first. PSNR in dB, of a sample and of the
 posterior mean; misfit: 1 fits to the noise; diversity: root mean square of the samples' standard deviation, in image
-units; in 90% intervals: share of the pixels whose central 90% credible interval holds the truth, which should be 0.90.
+units; in 90% intervals: share of the pixels whose central 90% credible interval holds the truth, 0.90 if calibrated.
 Costs are of one sample of one image: calls and VJPs of the network, cost in network calls with a VJP counting as many
 of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better PSNR for less."""
 
 OF_DISTANCES = """\
 Distances are of all samples of an image to exact draws of its posterior, and the floor is the distance of as many exact
-draws: a sampler at its floor cannot be told from the truth. Sliced W: sliced Wasserstein distance W1, in image units,
-the smallest first; mean, std and covariance off: relative to the spread, the standard deviations and the covariance of
-the posterior; modes off: total variation between the shares of the mixture's components and what they should be."""
+draws: a sampler at its floor cannot be distinguished from the truth. Sliced W: sliced Wasserstein distance W1, in image
+units, the smallest first; mean, std and covariance off: relative to the spread, the standard deviations and the
+covariance of the posterior; modes off: total variation between the shares of the mixture's components and their exact
+weights."""
 
 
 OF_SETS = """\
 FID and KID: distances of the set of all samples, as they are, to the set of the true images, by features of
-InceptionV3. FID of few images is too large, the more so the fewer they are: compare it at equal numbers alone."""
+InceptionV3. FID is biased upwards for few images: compare it at equal numbers only."""
 
 
 def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
@@ -57,24 +58,24 @@ def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
     if any("fid" in s.scores for s in standings):
         lines += [*OF_SETS.splitlines(), ""]
     if failures:
-        lines += [f"{failures} run(s) stopped early; the same command tries them again.", ""]
-    shown, said = None, set()
+        lines += [f"{failures} run(s) stopped early; the same command retries them.", ""]
+    shown, listed = None, set()
     for comparison in comparisons:
         if comparison.task != shown:
             shown = comparison.task
             lines += [f"## {comparison.operator}", "", described(comparison), ""]
         if comparison.budget is not None:
             lines += [f"### At {comparison.budget} a sample", ""]
-            lines += ["Steps were fitted to the budget, every other setting is the sampler's own.", ""]
+            lines += ["Steps are fitted to the budget; all other settings are the sampler's own.", ""]
         lines += [*_table(comparison), ""]
-        notes = [f"- {score}: {why}" for score, why in comparison.notes.items() if (shown, score, why) not in said]
-        said |= {(shown, score, why) for score, why in comparison.notes.items()}
+        notes = [f"- {score}: {why}" for score, why in comparison.notes.items() if (shown, score, why) not in listed]
+        listed |= {(shown, score, why) for score, why in comparison.notes.items()}
         lines += [*notes, ""] if notes else []
     return "\n".join(lines).rstrip() + "\n"
 
 
 def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callable[[Standing], str]]:
-    """Headings of a table and how its cells are written; scores that nobody has are left out.
+    """Headings of a table, and functions that write their cells; without scores that no sampler has.
 
     errors  with the standard errors
     """
@@ -88,7 +89,7 @@ def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callabl
     if any(s.diverged for s in comparison.standings):
         found["diverged"] = lambda s: f"{s.diverged} of {s.samples}"
     if len({s.images for s in comparison.standings if s.images}) > 1:
-        found["images"] = lambda s: str(s.images)  # not the same: their means are not of the same thing
+        found["images"] = lambda s: str(s.images)  # their means are over different images
     if comparison.budget is not None:
         found["steps"] = lambda s: str(s.steps or "")
     found["calls"] = lambda s: f"{s.forwards:,.0f}"
@@ -99,7 +100,7 @@ def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callabl
 
 
 def estimate(value: Estimate | None, digits: int, *, error: bool = True) -> str:
-    """A mean with its standard error, where there is one; nothing for nothing."""
+    """A mean with its standard error, where there is one; an empty string for None."""
     if value is None:
         return ""
     known = error and not math.isnan(value.error)
@@ -139,13 +140,13 @@ def _escaped(words: str) -> str:
 
 
 def described(comparison: Comparison) -> str:
-    """The operator with its settings, noise, prior and how much of it all, in one line."""
+    """Operator, noise and prior with their settings, and the numbers of images and samples."""
     settings = comparison.settings
     prior = settings["prior"].get("name") or words(settings["prior"])
-    told = [words(settings["operator"]), words(settings["noise"]), f"prior {prior}"]
+    parts = [words(settings["operator"]), words(settings["noise"]), f"prior {prior}"]
     images = max((s.images for s in comparison.standings), default=0)
-    told.append(f"{images} image(s), {settings['num_samples']} sample(s) each, seed {settings['seed']}")
-    return " · ".join(told)
+    parts.append(f"{images} image(s), {settings['num_samples']} sample(s) each, seed {settings['seed']}")
+    return " · ".join(parts)
 
 
 def words(node: Mapping[str, Any]) -> str:

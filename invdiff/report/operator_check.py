@@ -1,12 +1,12 @@
 """What `check-operator` says about a sound operator: its traits, its speed, and what it can be used with."""
 
-import time
 from collections.abc import Callable, Collection, Iterator
 
 import torch
 
 from invdiff.contracts.compare import measure
 from invdiff.contracts.toys import WhitePrior
+from invdiff.engine.device import shortest
 from invdiff.operators import GaussianNoise, LinearOperator, Operator
 from invdiff.priors import bundled, load_prior
 from invdiff.samplers import Auto, all_samplers
@@ -27,24 +27,13 @@ def describe(operator: Operator, shape: tuple[int, ...], sound: Collection[str])
             calls |= {"adjoint": lambda: one.adjoint(y), "solve": lambda: one.solve(image, 0.1)}
         else:
             calls["gradient"] = lambda: one.vjp(image, y)
-        seconds = {call: _seconds(run) for call, run in calls.items() if call == "A" or call in sound}
+        seconds = {call: shortest(run, y.device, 0.3) for call, run in calls.items() if call == "A" or call in sound}
     linear = "linear" if operator.linear else "nonlinear"
     how = "spectral" if operator.spectral else "differentiable" if operator.differentiable else "a black box"
     numbers = "complex" if y.is_complex() else "real"
     times = ", ".join(f"{call} {1000 * s:.1f} ms" for call, s in seconds.items())
     own = f"; parameters for {operator.images} images" if operator.images > 1 else ""
     return f"{linear}, {how}{own}; y is {describe_shape(tuple(y.shape[1:]))}, {numbers}; one image takes: {times}"
-
-
-def _seconds(run: Callable[[], object], limit: float = 0.3) -> float:
-    """The shortest of a few calls, after one that fills caches."""
-    run()
-    times: list[float] = []
-    while not times or (len(times) < 5 and sum(times) < limit):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def usable_with(operator: Operator, shape: tuple[int, ...]) -> Iterator[tuple[str, str, str]]:

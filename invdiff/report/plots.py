@@ -33,7 +33,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point; `low` and `high` are the ends of its error bar, `hollow`: at a budget, `tip`: what it is, in words."""
+    """A point; `low` and `high` are the ends of its error bar, `hollow`: at a budget, `tip`: its description."""
 
     x: float
     y: float
@@ -129,7 +129,7 @@ def quality_against(
 
 
 def calibration(comparison: Comparison, title: str, look: dict[str, Look]) -> Plot | None:
-    """How many pixels' credible intervals hold the truth, against how many should; None where nobody knows."""
+    """Coverage of the pixels' credible intervals against their level; None without coverages."""
 
     def x_of(level: float) -> float:
         return LEFT + level * (WIDTH - LEFT - RIGHT)

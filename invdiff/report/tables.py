@@ -1,5 +1,6 @@
 """Tables of results for a terminal of 80 columns and more."""
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -70,3 +71,39 @@ def _setting(node: Any, name: str) -> Any:
 
 def _word(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+def scores_tables(metrics: dict[str, Any], title: str) -> list[Table]:
+    """The scores of a reconstruction, image by image, as in `metrics.json`; two tables where one is too wide."""
+    columns = {
+        "image": "name",
+        "baseline": "baseline_psnr",
+        "sample": "psnr",
+        "mean": "psnr_mean",
+        "SSIM": "ssim",
+        "misfit": "misfit",
+        "diverged": "diverged",
+    }
+    more = {
+        "not aligned": "psnr_raw",
+        "best by truth (oracle)": "psnr_best_oracle",
+        "best by misfit": "psnr_best_misfit",
+    }
+    more = {heading: key for heading, key in more.items() if key in metrics["mean"]}
+    second = [_scores(metrics, {"image": "name", **more}, "samples, PSNR in dB")] if more else []
+    return [_scores(metrics, columns, title), *second]
+
+
+def _scores(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    for row in metrics["images"]:
+        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"  # noqa: RUF001, an en dash marks an empty cell
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

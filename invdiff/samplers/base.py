@@ -41,7 +41,7 @@ class Needs:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
         operator, name = problem.operator, type(problem.operator).__name__
         lacks = {
-            f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.pixel_mask,
+            f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.masking,
             f"a linear operator ({name} is not)": self.linear and not operator.linear,
             f"a differentiable operator ({name} is a black box)": self.differentiable and not operator.differentiable,
             f"the singular value decomposition of the operator ({name} has none)": self.spectral

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invdiff.operators.noise.base import masked
 from invdiff.problem import InverseProblem
+from invdiff.samplers.base import Needs
 from invdiff.samplers.moves import half_squares
 from invdiff.shapes import nonzero, per_row, row_gradient, row_norm
 from invdiff.streams import Streams
@@ -70,11 +71,6 @@ class ClosedForm:
         y_perturbed = y + per_row(problem.noise_std, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
         residual = masked(y_perturbed - operator(perturbed), problem.observed)
         return perturbed + operator.solve(operator.adjoint(residual), problem.noise_variance / width**2)
-
-
-def has_closed_form(problem: InverseProblem) -> bool:
-    """True for a linear operator with Gaussian noise, of which `ClosedForm` draws."""
-    return problem.operator.linear and problem.noise.gaussian
 
 
 class Chain(ABC):
@@ -156,6 +152,29 @@ class Metropolis(Chain):
             energy = torch.where(accept, its_energy, energy)
         # No energy is below NaN: the chain would stand still and hide that the operator failed.
         return torch.where(per_row(energy.isnan(), x), torch.nan, x)
+
+
+def needs_of(inner: str) -> Needs:
+    """What the draw of this name needs: `auto`, `closed_form`, `langevin`, `hamiltonian` or `metropolis`."""
+    if inner == "closed_form":
+        return Needs(linear=True, gaussian_noise=True)
+    return Needs(differentiable=inner != "metropolis")
+
+
+def chosen(
+    inner: str, problem: InverseProblem, rng: Streams, steps: int, step_size: float | None, momentum: float = 0.9
+) -> Draw:
+    """The draw of this name; `auto` is the closed form where the operator is linear and the noise Gaussian, else
+    Langevin.
+
+    steps, step_size, momentum  of the chain; without a step size, the direction in which it is measured is drawn here
+    """
+    if inner == "closed_form" or (inner == "auto" and problem.operator.linear and problem.noise.gaussian):
+        return ClosedForm()
+    probe = rng.normal() if step_size is None else None
+    if inner == "hamiltonian":
+        return Hamiltonian(steps, probe, momentum=momentum)
+    return (Metropolis if inner == "metropolis" else Langevin)(steps, probe)
 
 
 def stiffness(slope: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""How good reconstructions are: metrics, distances to the exact posterior, calibration."""
+"""Scores of reconstructions: metrics, distances to the exact posterior, calibration."""
 
-from .of_images import SCORES, ImageScores, aligned, baseline_psnr, evaluate, missing_scores, score_images
+from .of_images import SCORES, ImageScores, baseline_psnr, evaluate, missing_scores, score_images
 
-__all__ = ["SCORES", "ImageScores", "aligned", "baseline_psnr", "evaluate", "missing_scores", "score_images"]
+__all__ = ["SCORES", "ImageScores", "baseline_psnr", "evaluate", "missing_scores", "score_images"]

@@ -1,19 +1,19 @@
-"""Whether a sampler's posterior is the posterior, for any prior and without a closed form.
+"""Tests of whether a sampler draws from the posterior, for any prior and without a closed form.
 
-Where the truth is drawn from the prior and measured, truth and exact posterior samples are exchangeable given y:
-nothing computed from one of them can tell which is the truth. What tells them apart measures how wrong a sampler is.
+Where the truth is drawn from the prior and measured, truth and exact posterior samples are exchangeable given y: no
+statistic distinguishes the truth. Statistics that do measure the error of a sampler.
 
 Ranks       simulation-based calibration: the rank of the truth among the samples, by several scalar quantities, is
             uniform. Talts et al. 2018, arXiv:1804.06788; the log-likelihood of y as a quantity, which sees samples that
             ignore the data, as the others do not: Modrak et al., Bayesian Analysis 2023, arXiv:2211.02383.
-Coverage    central credible intervals of every pixel hold the truth as often as they say.
-TARP        credible balls about a random point hold the truth as often as they say, all pixels at once. Lemos et al.,
+Coverage    central credible intervals of every pixel hold the truth with their nominal probability.
+TARP        so do credible balls about a random point, of all pixels at once. Lemos et al.,
             ICML 2023, arXiv:2302.03026, Algorithm 2. The random points are draws from the prior.
 Ties, ends  every rank r among L samples becomes a number in (0, 1), uniform exactly if the sampler is right: (r + v) /
             (L + 1), v uniform, ties broken at random. So L may be small and differ between images, and no bin or
             interval is wider than another.
-Limits      passing is necessary, not sufficient. What is tested is the sampler under this prior, not whether the prior
-            is right. A prior without `sample` is drawn from by its own ODE, right up to the ODE's steps.
+Limits      passing is necessary, not sufficient. The sampler is tested under this prior, not the prior. A prior without
+            `sample` is sampled by its own ODE, with the error of the ODE's steps.
 """
 
 import math
@@ -47,7 +47,7 @@ _POINT, _CHANCE, _QUANTITIES, _BOOTSTRAP = 1, 2, 3, 4
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Calibration:
-    """What the truths say of the samples; n images, F quantities, L levels.
+    """Result of `calibrate`; n images, F quantities, L levels.
 
     names           (F,) the quantities that are ranked: pixels, mean intensity, projections, log-likelihood of y
     ranks           (n, F) how many kept samples lie below the truth, 0 to `kept`
@@ -122,7 +122,7 @@ class Calibration:
         """Numbers for a JSON file.
 
         p_value   the smallest p-value of all tests (Kolmogorov-Smirnov and chi-square of every quantity, TARP), times
-                  their number, at most 1 (Bonferroni): below 0.05 the samples are not from the posterior
+                  their number, at most 1 (Bonferroni): below 0.05 calibration is rejected
         ranks     of every quantity: p-values; `mean`, above 0.5 where samples lie below the truth; `spread`, the root
                   mean square distance from 0.5 over that of uniform ranks: above 1 over-confident (or biased), below 1
                   under-confident
@@ -138,7 +138,7 @@ class Calibration:
         if self.images < len(self.kept):
             notes.append(f"of {len(self.kept) - self.images} image(s) every sample diverged: they are left out")
         if not self.exact_truth:
-            notes.append("truths are drawn by the prior's ODE: right up to its steps")
+            notes.append("truths are drawn by the prior's ODE, with the error of its steps")
         keys = [f"{level:.2f}" for level in self.levels.tolist()]
         return {
             "p_value": min(1.0, min(tests) * len(tests)),
@@ -186,7 +186,7 @@ def calibrate(
     seed         image i depends on (seed, i) alone, whatever the number of images, batches or device
     image_shape  (C, H, W), needed where the prior takes any size
     resolution   image units: pixels are rounded to its multiples before they are ranked, and ties broken at random.
-                 0: not at all. Networks leave a constant background at 0.001, say, which no picture shows; a rank does
+                 0: no rounding. Networks give a constant background small errors, 0.001, which ranks are sensitive to
 
     Costs images x num_samples samples. Raises ValueError on bad settings and where a quantity is NaN, and what
     `Sampler.sample` raises.
@@ -212,7 +212,7 @@ def calibrate(
     return _collect(parts, quantities.names, num_samples, exact, seed)
 
 
-# -- what is drawn -----------------------------------------------------------------------------------------------------
+# -- draws -----------------------------------------------------------------------------------------------------
 
 
 def _check(
@@ -226,14 +226,14 @@ def _check(
 ) -> tuple[int, ...]:
     """The shape of the images, after what can be wrong."""
     if not images >= 20:
-        raise ValueError(f"calibration: images must be at least 20, fewer say nothing of uniformity, got {images}")
+        raise ValueError(f"calibration: images must be >= 20, to test uniformity, got {images}")
     if not num_samples >= 2:
-        raise ValueError(f"calibration: num_samples must be at least 2, got {num_samples}")
+        raise ValueError(f"calibration: num_samples must be >= 2, got {num_samples}")
     if not 0 <= resolution < math.inf:
-        raise ValueError(f"calibration: resolution must be 0 or more, in image units, got {resolution}")
+        raise ValueError(f"calibration: resolution must be >= 0, in image units, got {resolution}")
     shape = image_shape if image_shape is not None else prior.shape
     if shape is None:
-        raise ValueError("calibration: this prior takes images of any size; say which by image_shape=(C, H, W)")
+        raise ValueError("calibration: image_shape=(C, H, W) is required, as this prior takes images of any size")
     reason = prior.mismatch(tuple(shape)) or operator.mismatch(tuple(shape))
     if reason is not None:
         raise ValueError(f"calibration: {reason}")
@@ -243,7 +243,7 @@ def _check(
                 f"calibration: the {name} has parameters for {part.images} images; give one set for all, or {images}"
             )
     if prior.shape is None and hasattr(prior, "sample"):
-        raise ValueError(f"calibration: {type(prior).__name__} samples images, so it must state their shape")
+        raise ValueError(f"calibration: {type(prior).__name__} has `sample`, so it must have a shape")
     return tuple(shape)
 
 
@@ -271,7 +271,7 @@ def _measured(operator: Operator, noise: Noise, truth: Tensor, seed: int, index:
     return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:]))
 
 
-# -- what is compared --------------------------------------------------------------------------------------------------
+# -- quantities --------------------------------------------------------------------------------------------------
 
 
 class _Quantities:
@@ -300,9 +300,7 @@ class _Quantities:
         flat = x.flatten(1).double()
         likelihood = -problem.select(torch.zeros(len(x), dtype=torch.long)).nll(x).double().cpu()
         if likelihood.isnan().any():
-            raise ValueError(
-                "calibration: the log-likelihood of a truth or a sample is NaN; operator or noise cannot judge it"
-            )
+            raise ValueError("calibration: the log-likelihood of a truth or a sample is NaN; check operator and noise")
         linear = [self.seen(flat[:, self.pixels]), flat.mean(1, keepdim=True), flat @ self.directions.mT]
         return torch.cat([*linear, likelihood[:, None]], 1)
 
@@ -352,7 +350,7 @@ def _collect(parts: list[_Score], names: tuple[str, ...], num_samples: int, exac
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     kept = torch.tensor([part.kept for part in parts])
     if not kept.any():
-        raise ValueError(f"calibration: all {len(parts) * num_samples} samples diverged; nothing is left to compare")
+        raise ValueError(f"calibration: all {len(parts) * num_samples} samples diverged")
     balls = torch.tensor([part.ball for part in parts], dtype=torch.float64)
     found = [part.pixels for part in parts if part.kept]
     # One level at a time: masks of all levels of all images would be the largest thing here.

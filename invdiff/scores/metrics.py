@@ -1,4 +1,4 @@
-"""How good a reconstruction is. PSNR and SSIM by scikit-image, LPIPS by the `lpips` package; nothing by hand.
+"""Metrics of one reconstruction: PSNR and SSIM by scikit-image, LPIPS by the `lpips` package.
 
 Images are clamped to the value range first, as every published figure does.
 """
@@ -56,9 +56,9 @@ def ssim(x: Tensor, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
 
 
 def lpips_unavailable(image_shape: tuple[int, ...] = (LPIPS_SIDE, LPIPS_SIDE)) -> str | None:
-    """None where LPIPS of images (C, H, W) can be computed, otherwise why not. Never tries to download.
+    """None where LPIPS of images (C, H, W) can be computed, otherwise the reason. Never downloads.
 
-    Loads the weights where they are there: half of a download has the right name too.
+    Loads the weights, since a file of the right name may be half of a download.
     """
     if min(image_shape[-2:]) < LPIPS_SIDE:
         return f"LPIPS needs images of {LPIPS_SIDE}x{LPIPS_SIDE} or more"
@@ -70,7 +70,7 @@ def lpips_unavailable(image_shape: tuple[int, ...] = (LPIPS_SIDE, LPIPS_SIDE)) -
 
 @cache
 def _lpips_fault(path: Path) -> str | None:
-    """Why the model does not load from this file, found out once."""
+    """Why the model does not load from this file; tried once."""
     try:
         _lpips_model()
     except Exception as error:  # reading a damaged file raises almost anything
@@ -97,11 +97,11 @@ def lpips_distance(x: Tensor, truth: Tensor, value_range: tuple[float, float] = 
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Mean of what is there and finite; None where nothing is."""
+    """Mean of the finite values; None where there is none."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     return float(np.mean(known)) if known else None
 
 
 def for_json(value: float | None) -> float | None:
-    """JSON has no NaN or infinity: None."""
+    """The value, None for NaN and infinity, which JSON lacks."""
     return value if value is not None and math.isfinite(value) else None

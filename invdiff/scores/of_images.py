@@ -1,13 +1,12 @@
 """Scores of a batch of reconstructions, as `metrics.json` states them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import Operator
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
@@ -39,23 +38,22 @@ class ImageScores:
 
 
 def score_images(
-    problem: InverseProblem, posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
+    posterior: Posterior, truth: Tensor | None, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[ImageScores]:
     """Score every image and every sample of it; see `evaluate` for what the scores are."""
-    operator, diverged = problem.operator, posterior.diverged
-    misfit, together = _misfits(problem, posterior), aligned(problem, posterior)
+    operator, misfit, diverged = posterior.problem.operator, posterior.misfit, posterior.diverged
     if truth is None:
         return [
             ImageScores(
                 [None if lost else {"misfit": float(m)} for m, lost in zip(misfit[i], diverged[i], strict=True)],
-                {"psnr_mean": None, "diversity": _diversity(together.std[i])},
+                {"psnr_mean": None, "diversity": _diversity(posterior.std[i])},
             )
             for i in range(len(diverged))
         ]
+    samples, facing = posterior.onto(truth), posterior.facing(truth)
     with torch.no_grad():
-        mean, samples = operator.align(together.mean, truth), _onto(truth, operator, posterior).samples
-    facing = aligned(problem, posterior, truth)
-    with_lpips = metrics.lpips_unavailable(problem.image_shape) is None
+        mean = operator.align(posterior.mean, truth)
+    with_lpips = metrics.lpips_unavailable(posterior.problem.image_shape) is None
 
     def score(i: int, s: int) -> dict[str, float]:
         x, true = samples[i, s], truth[i]
@@ -75,7 +73,7 @@ def score_images(
             [None if diverged[i, s] else score(i, s) for s in range(diverged.shape[1])],
             {
                 "psnr_mean": for_json(metrics.psnr(mean[i], truth[i], value_range)),
-                "diversity": _diversity(together.std[i]),
+                "diversity": _diversity(posterior.std[i]),
                 **coverage(facing.samples[i][~diverged[i]], truth[i]),
             },
         )
@@ -92,9 +90,9 @@ def coverage(samples: Tensor, truth: Tensor) -> dict[str, float]:
 
     Truth and exact samples are exchangeable: among L samples (L, C, H, W) each of the L + 1 ranks of the truth is as
     likely. So rank r, spread evenly over [r / (L + 1), (r + 1) / (L + 1)], is uniform over [0, 1] if the samples are
-    right, and the middle part of that holds the truth as often as its level says, however few samples there are
+    right, and its central part of every level holds the truth with that probability, for any number of samples
     (`invdiff.scores.calibration` has the test). A truth that equals some samples is spread over all their ranks. Empty
-    for fewer than two samples, of which one could not be wrong.
+    for fewer than two samples.
     """
     count = len(samples)
     if count < 2:
@@ -112,16 +110,15 @@ def baseline_psnr(
     problem: InverseProblem, truth: Tensor, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> list[float] | None:
     """PSNR of the operator's first guess (pseudo-inverse), which uses no prior; None where it has none."""
+    guess = problem.first_guess
+    if guess is None:
+        return None
     with torch.no_grad():
-        guess = problem.operator.first_guess(problem.y)
-        if guess is None:
-            return None
         guess = problem.operator.align(guess, truth)
     return [metrics.psnr(x, true, value_range) for x, true in zip(guess, truth, strict=True)]
 
 
 def evaluate(
-    problem: InverseProblem,
     posterior: Posterior,
     names: Sequence[str],
     truth: Tensor | None,
@@ -138,19 +135,20 @@ def evaluate(
     diverged           how many of the samples diverged
 
     Where the operator cannot tell some images apart (`Operator.align`), all of these are of images moved onto the truth
-    first, the mean being that of `aligned` samples, and there is one score more:
+    first, the mean being that of `Posterior.aligned`, and there is one score more:
 
     psnr_raw           average over the samples as they are
 
-    best_of  add the scores of one sample out of all; no average over them, and the first one is no result of a method:
+    best_of  add the scores of one sample out of all:
 
-    psnr_best_oracle   of the sample nearest to the truth, which nobody without the truth can choose
-    psnr_best_misfit   of the sample that fits y best, which everybody can
+    psnr_best_oracle   of the sample nearest to the truth: an oracle, not a method
+    psnr_best_misfit   of the sample that fits y best
     """
+    problem = posterior.problem
     scores = [*SCORES, *(["psnr_raw"] if problem.operator.ambiguous else []), *(BEST if best_of else [])]
     baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
     images = []
-    for i, (name, found) in enumerate(zip(names, score_images(problem, posterior, truth, value_range), strict=True)):
+    for i, (name, found) in enumerate(zip(names, score_images(posterior, truth, value_range), strict=True)):
         known = {score: mean_of(found.kept(score)) for score in OF_SAMPLES} | found.image
         known["baseline_psnr"] = None if baseline is None else for_json(baseline[i])
         if best_of and found.kept("psnr"):
@@ -175,37 +173,8 @@ def evaluate(
     }
 
 
-def aligned(problem: InverseProblem, posterior: Posterior, truth: Tensor | None = None) -> Posterior:
-    """Samples that can be averaged: each moved onto the sample of its image that fits y best, by `Operator.align`.
-
-    They fit y as before, but may be upside down all together. truth: then they are moved once more, as one, so that
-    their mean faces it; for pictures beside the truth, never for what is saved. Without ambiguities nothing moves.
-    """
-    operator = problem.operator
-    if not operator.ambiguous:
-        return posterior
-    with torch.no_grad():
-        best = _misfits(problem, posterior).where(~posterior.diverged, torch.inf).argmin(1)
-        posterior = _onto(posterior.samples[torch.arange(len(best)), best], operator, posterior)
-        if truth is not None:
-            posterior = _onto(operator.align(posterior.mean, truth), operator, posterior)
-    return posterior
-
-
-def _onto(reference: Tensor, operator: Operator, posterior: Posterior) -> Posterior:
-    return replace(
-        posterior, samples=torch.stack([operator.align(x, reference) for x in posterior.samples.unbind(1)], 1)
-    )
-
-
-@torch.no_grad()
-def _misfits(problem: InverseProblem, posterior: Posterior) -> Tensor:
-    """Reduced chi-square of every sample, (B, S)."""
-    return torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
-
-
 def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequence[str] = SCORES) -> dict[str, Any]:
-    """Reasons that are known beforehand why a score cannot be computed."""
+    """Reasons why scores cannot be computed, by score."""
     notes: dict[str, Any] = {}
     if truth is None:
         notes |= {score: "the true image is not known" for score in scores if score != "misfit"}
@@ -217,9 +186,9 @@ def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequen
             notes["ssim"] = f"SSIM needs images of {metrics.SSIM_WINDOW}x{metrics.SSIM_WINDOW} pixels or more"
     if problem.operator.ambiguous:
         notes["alignment"] = (
-            f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples moved onto "
-            "the one that fits best"
+            f"{type(problem.operator).__name__} cannot tell some images apart: mean and std are of samples aligned "
+            "with the one that fits best"
         )
         if truth is not None:
-            notes["alignment"] += "; scores are of images moved onto the truth, psnr_raw of the samples as they are"
+            notes["alignment"] += "; scores are of images aligned with the truth, psnr_raw of the samples as drawn"
     return notes

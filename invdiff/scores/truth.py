@@ -1,5 +1,5 @@
-"""How far samples are from a posterior that is known: of a prior in closed form and a linear measurement with Gaussian
-noise. Each distance stands beside its floor, which no method can be told from the truth below.
+"""Distances of samples to an exact posterior: of a prior in closed form and a linear measurement with Gaussian noise.
+Each stands beside its floor, below which a method cannot be distinguished from the truth.
 
 Exact draws    depend on (seed, operator, noise, image) alone: all samplers are compared with the same ones.
 Floor          the mean over a few exact sets, as many draws as there are samples, against those same exact draws.
@@ -16,7 +16,8 @@ from invdiff.operators import GaussianNoise
 from invdiff.priors import ClosedFormPrior, Prior
 from invdiff.priors.closed_form.mixture import MixturePrior
 from invdiff.problem import InverseProblem
-from invdiff.scores.distances import covariance_error, mean_error, mode_weight_error, sliced_wasserstein, std_error
+from invdiff.scores.distances import sliced_wasserstein
+from invdiff.scores.moments import covariance_error, mean_error, mode_weight_error, std_error
 from invdiff.streams import generator
 
 DISTANCES = ("sliced_wasserstein", "mean_error", "std_error", "covariance_error", "mode_error")
@@ -31,10 +32,10 @@ class Exact:
     """The posterior of one image.
 
     draws    (M, C, H, W) exact ones
-    prior    where it is a mixture; tells the components of a sample
+    prior    where it is a mixture, to assign samples to components
     weights  (K,), the posterior's; None where it is no mixture
     floors   of each distance, by name, for as many samples as were asked for
-    notes    reasons why a distance is missing
+    notes    reasons for missing distances
     """
 
     draws: Tensor
@@ -50,7 +51,7 @@ class Exact:
 
         seed, image  decide the draws, with operator and noise
 
-        Raises ValueError, with the reason in one line, where there is none, or nothing to be told from it.
+        Raises ValueError, with the reason, where there is none, or where it has no spread.
         """
         reason = missing_truth(problem, prior, count)
         if reason is not None:
@@ -60,12 +61,12 @@ class Exact:
         rng = generator(seed, "exact", image)
         draws = posterior.sample(max(count, DRAWS), rng).cpu()
         if not bool(draws.std(0).any()):
-            raise ValueError("the exact posterior is a single image: there is no spread to measure errors by")
+            raise ValueError("the exact posterior is a single image, without a spread to measure errors by")
         mixture, weights, notes = None, None, {}
         if not isinstance(prior, MixturePrior) or prior.components == 1:
             notes["mode_error"] = f"{type(prior).__name__} has one mode"
         elif prior.full and bool((prior.variances <= 0).any()):
-            notes["mode_error"] = "a component without width cannot be told from the others"
+            notes["mode_error"] = "a component has no width, so samples cannot be assigned to components"
         else:
             mixture, weights = prior, getattr(posterior, "weights").cpu()  # noqa: B009, of both kinds of mixtures
         exact = cls(draws, mixture, weights, {}, notes)
@@ -92,15 +93,15 @@ class Exact:
 
 
 def missing_truth(problem: InverseProblem, prior: Prior, count: int) -> str | None:
-    """Why there is no exact posterior to compare `count` samples of each image with, in words; None where there is."""
+    """Why `count` samples of each image cannot be compared with an exact posterior; None where they can."""
     if not isinstance(prior, ClosedFormPrior):
-        return f"no exact posterior: {type(prior).__name__} is no prior in closed form"
+        return f"no exact posterior: {type(prior).__name__} has no closed form"
     if not problem.operator.linear:
         return f"no exact posterior: {type(problem.operator).__name__} is not linear"
     if not isinstance(problem.noise, GaussianNoise):
         return f"no exact posterior: {type(problem.noise).__name__} is not Gaussian"
     if count < 2:
-        return "distances to the exact posterior need num_samples of 2 or more"
+        return "distances to the exact posterior need num_samples >= 2"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The space of a search: which settings of a sampler are varied, from where, and at what price."""
+"""The space of a search: the settings of a sampler that vary, their ranges, and the budget."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -51,11 +51,11 @@ Parameter = Range | Choice
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Where to look, and at what price.
+    """The space and the budget of a search.
 
     sampler     as given, the first trial
-    parameters  what is varied
-    first       other settings that are tried first, whole samplers, by name
+    parameters  the settings that vary
+    first       other samplers that are tried first, by name
     calls       network calls of one sample, for all trials alike; None: as many as their settings take
     vjp_weight  cost of a VJP through the network in forwards
     """
@@ -89,17 +89,17 @@ class Search:
                 try:
                     changed = with_settings(self.sampler, {parameter.name: end})
                 except ValueError as error:
-                    raise BadInput(f"{here}: {end} is no setting: {error}") from error
+                    raise BadInput(f"{here}: {end} is not allowed: {error}") from error
                 if self.calls is None or self.cost(changed) == self.cost(self.sampler):
                     continue
                 if parameter.name == "schedule.steps":
-                    raise BadInput(f"{here} changes the number of network calls; budget.calls=open allows it")
+                    raise BadInput(f"{here} changes the number of network calls; set budget.calls=open to allow it")
                 try:
                     self.at_budget(changed)
                 except ValueError as error:
                     raise BadInput(
-                        f"{here}: {end} changes the number of network calls, and no number of steps makes up for it "
-                        f"({error}); {here}=null leaves it out, budget.calls=open lets it"
+                        f"{here}: {end} changes the number of network calls, and no number of steps compensates "
+                        f"({error}); set {here}=null to leave it out, or budget.calls=open"
                     ) from error
 
     def firsts(self) -> dict[str, Sampler]:

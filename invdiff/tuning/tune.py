@@ -1,13 +1,13 @@
 """Search a sampler's settings on validation images, by Optuna: resumable, at a fixed number of network calls.
 
-Suggestions     tree-structured Parzen estimator. Its random numbers depend on the seed and on how many trials have
-                ended, so that a search that was killed goes on as it would have without that.
+Suggestions     tree-structured Parzen estimator. Its random numbers depend on the seed and on the number of finished
+                trials, so that a search that was killed resumes as if it had not been.
 Early stopping  a trial goes through the images in one order, a few at a time, and ends where the mean score of those
                 that are done is worse than the median of the finished trials on the same images.
-First trials    the settings that were given, and others that are known (published ones). They are never stopped: what
-                is found is at least as good as they are on these images.
-Storage         the journal of Optuna, `study.journal`; `optuna-dashboard` reads it. What a killed trial had computed is
-                lost, finished trials never are.
+First trials    the given settings, and others (published ones). They are never stopped: the result is at least as good
+                on these images.
+Storage         the journal of Optuna, `study.journal`; `optuna-dashboard` reads it. A killed trial is lost, finished
+                trials never are.
 """
 
 import csv
@@ -39,7 +39,7 @@ from invdiff.tuning.space import Choice, Parameter, Search
 from invdiff.tuning.validation import SCORES, Validation
 
 JOURNAL, NAME = "study.journal", "invdiff"
-TOLD = "told"  # the attribute of a trial in which its results are: one write for all of them
+RESULT = "result"  # the attribute of a trial that holds its results: one write for all of them
 
 FIRST, SEARCHED = "first", "search"
 
@@ -109,7 +109,7 @@ class _Ended(Exception):
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """A sampler that cannot have such settings ends the trial, and not the search."""
+    """A ValueError of the sampler ends the trial, not the search."""
     try:
         yield
     except ValueError as error:
@@ -121,7 +121,7 @@ class Tuning:
 
     folder       where `study.journal`, `trials.csv` and `sampler/best.yaml` are
     settings     as JSON, everything that determines the trials: a folder with a search of other settings is refused
-    prune_after  complete trials before any is stopped; None: none ever is
+    prune_after  trials to complete before pruning starts; None disables pruning
     seed         of the suggestions
     """
 
@@ -145,9 +145,9 @@ class Tuning:
         self.study = _open(folder, "maximize" if validation.higher_is_better else "minimize", pruner, settings)
 
     def run(self, trials: int, *, tell: Callable[[Tried], object] = lambda _: None) -> int:
-        """Go on until so many trials have ended, those of earlier runs included; how many are new.
+        """Run until so many trials have ended, those of earlier runs included; returns the number of new ones.
 
-        tell  told of every trial that has ended; its results are on the disk by then
+        tell  called with every trial that has ended, after its results were written
         """
         before = len(self.trials())
         total = max(0, trials - before) * len(self.validation.truth)
@@ -177,7 +177,7 @@ class Tuning:
         return next(iter(self.ranked()), None)
 
     def importance(self) -> dict[str, float]:
-        """What tells good settings from all, in shares of the parameters; empty where too little is known.
+        """Importance of the parameters, as shares; empty where there are too few complete trials.
 
         By PED-ANOVA, Watanabe et al., IJCAI 2023, arXiv:2304.10255, over the complete trials.
         """
@@ -194,28 +194,28 @@ class Tuning:
     def _one(self, number: int, update: Callable[[int], object]) -> None:
         origin = list(self.first)[number] if number < len(self.first) else SEARCHED
         trial = self._ask(number, origin)
-        told: dict[str, Any] = {"origin": origin, "state": "complete", "reason": ""}
+        result: dict[str, Any] = {"origin": origin, "state": "complete", "reason": ""}
         done: list[float] = []
         try:
             sampler = self._sampler(trial, origin)
-            told |= {"sampler": as_config(sampler), "calls": self.search.cost(sampler)}
-            for scores in self._scores(sampler, told):
+            result |= {"sampler": as_config(sampler), "calls": self.search.cost(sampler)}
+            for scores in self._scores(sampler, result):
                 update(len(scores))
                 done += scores
                 trial.report(float(np.mean(done)), len(done))
                 if len(done) < len(self.validation.truth) and origin == SEARCHED and trial.should_prune():
                     raise _Ended("pruned")
         except _Ended as end:
-            told |= {"state": end.state, "reason": str(end)}
-        told |= {"score": float(np.mean(done)) if done else None, "images": len(done)}
-        trial.set_user_attr(TOLD, told)
-        if told["state"] == "complete":
-            self.study.tell(trial, told["score"])
+            result |= {"state": end.state, "reason": str(end)}
+        result |= {"score": float(np.mean(done)) if done else None, "images": len(done)}
+        trial.set_user_attr(RESULT, result)
+        if result["state"] == "complete":
+            self.study.tell(trial, result["score"])
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
 
     def _ask(self, number: int, origin: str) -> Trial:
-        """The next trial. Random numbers by how many have ended, so that one that was interrupted comes again."""
+        """The next trial; random numbers by the number of finished ones, so that an interrupted one is repeated."""
         seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         if origin != SEARCHED:
@@ -226,7 +226,7 @@ class Tuning:
         return self.study.ask()
 
     def _sampler(self, trial: Trial, origin: str) -> Sampler:
-        """What a trial is about. Settings that are tried first need not lie in the space: Optuna is told what does."""
+        """The sampler of a trial. First settings may lie outside of the space: Optuna gets those inside."""
         if origin == SEARCHED:
             values = {p.name: _suggest(trial, p) for p in self.search.parameters}
             with _refusing():
@@ -237,13 +237,13 @@ class Tuning:
                 _suggest(trial, parameter)
         return sampler
 
-    def _scores(self, sampler: Sampler, told: dict[str, Any]) -> Iterator[list[float]]:
-        """The scores of a few images after another; what a sample took, up to them, is added to `told`."""
+    def _scores(self, sampler: Sampler, result: dict[str, Any]) -> Iterator[list[float]]:
+        """The scores of a few images after another; what a sample took, up to them, is added to `result`."""
         v = self.validation
         forwards = vjps = rows = 0
         for images in v.batches():
             problem = v.problem.select(torch.tensor(images))
-            with _refusing():  # found out by the method itself, as a step size that it cannot have
+            with _refusing():  # such as a step size out of its range
                 posterior = sampler.sample(
                     problem,
                     v.prior,
@@ -254,17 +254,17 @@ class Tuning:
                 )
             forwards, vjps = forwards + posterior.cost.forwards, vjps + posterior.cost.vjps
             rows += posterior.diverged.numel()
-            told |= {"forwards": round(forwards / rows), "vjps": round(vjps / rows)}
+            result |= {"forwards": round(forwards / rows), "vjps": round(vjps / rows)}
             if posterior.diverged.any():
                 which = int(posterior.diverged.any(1).nonzero()[0])
                 raise _Ended("diverged", f"a sample of image {images[which]} diverged")
             with torch.no_grad():
                 scores = self.score(problem, posterior, images)
             if any(math.isnan(score) for score in scores):
-                raise _Ended("diverged", "the score is not a number")
+                raise _Ended("diverged", "the score is NaN")
             yield scores
 
-    # -- what is written -----------------------------------------------------------------------------------------------
+    # -- output -----------------------------------------------------------------------------------------------
 
     def _write(self) -> Tried | None:
         """`trials.csv` and, where a trial is complete, `sampler/best.yaml`."""
@@ -297,7 +297,7 @@ class Tuning:
 
 
 def _value(sampler: Sampler, name: str) -> Any:
-    """A setting of first settings, which may be of a class that lacks it."""
+    """A setting of a sampler; None where its class lacks it."""
     try:
         return setting(sampler, name)
     except AttributeError:
@@ -313,20 +313,20 @@ def _suggest(trial: Trial, parameter: Parameter) -> Any:
 
 
 def _tried(number: int, trial: FrozenTrial) -> Tried:
-    told = trial.user_attrs[TOLD]
+    result = trial.user_attrs[RESULT]
     return Tried(
         number=number,
-        origin=told["origin"],
-        state=told["state"],
-        score=told["score"],
-        images=told["images"],
-        calls=told.get("calls", 0.0),
-        forwards=told.get("forwards", 0),
-        vjps=told.get("vjps", 0),
+        origin=result["origin"],
+        state=result["state"],
+        score=result["score"],
+        images=result["images"],
+        calls=result.get("calls", 0.0),
+        forwards=result.get("forwards", 0),
+        vjps=result.get("vjps", 0),
         seconds=round(trial.duration.total_seconds(), 3) if trial.duration else 0.0,
         values=dict(trial.params),
-        sampler=told.get("sampler", {}),
-        reason=told["reason"],
+        sampler=result.get("sampler", {}),
+        reason=result["reason"],
     )
 
 
@@ -339,7 +339,7 @@ def _open(
     pruner: optuna.pruners.BasePruner,
     settings: Mapping[str, Any],
 ) -> optuna.Study:
-    """The study of a folder; a new one where there is none. Raises BadInput where it is one of other settings."""
+    """The study of a folder, or a new one. Raises BadInput where its settings differ."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL
@@ -353,13 +353,13 @@ def _open(
     theirs = study.user_attrs.get("settings")
     if theirs is None:
         if study.get_trials(deepcopy=False):
-            raise BadInput(f"{path} is no search of invdiff; give another output=")
+            raise BadInput(f"{path} is not a search of invdiff; set another output=")
         study.set_user_attr("settings", mine)
     elif theirs != mine:
         differing = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-        raise BadInput(f"{folder} holds another search (its {', '.join(differing)} differ); give another output=")
+        raise BadInput(f"{folder} holds another search (its {', '.join(differing)} differ); set another output=")
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        # A run that was killed: its settings come again under another number.
+        # Of a run that was killed: its settings are tried again under another number.
         if trial.state == TrialState.WAITING:
             study.ask()
         study.tell(trial.number, state=TrialState.FAIL)
@@ -367,7 +367,7 @@ def _open(
 
 
 def _mend(path: Path) -> None:
-    """Undo what a kill leaves behind: a line half written, and the lock of a process that is no more."""
+    """Remove what a kill leaves behind: half a line, and the lock of a dead process."""
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink()
     if not path.exists():
@@ -379,7 +379,7 @@ def _mend(path: Path) -> None:
             json.loads(line)
         except ValueError as error:
             raise BadInput(
-                f"{path} is damaged in line {number}; move it away to begin anew, or cut it off there to keep what is "
+                f"{path} is damaged in line {number}; remove it to start anew, or truncate it there to keep the lines "
                 "before"
             ) from error
     if len(whole) < len(data):

@@ -1,4 +1,4 @@
-"""How good settings of a sampler are on validation images, by one number for each image."""
+"""Scores of a sampler's settings on validation images: one number for each image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
 from invdiff.scores.distances import energy_distance
-from invdiff.scores.of_images import aligned
 from invdiff.streams import generator
 
 Score = Literal["psnr", "lpips", "misfit", "truth"]
@@ -30,7 +29,7 @@ EXACT_DRAWS = 256  # of the exact posterior of each image
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Images that are apart from those of every test, and what counts on them.
+    """Validation images, apart from those of every test, and their score.
 
     problem  of all of them
     truth    (B, C, H, W), image units
@@ -72,7 +71,7 @@ class Validation:
 
     def _psnr(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
         truth = self.truth[list(images)]
-        mean = problem.operator.align(aligned(problem, posterior).mean, truth)
+        mean = problem.operator.align(posterior.mean, truth)
         return [metrics.psnr(x, t, self.prior.value_range) for x, t in zip(mean, truth, strict=True)]
 
     def _lpips(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
@@ -85,18 +84,17 @@ class Validation:
         return np.mean(found, 0).tolist()
 
     def _misfit(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
-        found = torch.stack([problem.misfit(x) for x in posterior.samples.unbind(1)], 1)
-        return (found.mean(1) - 1).abs().tolist()
+        return (posterior.misfit.mean(1) - 1).abs().tolist()
 
     def _exact_draws(self) -> list[Tensor]:
-        """Of every image, draws of its exact posterior, made while the prior is still where the measurements are."""
+        """Draws of the exact posterior of every image, made before the prior is moved to the device."""
         if not isinstance(self.prior, ClosedFormPrior):
             raise BadInput(
-                f"score=truth needs a prior in closed form, as prior=digits_mixture; {type(self.prior).__name__} has "
-                "no exact posterior"
+                f"score=truth needs a prior in closed form, such as prior=digits_mixture; {type(self.prior).__name__} "
+                "has no exact posterior"
             )
         if self.num_samples < 2:
-            raise BadInput("score=truth compares distributions: it needs num_samples of 2 or more")
+            raise BadInput("score=truth compares distributions: num_samples must be >= 2")
         try:
             return [
                 self.prior.posterior(self.problem.select(torch.tensor([i]))).sample(

@@ -1,1 +1,1 @@
-"""Convolutions, linear and not."""
+"""Linear and nonlinear blurs."""

@@ -1,10 +1,10 @@
 """Blur by a given kernel.
 
 Model   A x = k * x, a true convolution as in scipy and deepinv: y[i] = sum_j k[j] x[i + c - j] with the centre
-        c = size // 2 of the kernel, and pixels outside the image by a boundary rule. Exact adjoint, any size of kernel.
-        Of periodic images (`CircularBlur`) also pseudo-inverse, solve and decomposition in closed form. Its basis is
-        real and orthonormal, Hartley's V^T x = Re F x - Im F x with the unitary Fourier transform F: inner products are
-        those of the images and white noise stays white.
+        c = size // 2 of the kernel, and a boundary rule for pixels outside the image. Exact adjoint, any kernel size.
+        `CircularBlur`, of periodic images, has a closed-form pseudo-inverse, solve and decomposition in the basis of
+        Hartley, V^T x = Re F x - Im F x with the unitary Fourier transform F. It is real and orthonormal: it preserves
+        inner products and white noise.
 Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one; the same kernel for all channels.
 """
 
@@ -20,23 +20,22 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, SpectralOperator
+from ..core.base import LinearOperator, SameShape, SpectralOperator, Variants
 from ..core.separable import BOUNDARIES, fold
 
 Kernel = str | Path | Tensor | np.ndarray
 
 
-class Blur(LinearOperator):
+class Blur(SameShape, LinearOperator):
     """Convolution with a kernel of any size, even, odd or larger than the image.
 
-    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt` as
-              they are, or a grey image, scaled to sum one
-    boundary  what lies outside the image: `reflect` (mirrored about the centre of the edge pixel), `symmetric` (about
-              its outer side), `replicate`, `circular`, `zero`
-    flip      turn the kernel by half a turn, for kernels that were made for a correlation (torch's Conv2d, as in DPS
-              and DAPS)
+    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt`
+              unchanged, or a grey image, scaled to sum one
+    boundary  values outside the image: `reflect` (mirrored at the centre of the edge pixel), `symmetric` (at its outer
+              side), `replicate`, `circular`, `zero`
+    flip      rotate the kernel by 180 degrees, for kernels of a correlation (torch's Conv2d, as in DPS and DAPS)
 
-    `CircularBlur` is the same as `circular` for methods that need a decomposition.
+    `CircularBlur` equals boundary="circular", for methods that need a decomposition.
     """
 
     per_image = ("kernel",)
@@ -61,18 +60,23 @@ class Blur(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return CircularBlur(self.kernel).pinv(y) if self.boundary == "circular" else super().pinv(y)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["Blur", tuple[int, ...]]:
         return cls(_example_kernel()), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "flip": (cls(_sharp_taps(1, 3, 2), flip=True), (1, 6, 7)),
+            "larger-than-the-image": (cls(_sharp_taps(1, 25, 2)), (1, 8, 9)),
+        } | {f"{name}-per-image": (cls(_sharp_taps(3, 4, 3), boundary=name), (1, 8, 9)) for name in BOUNDARIES}
 
-class CircularBlur(SpectralOperator):
+
+class CircularBlur(SameShape, SpectralOperator):
     """Convolution of a periodic image; `kernel` and `flip` as in `Blur`."""
 
     per_image = ("kernel",)
@@ -87,9 +91,6 @@ class CircularBlur(SpectralOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return convolve_adjoint(y, self.kernel, "circular")
-
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
 
     def _transfer(self, like: Tensor) -> Tensor:
         """Fourier transform of the kernel, (1 or B, 1, H, W), equal at k and -k to the last bit but for conjugation."""
@@ -106,7 +107,7 @@ class CircularBlur(SpectralOperator):
     def v(self, z: Tensor) -> Tensor:
         return self.vt(z)  # Hartley's transform is its own inverse
 
-    # A acts on a frequency by a complex number: its modulus is the singular value, U turns by its phase.
+    # A multiplies a frequency by a complex number: its modulus is the singular value, its phase belongs to U.
 
     def ut(self, y: Tensor) -> Tensor:
         f = self._transfer(y).sgn().conj() * fft2(y, norm="ortho")
@@ -118,16 +119,31 @@ class CircularBlur(SpectralOperator):
         return ifft2(self._transfer(z).sgn() * f, norm="ortho").real
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["CircularBlur", tuple[int, ...]]:
         return cls(_example_kernel()), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "even": (cls(_sharp_taps(1, 5, 4)), (3, 7, 6)),
+            "per-image": (cls(_sharp_taps(4, 3, 25)), (1, 8, 9)),
+        }
+
 
 def _example_kernel() -> Tensor:
-    """A lopsided kernel: nothing that a flip or a transposition leaves as it is."""
+    """A kernel that every flip and transposition changes."""
     return torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.0, 0.5, 0.2, 0.0], [0.05, 0.0, 0.1, 0.05]])
+
+
+def _sharp_taps(*shape: int) -> Tensor:
+    """Lopsided kernels (B, h, w) that are well conditioned under every boundary rule."""
+    taps = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    taps[:, shape[1] // 2, shape[2] // 2] += taps.abs().sum((-2, -1))
+    return taps
 
 
 # -- convolution -------------------------------------------------------------------------------------------------------
@@ -156,7 +172,7 @@ def convolve_adjoint(y: Tensor, kernel: Tensor, boundary: str) -> Tensor:
 
 
 def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
-    """An image with as many pixels around it as a kernel of this size sees: (.., H + h - 1, W + w - 1)."""
+    """An image with the pixels around it that a kernel of this size needs: (.., H + h - 1, W + w - 1)."""
     for dim, count in zip((-2, -1), taps, strict=True):
         before, after = (x.index_select(dim, i) for i in _outside(x.shape[dim], count, boundary, x.device))
         if boundary == "zero":
@@ -166,7 +182,7 @@ def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
 
 
 def extend_adjoint(z: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
-    """The transpose of `extend`: what lies outside is added to the pixels that it was copied from."""
+    """The transpose of `extend`: outer values are added to the pixels that they were copied from."""
     for dim, count in zip((-2, -1), taps, strict=True):
         length = z.shape[dim] - count + 1
         before, inside, after = z.split([count - 1 - count // 2, length, count // 2], dim)
@@ -179,7 +195,7 @@ def extend_adjoint(z: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
 
 
 def _outside(length: int, taps: int, boundary: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis stand for those before its first and after its last that a kernel sees."""
+    """The pixels of an axis that are copied before its first and after its last one."""
     before = torch.arange(taps // 2 + 1 - taps, 0, device=device)
     after = torch.arange(length, length + taps // 2, device=device)
     return fold(before, length, boundary), fold(after, length, boundary)
@@ -202,7 +218,7 @@ def opposite(spectrum: Tensor) -> Tensor:
 
 
 def fast_length(n: int) -> int:
-    """The smallest length from n on without prime factors above 5, for which Fourier transforms are fast."""
+    """The smallest length >= n without prime factors above 5, for fast Fourier transforms."""
     while True:
         rest = n
         for prime in (2, 3, 5):
@@ -217,28 +233,28 @@ def fast_length(n: int) -> int:
 
 
 def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
-    """Whatever a kernel was given as: float32 (1 or B, 1, h, w)."""
+    """A kernel, array or file, as float32 (1 or B, 1, h, w)."""
     if kernel is None:
         raise ValueError(
-            "blur: no kernel; give its file, operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
+            "blur: kernel is required; give operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
         )
     if isinstance(kernel, (str, Path)):
         kernel = read_kernel(Path(kernel))
     kernel = torch.as_tensor(kernel)
     if kernel.is_complex():
-        raise ValueError("blur: a kernel must be real, got complex taps")
+        raise ValueError("blur: kernel must be real, got complex taps")
     if kernel.dim() not in (2, 3, 4) or (kernel.dim() == 4 and kernel.shape[1] != 1) or not kernel.numel():
-        raise ValueError(f"blur: a kernel is (h, w), (B, h, w) or (B, 1, h, w), got {describe_shape(kernel.shape)}")
+        raise ValueError(f"blur: kernel must be (h, w), (B, h, w) or (B, 1, h, w), got {describe_shape(kernel.shape)}")
     kernel = kernel.detach().float().reshape(-1, 1, *kernel.shape[-2:])
     if not kernel.isfinite().all():
-        raise ValueError("blur: a kernel holds NaN or infinity; its taps must be finite numbers")
+        raise ValueError("blur: kernel must be finite, got NaN or infinity")
     if not kernel.flatten(1).any(1).all():
-        raise ValueError("blur: a kernel is zero everywhere; at least one tap must not be")
+        raise ValueError("blur: kernel must have a tap other than 0")
     return kernel.flip(-2, -1) if flip else kernel.clone()
 
 
 def read_kernel(path: Path) -> Tensor:
-    """A kernel file: arrays as they are, images in grey and scaled to sum one."""
+    """A kernel from a file: arrays unchanged, images as grey values scaled to sum one."""
     if not path.is_file():
         raise ValueError(f"blur: kernel file not found: {path}")
     try:
@@ -247,7 +263,7 @@ def read_kernel(path: Path) -> Tensor:
         if path.suffix.lower() == ".pt":
             kernel = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(kernel, Tensor):
-                raise ValueError(f"it holds a {type(kernel).__name__}, not a tensor")
+                raise ValueError(f"the file must hold a tensor, got {type(kernel).__name__}")
             return kernel
         with Image.open(path) as image:
             grey = image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16") else image.convert("L")

@@ -8,6 +8,7 @@ Spec    The posterior-sampling papers use std 3, 61 taps, reflection at the boun
 import torch
 from torch import Tensor
 
+from ..core.base import Variants
 from ..core.separable import BOUNDARIES, SeparableOperator, folded_matrix
 
 
@@ -16,7 +17,7 @@ class GaussianBlur(SeparableOperator):
 
     std          its standard deviation in pixels, a float or one per image, (B,)
     kernel_size  taps, odd; weights beyond `truncate` standard deviations are zero
-    boundary     what lies outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
+    boundary     values outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
     """
 
     per_image = ("std",)
@@ -33,13 +34,13 @@ class GaussianBlur(SeparableOperator):
         super().__init__()
         std = torch.as_tensor(std, dtype=torch.float32).reshape(-1)
         if not (std > 0).all():
-            raise ValueError(f"gaussian_blur: std must be positive, in pixels, got {std.min().item()}")
+            raise ValueError(f"gaussian_blur: std must be > 0 pixels, got {std.min().item()}")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"gaussian_blur: kernel_size must be odd and positive, got {kernel_size}")
+            raise ValueError(f"gaussian_blur: kernel_size must be an odd integer >= 1, got {kernel_size}")
         if boundary not in BOUNDARIES:
             raise ValueError(f"gaussian_blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if not truncate >= 0:
-            raise ValueError(f"gaussian_blur: truncate is a number of standard deviations, at least 0, got {truncate}")
+            raise ValueError(f"gaussian_blur: truncate must be >= 0 standard deviations, got {truncate}")
         self.register_buffer("std", std)
         self.kernel_size, self.boundary, self.truncate = kernel_size, boundary, truncate
 
@@ -58,12 +59,22 @@ class GaussianBlur(SeparableOperator):
             [folded_matrix(taps.expand(length, -1), positions, length, self.boundary) for taps in self.kernel()]
         )
 
+    def measured_length(self, length: int) -> int:
+        return length
+
     def image_length(self, measured: int) -> int:
         return measured
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["GaussianBlur", tuple[int, ...]]:
         return cls(std=1.0, kernel_size=9), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "std-per-image": (cls(std=torch.tensor([0.5, 0.8, 1.1]), kernel_size=7), (3, 7, 6)),
+        } | {name: (cls(std=0.8, kernel_size=9, boundary=name), (1, 8, 9)) for name in BOUNDARIES}

@@ -1,6 +1,6 @@
-"""Motion blur: the camera moves while the shutter is open.
+"""Motion blur along the random path of a shaken camera.
 
-Model   A x = k * x with k a random path, the same for all channels.
+Model   A x = k * x, k a random path, equal for all channels.
 Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit.
 Spec    The law of L. Borodenko's `motionblur`, which DPS and DAPS use with 61 taps, intensity 0.5 and reflection at
         the boundary; not the camera shake of Boracchi and Foi, nor deepinv's Gaussian process. Two deviations: the
@@ -15,18 +15,19 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..core.base import Variants
 from .blur import Blur
 
 
 class MotionBlur(Blur):
     """Blur by the path of a shaken camera.
 
-    intensity    how crooked the path is, 0 (a straight line) to 1
+    intensity    curvature of the path, 0 (a straight line) to 1
     kernel_size  taps, odd; paths are up to 1.06 (1 + intensity^2) times as long, in pixels, and cut at its edge
     boundary     as in `Blur`
-    seed         which path
+    seed         determines the path, for all images
 
-    `MotionBlur.random(images=B, seed=...)` draws another path for every image.
+    `MotionBlur.random(images=B, seed=...)` draws one path per image.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class MotionBlur(Blur):
     def random(
         cls, *, images: int, seed: int, intensity: float = 0.5, kernel_size: int = 61, boundary: str = "reflect"
     ) -> Self:
-        """A different path for each of `images` images; the first is that of the same seed without `random`."""
+        """A different path for each of `images` images; the first is the path of the class with the same seed."""
         operator = cls(intensity=intensity, kernel_size=kernel_size, boundary=boundary, seed=seed)
         operator.kernel = motion_kernels(intensity, kernel_size, seed, images)
         return operator
@@ -47,13 +48,17 @@ class MotionBlur(Blur):
     def example(cls) -> tuple["MotionBlur", tuple[int, ...]]:
         return cls(kernel_size=9), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "per-image": (cls.random(images=3, seed=1, kernel_size=7), (1, 8, 9))}
+
 
 def motion_kernels(intensity: float, kernel_size: int, seed: int, images: int = 1) -> Tensor:
     """Kernels of independent paths, float32 (images, 1, kernel_size, kernel_size), each summing to one."""
     if not 0 <= intensity <= 1:
-        raise ValueError(f"motion_blur: intensity is a number from 0 (straight) to 1 (crooked), got {intensity}")
+        raise ValueError(f"motion_blur: intensity must be a number in [0, 1], got {intensity}")
     if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"motion_blur: kernel_size must be odd and at least 3, got {kernel_size}")
+        raise ValueError(f"motion_blur: kernel_size must be an odd integer >= 3, got {kernel_size}")
     generator = torch.Generator().manual_seed(seed)
     kernels = [draw_path(motion_path(intensity, kernel_size, generator), kernel_size) for _ in range(images)]
     return torch.stack(kernels)[:, None].float()
@@ -70,7 +75,7 @@ def motion_path(intensity: float, kernel_size: int, generator: torch.Generator) 
 
     length = 0.75 * (uniform() + uniform(0, intensity**2))
     longest = 1 - intensity + 0.1
-    # Steps have the law longest * Beta(1, 30), but shorter than the path: drawn by inverting its distribution function.
+    # Steps follow longest * Beta(1, 30), truncated at the length of the path: inversion of the distribution function.
     below = 1 - (1 - min(length / longest, 1)) ** 30
     steps: list[float] = []
     while sum(steps) < length:
@@ -100,18 +105,18 @@ def triangular(u: float, mode: float, right: float) -> float:
 def draw_path(path: Tensor, kernel_size: int) -> Tensor:
     """A path as kernel, float64 (kernel_size, kernel_size): sum one, centre of mass at its centre.
 
-    To a hundredth of a pixel, or half a pixel where a path is longer than the kernel and is cut at its edge.
+    Precise to 0.01 pixels, or 0.5 pixels for a path that is cut at the edge of the kernel.
     """
-    # Half pixels, as the law is stated on a grid of twice the size.
+    # Half pixels: the law is defined on a grid of twice the size.
     diagonal = 2 * math.sqrt(2) * kernel_size
     width, std = max(1, int(diagonal / 150)) / 2, max(1, int(diagonal / 100)) / 2
     axis = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
     pixels = torch.complex(axis.expand(kernel_size, -1), axis[:, None].expand(-1, kernel_size))
     path = path - path.mean()
-    # What a shift moves across the edge of the kernel moves the centre of mass again.
+    # A shift across the edge of the kernel changes the centre of mass again.
     for _ in range(10):
         distance = distance_to_path(pixels, path)
-        # A line of this width, blurred by a Gaussian across.
+        # The profile of a line of this width, blurred by a Gaussian.
         kernel = torch.special.ndtr((width / 2 - distance) / std) - torch.special.ndtr((-width / 2 - distance) / std)
         kernel = kernel / kernel.sum()
         centre = (kernel * pixels).sum()

@@ -1,12 +1,12 @@
-"""Nonlinear blur: light is averaged along the path of a shaken camera, and the camera's response is not linear.
+"""Nonlinear blur: light averaged along the path of a shaken camera, then a nonlinear camera response.
 
 Model   A x = r(s(exposure k * g(x))): g turns display values into light, k averages the light over the path (the
         same law as `MotionBlur`), s is the saturation of the sensor, r = g^-1 the response of the camera.
 Shapes  x (B, C, H, W), display values in [0, 1] -> y (B, C, H, W), display values.
-Spec    Takes the place of the nonlinear deblurring of DPS and DAPS, y = F(x, code) with a network F trained on GOPRO.
-        Its weights are not used: they are a file on a shared drive, not in any package, and fix the size of the image;
-        and DPS draws another code at each call, so that what is inverted is not what was measured. This is the physics
-        that such a network learns, sharp frames averaged in linear light. Figures do not compare with published ones.
+Spec    Replaces the nonlinear deblurring of DPS and DAPS, y = F(x, code) with a network F trained on GOPRO: its weights
+        are in no package and fix the image size, and DPS draws a new code at each call, so that the inverted operator
+        differs from the measured one. The network learned from sharp frames averaged in linear light, which is the
+        model here. Scores are not comparable with published ones.
 """
 
 from typing import Self
@@ -15,26 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..core.base import Operator
+from ..core.base import SameShape, Variants
 from ..core.separable import BOUNDARIES
 from .blur import convolve
 from .motion_blur import motion_kernels
 
 
-class NonlinearBlur(Operator):
+class NonlinearBlur(SameShape):
     """Motion blur in linear light, seen through a camera response.
 
-    intensity    how crooked the path of the camera is, 0 to 1
+    intensity    curvature of the path of the camera, 0 to 1
     kernel_size  taps, odd
-    boundary     what lies outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
+    boundary     values outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
     exposure     gain of the light; 1 keeps the brightness
-    shoulder     how gradually the sensor saturates at light 1, as the width of the bend; 0: it does not saturate
-    gamma        exponent of the response: light = value^gamma, but for the toe
-    toe          display value below which the response is a straight line, in (0, 1)
-    seed         which path
+    shoulder     width of the transition to saturation at light 1; 0: no saturation
+    gamma        exponent of the response: light = value^gamma above the toe
+    toe          display value below which the response is linear, in (0, 1)
+    seed         determines the path, for all images
 
-    Curves continue as straight lines below 0 and above 1, so that samplers may leave the range of images. Gradients are
-    continuous everywhere. `NonlinearBlur.random(images=B, seed=...)` draws another path for every image.
+    Response curves continue linearly below 0 and above 1, so that samplers may leave the range of images. Gradients are
+    continuous everywhere. `NonlinearBlur.random(images=B, seed=...)` draws one path per image.
     """
 
     per_image = ("kernel",)
@@ -56,13 +56,13 @@ class NonlinearBlur(Operator):
         if boundary not in BOUNDARIES:
             raise ValueError(f"nonlinear_blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if not exposure > 0:
-            raise ValueError(f"nonlinear_blur: exposure is a gain and must be positive, got {exposure}")
+            raise ValueError(f"nonlinear_blur: exposure must be > 0, got {exposure}")
         if not shoulder >= 0:
-            raise ValueError(f"nonlinear_blur: shoulder is a width in light, 0 or more, got {shoulder}")
+            raise ValueError(f"nonlinear_blur: shoulder must be >= 0, got {shoulder}")
         if not gamma >= 1:
-            raise ValueError(f"nonlinear_blur: gamma must be at least 1, got {gamma}")
+            raise ValueError(f"nonlinear_blur: gamma must be >= 1, got {gamma}")
         if not 0 < toe < 1:
-            raise ValueError(f"nonlinear_blur: toe is a display value between 0 and 1, got {toe}")
+            raise ValueError(f"nonlinear_blur: toe must be a display value in (0, 1), got {toe}")
         self.register_buffer("kernel", motion_kernels(intensity, kernel_size, seed))
         self.boundary, self.exposure, self.shoulder, self.gamma, self.toe = boundary, exposure, shoulder, gamma, toe
 
@@ -80,7 +80,7 @@ class NonlinearBlur(Operator):
         gamma: float = 2.2,
         toe: float = 0.04,
     ) -> Self:
-        """A different path for each of `images` images; the first is that of the same seed without `random`."""
+        """A different path for each of `images` images; the first is the path of the class with the same seed."""
         operator = cls(
             intensity=intensity,
             kernel_size=kernel_size,
@@ -98,9 +98,9 @@ class NonlinearBlur(Operator):
         light = self.exposure * convolve(self.light(x), self.kernel, self.boundary)
         return self.display(self.saturate(light))
 
-    # The power curve is moved so that it leaves the straight toe with the same slope:
-    # light = ((x + a) / (1 + a))^gamma from x = toe to 1, with a = (gamma - 1) toe. Beyond both ends the tangents go
-    # on; `where` and not `clamp`, whose slope at its very ends, black and white pixels, is zero.
+    # The power curve is shifted to join the linear toe with the same slope: light = ((x + a) / (1 + a))^gamma from
+    # x = toe to 1, with a = (gamma - 1) toe. Tangents continue it on both sides; `where` and not `clamp`, whose slope
+    # is zero at its ends, black and white pixels.
 
     def light(self, x: Tensor) -> Tensor:
         """Light of display values: 0 at 0, 1 at 1."""
@@ -127,13 +127,10 @@ class NonlinearBlur(Operator):
         return self.gamma / (1 + (self.gamma - 1) * self.toe)
 
     def saturate(self, light: Tensor) -> Tensor:
-        """Light as the sensor counts it: a smooth minimum of it and 1."""
+        """A smooth minimum of light and 1."""
         if self.shoulder == 0:
             return light
         return 1 - self.shoulder * softplus((1 - light) / self.shoulder)
-
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
 
     def first_guess(self, y: Tensor) -> Tensor:
         return y
@@ -141,3 +138,11 @@ class NonlinearBlur(Operator):
     @classmethod
     def example(cls) -> tuple["NonlinearBlur", tuple[int, ...]]:
         return cls(kernel_size=9, exposure=1.5, shoulder=0.1), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "unsaturated": (cls(kernel_size=5, boundary="circular"), (3, 8, 9)),
+            "per-image": (cls.random(images=3, seed=1, kernel_size=7), (1, 8, 9)),
+        }

@@ -1,9 +1,9 @@
-"""Blur that varies over the image, as behind a lens that is sharp in its centre only.
+"""Space-varying blur, such as that of a lens that is sharp only in its centre.
 
-Model   A x = sum_k h_k * (w_k x): images weighted by smooth maps w_k, each blurred by its own kernel h_k (the
-        product-convolution expansion, as deepinv's `SpaceVaryingBlur`). Where the maps sum to one, the light of a pixel
-        is spread by the mean of the kernels with its weights. Exact adjoint.
-Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where kernels and maps sum to one; the same for all channels.
+Model   A x = sum_k h_k * (w_k x), with smooth maps w_k and kernels h_k (the product-convolution expansion, as in
+        deepinv's `SpaceVaryingBlur`). Where the maps sum to one, the point spread function of a pixel is the mean of
+        the kernels with its weights. Exact adjoint.
+Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where kernels and maps sum to one; equal for all channels.
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import LinearOperator, SameShape, Variants
 from ..core.separable import BOUNDARIES
 from .blur import convolve, convolve_adjoint
 
 
-class SpaceVaryingBlur(LinearOperator):
+class SpaceVaryingBlur(SameShape, LinearOperator):
     """A lens out of focus towards its corners, or any kernels with any maps.
 
     std_center   standard deviation of the Gaussian in the centre of the image, pixels, a float or one per image, (B,)
-    std_corner   and in its corners; it grows linearly with the distance from the centre
-    kernels      how many kernels, from centre to corner; between two of them the maps blend
+    std_corner   standard deviation in the corners; it grows linearly with the distance from the centre
+    kernels      number of kernels from centre to corner, which the maps interpolate
     kernel_size  taps, odd
-    boundary     what lies outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
+    boundary     values outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
 
     Or, instead of the lens, arrays:
 
@@ -51,9 +51,7 @@ class SpaceVaryingBlur(LinearOperator):
         if boundary not in BOUNDARIES:
             raise ValueError(f"space_varying_blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         if (filters is None) != (multipliers is None):
-            raise ValueError(
-                "space_varying_blur: filters and multipliers are given together, got one without the other"
-            )
+            raise ValueError("space_varying_blur: filters and multipliers must be given together, got one of them")
         maps = None
         if filters is None or multipliers is None:
             chosen = lens(std_center, std_corner, kernels, kernel_size)
@@ -62,7 +60,7 @@ class SpaceVaryingBlur(LinearOperator):
             (b, k), (c, m) = chosen.shape[:2], maps.shape[:2]
             if k != m or (b != c and 1 not in (b, c)):
                 raise ValueError(
-                    "space_varying_blur: as many filters as multipliers, for as many images, "
+                    "space_varying_blur: filters and multipliers must be equally many, for equally many images, "
                     f"got filters {describe_shape(chosen.shape)} and multipliers {describe_shape(maps.shape)}"
                 )
         self.register_buffer("filters", chosen)
@@ -94,21 +92,31 @@ class SpaceVaryingBlur(LinearOperator):
         ]
         return torch.stack(spread).sum(0)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if self.multipliers is None or shape[-2:] == self.multipliers.shape[-2:]:
             return None
         own = describe_shape(self.multipliers.shape[-2:])
-        return f"space_varying_blur: the multipliers are {own} pixels, the image {describe_shape(shape[-2:])}"
+        return f"space_varying_blur: multipliers are {own} pixels, the image {describe_shape(shape[-2:])}"
 
     def first_guess(self, y: Tensor) -> Tensor:
-        return y  # a blurred image is a better guess than its pseudo-inverse, which is all noise
+        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["SpaceVaryingBlur", tuple[int, ...]]:
         return cls(std_corner=1.5, kernels=3, kernel_size=7), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        draws = torch.Generator().manual_seed(9)
+        filters = torch.randn(2, 3, 4, generator=draws)
+        filters[:, 1, 2] += filters.abs().sum((-2, -1))  # well conditioned
+        multipliers = (torch.rand(3, 2, 8, 9, generator=draws) < 0.5) + 0.5
+        return {
+            "example": cls.example(),
+            "sharp": (cls(std_corner=0.6, kernel_size=5), (3, 7, 6)),
+            "std-per-image": (cls(std_center=torch.tensor([0.4, 0.5, 0.6]), std_corner=0.7, kernel_size=5), (1, 8, 9)),
+            "multipliers-per-image": (cls(filters=filters, multipliers=multipliers), (1, 8, 9)),
+        }
 
 
 def lens(std_center: float | Tensor, std_corner: float | Tensor, kernels: int, kernel_size: int) -> Tensor:
@@ -118,11 +126,11 @@ def lens(std_center: float | Tensor, std_corner: float | Tensor, kernels: int, k
     )
     for name, std in (("std_center", center), ("std_corner", corner)):
         if not (std > 0).all():
-            raise ValueError(f"space_varying_blur: {name} must be positive, in pixels, got {std.min().item()}")
+            raise ValueError(f"space_varying_blur: {name} must be > 0 pixels, got {std.min().item()}")
     if kernels < 1:
-        raise ValueError(f"space_varying_blur: kernels is a number of kernels, at least 1, got {kernels}")
+        raise ValueError(f"space_varying_blur: kernels must be an integer >= 1, got {kernels}")
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"space_varying_blur: kernel_size must be odd and positive, got {kernel_size}")
+        raise ValueError(f"space_varying_blur: kernel_size must be an odd integer >= 1, got {kernel_size}")
     std = center[:, None] + torch.linspace(0, 1, kernels, dtype=torch.float64) * (corner - center)[:, None]
     offsets = torch.arange(kernel_size, dtype=torch.float64) - kernel_size // 2
     taps = torch.exp(-0.5 * (offsets / std[..., None]) ** 2)
@@ -141,16 +149,16 @@ def radial_maps(count: int, size: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _stack(name: str, value: Tensor | np.ndarray) -> Tensor:
-    """float32 (1 or B, K, ., .) of any of the shapes that are accepted."""
+    """Any accepted shape as float32 (1 or B, K, ., .)."""
     tensor = torch.as_tensor(value).detach()
     if tensor.dim() == 5 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
     if tensor.dim() not in (3, 4):
         raise ValueError(
-            f"space_varying_blur: {name} are (K, h, w), (B, K, h, w) or (B, 1, K, h, w), "
+            f"space_varying_blur: {name} must be (K, h, w), (B, K, h, w) or (B, 1, K, h, w), "
             f"got {describe_shape(tensor.shape)}"
         )
     tensor = tensor.float().reshape(-1, *tensor.shape[-3:])
     if not tensor.isfinite().all():
-        raise ValueError(f"space_varying_blur: {name} hold NaN or infinity")
+        raise ValueError(f"space_varying_blur: {name} must be finite, got NaN or infinity")
     return tensor.clone()

@@ -1,1 +1,1 @@
-"""What a camera does to a scene: clipping, rounding, compression."""
+"""Steps of a camera: clipping, rounding, compression."""

@@ -1,11 +1,11 @@
-"""JPEG: the image comes back from a compressed file.
+"""JPEG: compression and decompression.
 
-Model   A x = decode(encode(x)), by libjpeg itself, on 8-bit values. What has a derivative, the averaging of colour over
-        pixels, gives the gradients; rounding, of pixels and of cosine coefficients, counts as the identity, and so does
-        clipping: an image is pulled towards what was measured, also from outside [0, 1].
+Model   A x = decode(encode(x)), by libjpeg, on 8-bit values. Gradients are those of averaging colour;
+        rounding, of pixels and of cosine coefficients, and clipping count as the identity, so that gradients do not
+        vanish outside [0, 1].
 Shapes  x (B, C, H, W) in [0, 1], grey or RGB, any size -> y (B, C, H, W) in [0, 1], multiples of 1 / 255.
-Spec    "JPEG restoration" of RED-diff measures without noise (`noise=none`). Its codec drops every other sample of the
-        colour where libjpeg averages, and knows no 8-bit values: figures differ a little.
+Spec    "JPEG restoration" of RED-diff has no noise (`noise=none`). Its codec drops every other colour sample where
+        libjpeg averages, and has no 8-bit values: scores differ slightly.
 """
 
 import io
@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import Operator, straight_through
+from ..core.base import SameShape, Variants, straight_through
 
 # Pixels that share one colour sample: down, right.
 SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
@@ -27,13 +27,13 @@ SUBSAMPLINGS = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
 TO_CHROMA = ((-0.299 / 1.772, -0.587 / 1.772, 0.5), (0.5, -0.587 / 1.402, -0.114 / 1.402))
 FROM_CHROMA = ((0.0, 1.402), (-0.114 * 1.772 / 0.587, -0.299 * 1.402 / 0.587), (1.772, 0.0))
 
-LONGEST = 65500  # pixels a side, of libjpeg
+LONGEST = 65500  # limit of libjpeg, in pixels per side
 
 
-class JPEG(Operator):
+class JPEG(SameShape):
     """Compression and decompression.
 
-    quality      1 (worst) to 100, as libjpeg counts, a number or one per image, (B,)
+    quality      1 (worst) to 100, as in libjpeg, an integer or one per image, (B,)
     subsampling  pixels that share one colour sample: `4:2:0` two by two, `4:2:2` two in a row, `4:4:4` none
     """
 
@@ -45,10 +45,10 @@ class JPEG(Operator):
         value = torch.as_tensor(quality)
         if value.dim() > 1:
             raise ValueError(
-                f"jpeg: quality is a number or one per image, (B,), got shape {describe_shape(value.shape)}"
+                f"jpeg: quality must be an integer or one per image, (B,), got shape {describe_shape(value.shape)}"
             )
         if not ((value >= 1) & (value <= 100) & (value == value.round())).all():
-            raise ValueError(f"jpeg: quality is a whole number from 1 (worst) to 100, got {quality}")
+            raise ValueError(f"jpeg: quality must be an integer from 1 (worst) to 100, got {quality}")
         if subsampling not in SUBSAMPLINGS:
             raise ValueError(f"jpeg: subsampling must be one of {', '.join(SUBSAMPLINGS)}, got {subsampling!r}")
         self.register_buffer("quality", value.reshape(-1).long())
@@ -60,7 +60,7 @@ class JPEG(Operator):
         return straight_through(torch.stack(rows).to(x.device), self.surrogate(x))
 
     def _file(self, x: Tensor, quality: int) -> Tensor:
-        """One image, (C, H, W), through a file in memory; one that holds NaN has none, it comes back as NaN."""
+        """One image, (C, H, W), through a file in memory; NaN everywhere for an image with NaN."""
         if x.isnan().any():
             return torch.full_like(x, torch.nan)
         pixels = (255 * x.clamp(0, 1)).round().to(torch.uint8).movedim(0, -1).numpy()
@@ -72,7 +72,7 @@ class JPEG(Operator):
         return decoded.reshape(pixels.shape).movedim(-1, 0).to(x.dtype) / 255
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """The codec without rounding and clipping: the cosine transform cancels, colour is averaged and stretched."""
+        """The codec without rounding and clipping: cosine transforms cancel, colour is averaged and interpolated."""
         down, right = SUBSAMPLINGS[self.subsampling]
         if x.shape[1] == 1 or down * right == 1:
             return x
@@ -84,14 +84,11 @@ class JPEG(Operator):
         smooth = interpolate(coarse, -1)[..., :height, :width]
         return x + torch.einsum("ck,bkhw->bchw", x.new_tensor(FROM_CHROMA), smooth - chroma)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if shape[0] not in (1, 3):
-            return f"jpeg: images are grey or RGB, 1 or 3 channels, got {describe_shape(shape)}"
+            return f"jpeg: an image must be grey or RGB, 1 or 3 channels, got {describe_shape(shape)}"
         if max(shape[-2:]) > LONGEST:
-            return f"jpeg: files hold at most {LONGEST} pixels a side, got {describe_shape(shape)}"
+            return f"jpeg: an image must have <= {LONGEST} pixels per side, got {describe_shape(shape)}"
         return None
 
     def first_guess(self, y: Tensor) -> Tensor:
@@ -100,6 +97,16 @@ class JPEG(Operator):
     @classmethod
     def example(cls) -> tuple["JPEG", tuple[int, ...]]:
         return cls(), (3, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "grey": (cls(quality=50), (1, 9, 8)),
+            "4:2:2": (cls(subsampling="4:2:2"), (3, 9, 7)),
+            "4:4:4": (cls(subsampling="4:4:4"), (3, 9, 7)),
+            "per-image": (cls(quality=torch.tensor([5, 20, 90])), (3, 9, 7)),
+        }
 
 
 def interpolate(coarse: Tensor, axis: int) -> Tensor:

@@ -1,25 +1,25 @@
-"""Quantisation: every value is rounded to one of a few levels.
+"""Quantisation: rounding to a few levels.
 
 Model   A x = round((L - 1) clip(x, 0, 1)) / (L - 1) with L = 2^bits levels from 0 to 1. Gradients are those of the
-        identity: a value is pulled towards the level that was measured, also from outside [0, 1], and not at all where
-        it is rounded to that level already.
+        identity, so that they do not vanish outside [0, 1]; the residual is zero for a value that rounds to the
+        measured level.
 Shapes  x (B, C, H, W) in [0, 1] -> y (B, C, H, W) in [0, 1].
-Spec    "Quantization" of RED-diff, which rounds in the same way and measures without noise (`noise=none`).
+Spec    "Quantization" of RED-diff, which rounds in the same way and has no noise (`noise=none`).
 
-`QuantisationNoise` is the exact likelihood of what is rounded after noise, such as the samples of a converter, or after
-another operator, such as one-bit compressed sensing.
+`QuantisationNoise` is the exact likelihood of rounding after noise, as in an analogue-to-digital converter, and after
+other operators, as in one-bit compressed sensing.
 """
 
 import torch
 from torch import Tensor
 
-from ..core.base import Operator, straight_through
+from ..core.base import SameShape, Variants, straight_through
 
 
-class Quantisation(Operator):
+class Quantisation(SameShape):
     """Rounding to 2^bits levels.
 
-    bits  1 to 8
+    bits  an integer, 1 to 8
     """
 
     def __init__(self, *, bits: int = 3) -> None:
@@ -33,9 +33,6 @@ class Quantisation(Operator):
     def surrogate(self, x: Tensor) -> Tensor:
         return x
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def first_guess(self, y: Tensor) -> Tensor:
         return y
 
@@ -43,9 +40,13 @@ class Quantisation(Operator):
     def example(cls) -> tuple["Quantisation", tuple[int, ...]]:
         return cls(), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "one-bit": (cls(bits=1), (3, 7, 6))}
+
 
 def check_bits(name: str, bits: int) -> int:
-    """The number of bits of an operator or a noise of this name; raises where it is none."""
+    """A number of bits. Raises ValueError unless it is an integer from 1 to 8; `name` is for the message."""
     if bits != int(bits) or not 1 <= bits <= 8:
-        raise ValueError(f"{name}: bits is a whole number from 1 to 8, got {bits}")
+        raise ValueError(f"{name}: bits must be an integer from 1 to 8, got {bits}")
     return int(bits)

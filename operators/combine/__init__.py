@@ -1,1 +1,1 @@
-"""Operators made of operators."""
+"""Operators made of other operators."""

@@ -1,9 +1,8 @@
 """Several measurements of one image, by different instruments or with different settings.
 
 Model   A x = (A_1 x, ..., A_n x); linear where every part is, differentiable where every part is.
-Shapes  x (B, C, H, W) -> y (B, M): the parts' measurements, flattened, one after the other; `split` gives them back.
-        Where some are complex and some real, complex entries become pairs of reals, (real, imaginary); where all are
-        complex, y is.
+Shapes  x (B, C, H, W) -> y (B, M): the parts' measurements, flattened and concatenated; `split` is the inverse.
+        Where all parts are complex, y is complex; where only some are, their entries become pairs (real, imaginary).
 """
 
 from collections.abc import Sequence
@@ -14,29 +13,31 @@ from torch import Tensor, nn
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator
-from ..core.parts import OperatorOfParts, measured_shape
+from ..camera.hdr import HDR
+from ..core.base import LinearOperator, Operator, Variants, as_image_shape, shape_mismatch
+from ..core.parts import OperatorOfParts, kind_of_measurement
+from ..mri.mri import MRI
 from ..noise.base import Noise
+from ..pixels.inpainting import Inpainting
+from ..pixels.super_resolution import SuperResolution
 
 
 class Stacking(OperatorOfParts):
-    """Operators side by side; `stack` gives the linear version where there is one.
+    """Several operators on the same image; `stack` returns the linear class where every part is linear.
 
-    parts        the operators, all of the same image
-    image_shape  (C, H, W) of the image, from which the sizes of the parts' measurements follow
+    parts        the operators
+    image_shape  (C, H, W) of the image, which determines the sizes of the measurements
     """
 
     def __init__(self, parts: Sequence[Operator], *, image_shape: Sequence[int]) -> None:
         super().__init__(parts)
-        self._image_shape = tuple(int(n) for n in image_shape)
-        if len(self._image_shape) != 3:
-            raise ValueError(f"stacking: image_shape is (C, H, W), got {describe_shape(self._image_shape)}")
+        self._image_shape = as_image_shape("stacking", image_shape)
         reason = self.mismatch(self._image_shape)
         if reason is not None:
             raise ValueError(reason)
-        examples = [measured_shape(part, self._image_shape) for part in self.operators]
-        self.shapes = [tuple(y.shape) for y in examples]
-        self.complex = [y.is_complex() for y in examples]
+        kinds = [kind_of_measurement(part, self._image_shape) for part in self.operators]
+        self.shapes, self.complex = [shape for shape, _ in kinds], [is_complex for _, is_complex in kinds]
+        self.complex_measurement = all(self.complex)
 
     @property
     def in_pairs(self) -> bool:
@@ -45,7 +46,7 @@ class Stacking(OperatorOfParts):
 
     @property
     def sizes(self) -> list[int]:
-        """Entries of y that belong to each part."""
+        """Number of entries of y for each part."""
         pairs = self.in_pairs
         return [
             torch.Size(shape).numel() * (2 if pairs and is_complex else 1)
@@ -64,7 +65,7 @@ class Stacking(OperatorOfParts):
         return torch.cat([y.flatten(1) for y in measurements], dim=1)
 
     def split(self, y: Tensor) -> list[Tensor]:
-        """The parts' own measurements, each (B, ...), of a stacked one, (B, M)."""
+        """The measurements of the parts, each (B, ...), from a stacked one, (B, M)."""
         found = []
         for piece, shape, is_complex in zip(y.split(self.sizes, dim=1), self.shapes, self.complex, strict=True):
             if self.in_pairs and is_complex:
@@ -85,24 +86,27 @@ class Stacking(OperatorOfParts):
             full.append(flat.repeat_interleave(2, dim=1) if self.in_pairs and is_complex else flat)
         return torch.cat(full, dim=1)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (sum(self.sizes),)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if tuple(shape) != self._image_shape:
-            return f"stacking: made for images of {describe_shape(self._image_shape)}, not {describe_shape(shape)}"
-        return next((reason for part in self.operators if (reason := part.mismatch(shape)) is not None), None)
+        reasons = (part.mismatch(shape) for part in self.operators)
+        return shape_mismatch("stacking", self._image_shape, shape) or next(filter(None, reasons), None)
 
     @classmethod
     def example(cls) -> tuple["Stacking", tuple[int, ...]]:
-        from ..camera.hdr import HDR
-        from ..pixels.super_resolution import SuperResolution
-
         return cls([HDR(), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()}
 
 
 class LinearStacking(Stacking, LinearOperator):
-    """Linear operators side by side; the adjoints add up."""
+    """Linear operators on the same image; the adjoint is the sum of their adjoints."""
 
     def adjoint(self, y: Tensor) -> Tensor:
         images = []
@@ -113,35 +117,44 @@ class LinearStacking(Stacking, LinearOperator):
 
     @classmethod
     def example(cls) -> tuple["LinearStacking", tuple[int, ...]]:
-        from ..pixels.inpainting import Inpainting
-        from ..pixels.super_resolution import SuperResolution
-
         return cls([Inpainting(keep=0.5), SuperResolution(factor=2)], image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (1, 6, 8)
+        some, kspace = Inpainting.random(shape, keep=0.4, seed=1, images=3), MRI(acceleration=2, center_fraction=0.3)
+        return {
+            "example": cls.example(),
+            "pairs-per-image": (cls([some, kspace], image_shape=shape), shape),
+            "complex": (cls([kspace, MRI(acceleration=3, seed=1)], image_shape=shape), shape),
+        }
 
 
 def stack(parts: Sequence[Operator], *, image_shape: Sequence[int]) -> Stacking:
-    """Operators side by side; a `LinearOperator` where all of them are."""
+    """Several operators on the same image; a `LinearOperator` where all of them are."""
     linear = len(parts) > 0 and all(isinstance(part, LinearOperator) for part in parts)
     return (LinearStacking if linear else Stacking)(parts, image_shape=image_shape)
 
 
 class StackedNoise(Noise):
-    """Each part of a stacked measurement with noise of its own.
+    """A noise model for each part of a stacked measurement.
 
-    parts  one noise per part; where complex entries are stacked as pairs of reals, its levels are those of a real
-    sizes  entries of each part: `Stacking.sizes`
+    parts  one per part; where complex entries are stacked as pairs of reals, levels are those of a real entry
+    sizes  number of entries of each part: `Stacking.sizes`
     """
 
     def __init__(self, parts: Sequence[Noise], sizes: Sequence[int]) -> None:
         super().__init__()
         if len(parts) != len(sizes) or not parts:
-            raise ValueError(f"stacked noise: one size for each part, got {len(parts)} parts and {len(sizes)} sizes")
+            raise ValueError(
+                f"stacked noise: parts and sizes must be as many, at least one, got {len(parts)} and {len(sizes)}"
+            )
         self.parts = nn.ModuleList(parts)
         self.sizes = [int(n) for n in sizes]
 
     @property
     def noises(self) -> list[Noise]:
-        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList is typed as one of modules
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         pieces = zip(self.noises, clean.split(self.sizes), strict=True)
@@ -157,7 +170,7 @@ class StackedNoise(Noise):
 
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         if y.dim() != 2 or y.shape[1] != sum(self.sizes):
-            return f"the stacked noise is for {sum(self.sizes)} entries, y is {describe_shape(y.shape[1:])}"
+            return f"stacked noise: y must have {sum(self.sizes)} entries, got {describe_shape(y.shape[1:])}"
         masks = [None] * len(self.sizes) if observed is None else observed.split(self.sizes, 1)
         pieces = zip(self.noises, y.split(self.sizes, 1), masks, strict=True)
         return next((reason for noise, a, b in pieces if (reason := noise.mismatch(a, b)) is not None), None)

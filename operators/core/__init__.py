@@ -1,1 +1,1 @@
-"""The contracts of forward models, and the algebra that they share."""
+"""The contracts of forward models and their shared algebra."""

@@ -1,42 +1,47 @@
-"""What was measured: the contracts of forward models.
+"""The contracts of forward models.
 
 `Operator` is any A; `LinearOperator` adds what follows from linearity; `SpectralOperator` adds a singular value
-decomposition and gets everything else from it in closed form. An operator is a pure function: the same configuration
-and the same image give the same measurement at every call; noise lives in `noise.py`.
+decomposition and derives everything else from it in closed form. An operator is a pure function: the same configuration
+and the same image give the same measurement at every call. Noise is separate, in `noise/`.
 """
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from invdiff.shapes import per_row
+from invdiff.shapes import describe_shape, per_row
 
 from .conjugate_gradients import conjugate_gradients
 
 Map = Callable[[Tensor], Tensor]
+Variants = dict[str, tuple["Operator", tuple[int, ...]]]
 
 
 class Operator(nn.Module, ABC):
     """A forward model A: images (B, C, H, W) in image units -> measurements (B, ...), real or complex.
 
-    Traits, compared with what a sampler needs before any work:
+    Traits, compared with the requirements of a sampler before any work:
 
-    linear          A(ax + by) = aA(x) + bA(y)
-    differentiable  autograd goes through `forward`
-    spectral        its singular value decomposition is available
-    pixel_mask      A measures some of the pixels themselves, and nothing else
+    linear               A(ax + by) = aA(x) + bA(y)
+    differentiable       autograd works through `forward`
+    spectral             the singular value decomposition is available
+    masking              y is the image with some pixels set to zero (`measured` gives the others), as in `Inpainting`
+    stepped              A has steps, such as rounding: gradients are those of the `surrogate`
+    ambiguous            some images have the same measurement by construction, and `align` chooses among them
+    complex_measurement  y is complex; undefined where `measurement_shape` returns None
 
     per_image  names of the buffers with a leading image axis: length 1 (shared by all images) or one entry per image
     """
 
     linear: ClassVar[bool] = False
-    pixel_mask: ClassVar[bool] = False
     differentiable: bool = True
     spectral: ClassVar[bool] = False
+    masking: ClassVar[bool] = False
+    complex_measurement: bool = False
     per_image: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -44,9 +49,12 @@ class Operator(nn.Module, ABC):
         """A(x), batched over the leading dimension: (B, C, H, W) -> (B, ...)."""
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Transposed Jacobian at x applied to v, a tensor like A(x); shaped like x, differentiable in v (not in x)."""
+        """Transposed Jacobian at x applied to v, a tensor like A(x); shaped like x, differentiable in v (not in x).
+
+        Raises RuntimeError for an operator that is not differentiable.
+        """
         if not self.differentiable:
-            raise RuntimeError(f"{type(self).__name__} is a black box: autograd does not go through it")
+            raise RuntimeError(f"{type(self).__name__} is a black box: autograd does not work through it")
         again = torch.is_grad_enabled() and v.requires_grad
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
@@ -54,43 +62,53 @@ class Operator(nn.Module, ABC):
         return gradient
 
     def surrogate(self, x: Tensor) -> Tensor:
-        """A smooth stand-in, whose Jacobian `vjp` and autograd apply; A itself unless A has steps, such as rounding.
+        """Smooth approximation of A, whose Jacobian `vjp` and autograd apply; A itself unless A has steps.
 
-        An operator with steps returns `straight_through(exact, self.surrogate(x))` from `forward`.
+        An operator with steps, such as rounding, returns `straight_through(exact, self.surrogate(x))` from `forward`.
         """
         return self(x)
 
     def align(self, x: Tensor, reference: Tensor) -> Tensor:
-        """Each image moved to the one nearest to its reference among those that A cannot tell apart from it.
+        """For each image, the one nearest to its reference among all images with the same measurement.
 
-        Both (B, C, H, W). Itself unless the operator has trivial ambiguities (a flip, a shift, a sign); for scores
-        only, never inside a method.
+        x and reference are (B, C, H, W). Returns x unless the operator has trivial ambiguities (a flip, a shift, a
+        sign). For scores only, never inside a method.
         """
         return x
 
     @property
     def ambiguous(self) -> bool:
-        """Whether there are images that A cannot tell apart by construction: `align` knows them."""
         return type(self).align is not Operator.align
 
     @property
     def stepped(self) -> bool:
-        """Whether A has steps, such as rounding: gradients are then those of the `surrogate`."""
         return type(self).surrogate is not Operator.surrogate
 
-    def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
-        """Boolean mask of the entries of y that were measured, broadcastable to (B, *measurement_shape); None: all.
+    # -- shapes --------------------------------------------------------------------------------------------------------
 
-        Entries outside carry neither noise nor likelihood.
+    def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
+        """Boolean mask of the measured entries of y, broadcastable to (B, *measurement_shape); None: all of them.
+
+        Other entries carry neither noise nor likelihood.
+        """
+        return None
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Shape of one measurement, without batch axis, of an image (C, H, W) that `mismatch` accepts.
+
+        None where only a call of `forward` can tell. `complex_measurement` gives the kind of its entries.
         """
         return None
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """(C, H, W) of the images with measurements of this shape (no batch axis), None where y does not tell."""
+        """(C, H, W) of the images with measurements of this shape (no batch axis); None where it is not determined.
+
+        Raises ValueError for a shape that no measurement has.
+        """
         return None
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        """None where images of this (C, H, W) can be measured, otherwise the reason why not, in words."""
+        """None where images of this (C, H, W) can be measured, otherwise the reason why not."""
         return None
 
     def first_guess(self, y: Tensor) -> Tensor | None:
@@ -101,7 +119,7 @@ class Operator(nn.Module, ABC):
 
     @property
     def images(self) -> int:
-        """How many images this operator has parameters for; 1 where all images share them."""
+        """Number of images with parameters of their own; 1 where all images share them."""
         values = (getattr(self, name) for name in self.per_image)
         return max((value.shape[0] for value in values if value is not None), default=1)
 
@@ -121,14 +139,33 @@ class Operator(nn.Module, ABC):
 
     def to_deepinv(self) -> Any:
         """This operator as a `deepinv` physics without noise, for `deepinv`'s own algorithms."""
-        from deepinv.physics import Physics
+        from deepinv.physics import LinearPhysics, Physics
 
-        return Physics(A=lambda x, **_: self(x))
+        if not isinstance(self, LinearOperator):
+            return Physics(A=lambda x, **_: self(x))
+        return LinearPhysics(A=lambda x, **_: self(x), A_adjoint=lambda y, **_: self.adjoint(y))
+
+    # -- instances to test ---------------------------------------------------------------------------------------------
 
     @classmethod
     def example(cls) -> tuple["Operator", tuple[int, ...]]:
         """A small instance and the image shape (C, H, W) to try it on, for the conformance tests."""
         raise NotImplementedError(f"{cls.__name__} gives no example()")
+
+    @classmethod
+    def variants(cls) -> Variants:
+        """Small instances of the modes of this operator, by name, each with its image shape; `example` among them."""
+        return {"example": cls.example()}
+
+
+class SameShape(Operator):
+    """An operator whose measurements have the shape of the images."""
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(image_shape)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(measurement_shape)
 
 
 class LinearOperator(Operator):
@@ -162,23 +199,18 @@ class LinearOperator(Operator):
     def first_guess(self, y: Tensor) -> Tensor:
         return self.pinv(y)
 
-    def to_deepinv(self) -> Any:
-        from deepinv.physics import LinearPhysics
-
-        return LinearPhysics(A=lambda x, **_: self(x), A_adjoint=lambda y, **_: self.adjoint(y))
-
 
 class SpectralOperator(LinearOperator):
     """A = U S V^T with V square and orthonormal.
 
-    The spectrum of an image has the image's shape (C, H, W); directions that A does not see have singular value 0.
-    A subclass writes the five methods below and may overwrite `forward` and `adjoint` where there is a shorter way.
+    The spectrum of an image has the image's shape (C, H, W); directions in the null space of A have singular value 0.
+    A subclass writes the five methods below and may override `forward` and `adjoint` with shorter computations.
     """
 
     spectral: ClassVar[bool] = True
 
-    # A singular value below this fraction of the largest of its image is noise of the decomposition: pinv takes it for
-    # zero.
+    # `pinv` counts singular values below this fraction of the largest one of the image as zero: they are rounding
+    # errors of the decomposition.
     cutoff: float = 1e-3
 
     @abstractmethod
@@ -220,13 +252,33 @@ class SpectralOperator(LinearOperator):
         return self.v(self.vt(b) / (s**2 + per_row(rho, b)))
 
 
+def as_image_shape(name: str, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """(C, H, W) as a tuple. Raises ValueError for anything else."""
+    if shape is None:
+        raise ValueError(f"{name}: image_shape=(C, H, W) of the images is required")
+    found = tuple(int(n) for n in shape)
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"{name}: image_shape must be (C, H, W), integers >= 1, got {list(found)}")
+    return found
+
+
+def shape_mismatch(name: str, own: tuple[int, ...] | None, shape: tuple[int, ...]) -> str | None:
+    """None where an operator for images of its own shape (None: of any) measures those of this one, or the reason."""
+    if own is None or tuple(shape) == own:
+        return None
+    wanted = ",".join(str(n) for n in shape)
+    return (
+        f"{name}: image_shape is {describe_shape(own)}, the image {describe_shape(shape)}; set image_shape=[{wanted}]"
+    )
+
+
 def straight_through(exact: Tensor, smooth: Tensor) -> Tensor:
     """The value of `exact` with the gradient of `smooth`."""
     return exact.detach() + (smooth - smooth.detach())
 
 
 def linear_map(x: Tensor, apply: Map, transpose: Map) -> Tensor:
-    """apply(x), differentiable as often as one likes.
+    """apply(x), differentiable to any order.
 
     apply      a real-linear map of images to measurements, real or complex
     transpose  its transpose; for complex measurements the real part of A^H y

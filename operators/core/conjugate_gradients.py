@@ -16,8 +16,8 @@ def conjugate_gradients(
     apply      x (B, ...) -> M x, rows independent
     tolerance  a row stops when its residual is below this fraction of its right-hand side; None: 1e-6, 1e-12 in float64
 
-    A row that has stopped stays as it is, whatever the others do: results do not depend on the batch. A row with a
-    non-finite entry, or that M makes non-finite, stops at once and comes back NaN.
+    A row does not change after it has stopped: results do not depend on the batch. A row with a non-finite entry, or
+    with a non-finite product M x, stops at once and is NaN in the result.
     """
     if tolerance is None:
         tolerance = 1e-12 if b.dtype == torch.float64 else 1e-6

@@ -1,4 +1,4 @@
-"""What operators made of other operators share: parameters per image live in the parts."""
+"""Operators made of other operators: parameters per image are those of the parts."""
 
 import copy
 from collections.abc import Sequence
@@ -12,25 +12,30 @@ from .base import Operator
 
 
 class OperatorOfParts(Operator):
-    """An operator that holds others as `parts`."""
+    """An operator that holds others as `parts`.
+
+    It is differentiable where every part is, and stepped where one is; it has neither decomposition nor alignment.
+    """
 
     def __init__(self, parts: Sequence[Operator]) -> None:
         super().__init__()
         name = type(self).__name__.removeprefix("Linear").lower()
         if not parts:
-            raise ValueError(f"{name}: parts is empty; give at least one operator")
+            raise ValueError(f"{name}: parts must hold at least one operator, got none")
         for part in parts:
             if not isinstance(part, Operator):
-                raise ValueError(f"{name}: every part is an operator, got {type(part).__name__}; as_operator makes one")
+                raise ValueError(f"{name}: parts must be operators, got {type(part).__name__}; wrap it by as_operator")
         self.parts = nn.ModuleList(parts)
         self.differentiable = all(part.differentiable for part in parts)
         counts = {part.images for part in parts} - {1}
         if len(counts) > 1:
-            raise ValueError(f"{name}: the parts have parameters for {' and '.join(map(str, sorted(counts)))} images")
+            raise ValueError(
+                f"{name}: parts must be for equally many images, got {' and '.join(map(str, sorted(counts)))}"
+            )
 
     @property
     def operators(self) -> list[Operator]:
-        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList is typed as one of modules
 
     @property
     def images(self) -> int:
@@ -48,9 +53,16 @@ class OperatorOfParts(Operator):
         return chosen
 
 
-def measured_shape(operator: Operator, shape: tuple[int, ...]) -> torch.Tensor:
-    """What the operator makes of one black image of this (C, H, W), without the batch axis: its shape and type."""
+def kind_of_measurement(operator: Operator, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
+
+    Runs the operator on a black image where it does not define `measurement_shape`.
+    """
+    shape = operator.measurement_shape(image_shape)
+    if shape is not None:
+        return shape, operator.complex_measurement
     held = next(chain(operator.buffers(), operator.parameters()), None)
     with torch.no_grad():
-        black = torch.zeros(1, *shape, device=None if held is None else held.device)
-        return operator.select(torch.zeros(1, dtype=torch.long))(black)[0]
+        black = torch.zeros(1, *image_shape, device=None if held is None else held.device)
+        y = operator.select(torch.zeros(1, dtype=torch.long))(black)[0]
+    return tuple(y.shape), y.is_complex()

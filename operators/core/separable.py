@@ -1,6 +1,6 @@
 """Separable linear operators: one matrix acts on the columns of an image, another on its rows.
 
-Model   A X = L X R^T for each channel. Blurs with a separable kernel and resizing are of this kind, with any boundary
+Model   A X = L X R^T for each channel. Examples are resizing and blurs with a separable kernel, with any boundary
         rule. Exact adjoint, pseudo-inverse and solve: with L = U_l S_l V_l^T and R = U_r S_r V_r^T,
         A = (U_l x U_r)(S_l x S_r)(V_l x V_r)^T, so that two small decompositions give the one of A.
 """
@@ -26,7 +26,7 @@ class Factor(NamedTuple):
 
 
 class SeparableOperator(SpectralOperator):
-    """A subclass says which matrix acts on an axis of a given length, and how long its result is."""
+    """A subclass defines the matrix that acts on an axis of a given length, and the lengths before and after."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,11 @@ class SeparableOperator(SpectralOperator):
 
     @abstractmethod
     def matrix(self, length: int) -> Tensor:
-        """float64 (1 or B, measured length, length): what happens along an axis of this many pixels."""
+        """float64 (1 or B, measured length, length): the matrix along an axis of this many pixels."""
+
+    @abstractmethod
+    def measured_length(self, length: int) -> int:
+        """Measured pixels along an axis of this many pixels of the image."""
 
     @abstractmethod
     def image_length(self, measured: int) -> int:
@@ -69,10 +73,14 @@ class SeparableOperator(SpectralOperator):
     def _factors_of(self, y: Tensor) -> tuple[Factor, Factor]:
         return self._factor(self.image_length(y.shape[-2]), y), self._factor(self.image_length(y.shape[-1]), y)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = image_shape
+        return channels, self.measured_length(height), self.measured_length(width)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(measurement_shape) != 3:
             raise ValueError(
-                f"{type(self).__name__} measures images (C, H, W), got {describe_shape(measurement_shape)}"
+                f"{type(self).__name__}: a measurement must be (C, H, W), got {describe_shape(measurement_shape)}"
             )
         channels, height, width = measurement_shape
         return channels, self.image_length(height), self.image_length(width)
@@ -106,11 +114,11 @@ def both_sides(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
 
 
 def folded_matrix(taps: Tensor, positions: Tensor, length: int, boundary: str) -> Tensor:
-    """A filter as a matrix, with what falls outside the image brought back in by a boundary rule.
+    """A filter as a matrix; taps outside the image are moved inside by a boundary rule.
 
     taps       (m, k) weight of each tap for each measured pixel
-    positions  (m, k) integer pixel it looks at, possibly outside [0, length)
-    boundary   `reflect` (mirror about the centre of the edge pixel), `symmetric` (about its outer side), `replicate`,
+    positions  (m, k) integer pixel under each tap, possibly outside [0, length)
+    boundary   `reflect` (mirror at the centre of the edge pixel), `symmetric` (at its outer side), `replicate`,
                `circular`, or `zero`
 
     Returns (m, length), the dtype of taps.
@@ -126,6 +134,7 @@ BOUNDARIES = ("reflect", "symmetric", "replicate", "circular", "zero")
 
 
 def fold(positions: Tensor, length: int, boundary: str) -> Tensor:
+    """The pixels in [0, length) whose values a boundary rule puts at these positions."""
     if boundary == "circular":
         return positions % length
     if boundary in ("replicate", "zero"):

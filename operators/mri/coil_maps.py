@@ -1,4 +1,4 @@
-"""Receive coils: sensitivity maps, simulated or given, and images seen through them.
+"""Receive coils: sensitivity maps, simulated or given, and coil images.
 
 Spec    Simulated maps are the receive fields B_x - i B_y of loops on a cylinder about the field of view, each of two
         long wires with opposite currents, by the law of Biot and Savart: 1 / (w - a) - 1 / (w - b) in the complex
@@ -18,31 +18,32 @@ from invdiff.shapes import describe_shape
 from ..core.base import LinearOperator
 from .kspace import as_complex, as_image, read_array
 
-# Of the cylinder, in halves of the longer side of the image: the corners of a square lie at 1.41.
+# Radius of the cylinder, in halves of the longer side of the image: the corners of a square lie at 1.41.
 RADIUS = 1.5
 
 
 class CoilArray(LinearOperator):
-    """What operators with coils share: x -> S_c x and back."""
+    """Base of operators with coils: x -> S_c x and its transpose."""
 
+    complex_measurement = True
     maps: Tensor | None
     complex_image: bool
 
     def _set_coils(self, coils: int | None, maps: str | Path | Tensor | np.ndarray | None, default: int) -> None:
         if coils is not None and maps is not None:
-            raise ValueError("mri: takes coils, to simulate their maps, or maps, not both")
+            raise ValueError("mri: give coils, to simulate their maps, or maps, got both")
         if coils is not None and coils < 1:
-            raise ValueError(f"mri: coils must be at least 1, got {coils}")
-        # Real and imaginary part apart: casting a module to a real precision would drop the imaginary part.
+            raise ValueError(f"mri: coils must be an integer >= 1, got {coils}")
+        # Real and imaginary part as two reals: casting a module to a real precision would drop the imaginary part.
         self.register_buffer("maps", None if maps is None else torch.view_as_real(given_maps(maps)))
         self.coils = (coils or default) if self.maps is None else self.maps.shape[1]
         self._simulated: dict[tuple, Tensor] = {}  # a pure function of size, precision and device; kept for speed
 
     def maps_of(self, size: tuple[int, ...], like: Tensor) -> Tensor:
-        """Sensitivity maps for images of this (H, W), complex (1 or B, coils, H, W), as precise as `like`."""
+        """Sensitivity maps for images of this (H, W), complex (1 or B, coils, H, W), in the precision of `like`."""
         precision = like.real.dtype
         if self.maps is not None:
-            reason = self._refused_by_maps(size)
+            reason = self._maps_mismatch(size)
             if reason is not None:
                 raise ValueError(reason)
             return torch.view_as_complex(self.maps.to(like.device, precision))
@@ -67,11 +68,11 @@ class CoilArray(LinearOperator):
         return self.maps_of(size, like).abs().square().sum(1, keepdim=True)
 
     def _evened(self, x: Tensor) -> Tensor:
-        """x / sum_c |S_c|^2, zero where no coil sees anything."""
+        """x / sum_c |S_c|^2, zero where no coil is sensitive."""
         power = self.sensitivity(tuple(x.shape[-2:]), x)
         return torch.where(power > 0, x / power.where(power > 0, 1), 0)
 
-    def _refused_by_maps(self, size: tuple[int, ...]) -> str | None:
+    def _maps_mismatch(self, size: tuple[int, ...]) -> str | None:
         if self.maps is None or tuple(self.maps.shape[-3:-1]) == tuple(size):
             return None
         own = describe_shape(tuple(self.maps.shape[-3:-1]))
@@ -87,7 +88,7 @@ def simulated_maps(coils: int, size: tuple[int, ...]) -> Tensor:
     w = torch.complex(x.expand(size), y[:, None].expand(size))
     fields = []
     for coil in range(coils):
-        # Narrower than their distance: loops that touch would cancel in the sum, and two would be the same.
+        # Narrower than their distance: the fields of touching loops cancel in the sum, and two loops would be equal.
         middle, reach = 2 * math.pi * coil / coils, math.pi / (coils + 1)
         a, b = (cmath.rect(RADIUS, middle + side * reach) for side in (1, -1))
         fields.append((a - b) / ((w - a) * (w - b)))
@@ -100,11 +101,12 @@ def given_maps(maps: str | Path | Tensor | np.ndarray) -> Tensor:
     array = read_array(Path(maps), "maps") if isinstance(maps, (str, Path)) else torch.as_tensor(maps)
     if array.dim() not in (3, 4):
         raise ValueError(
-            "mri: sensitivity maps are (coils, H, W) or (B, coils, H, W), complex, "
-            f"got {describe_shape(tuple(array.shape))}"
+            f"mri: maps must be (coils, H, W) or (B, coils, H, W), complex, got {describe_shape(tuple(array.shape))}"
         )
     array = array.to(torch.complex64).reshape(-1, *array.shape[-3:])
     if not array.isfinite().all():
         bad = int((~array.isfinite()).sum())
-        raise ValueError(f"mri: the sensitivity maps hold {bad} NaN or infinite value(s); put 0 where no coil sees")
+        raise ValueError(
+            f"mri: maps must be finite, got {bad} NaN or infinite value(s); set them to 0 where no coil is sensitive"
+        )
     return array

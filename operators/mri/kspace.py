@@ -1,9 +1,9 @@
-"""k-space: the centred Fourier transform, complex images as two channels, and which positions a scan samples.
+"""k-space: the centred Fourier transform, complex images as two channels, and sampling masks.
 
 Spec    Transform and its inverse are orthonormal, with the origin of image and k-space in the middle, at index n // 2
         of even and odd n alike, as in fastMRI, InverseBench and deepinv. Masks of lines along the columns (phase
         encoding along the width) hold floor(width / acceleration) lines, floor(center_fraction * width) of them the
-        fully sampled centre, as InverseBench counts them; `equispaced` keeps to that budget too, unlike theirs.
+        fully sampled centre, as in InverseBench; `equispaced` has the same number, unlike theirs.
 Paper   `gaussian`: the density of Schlemper et al. (2017), arXiv:1704.02422, a Gaussian of width / 10 with a floor.
         `radial`: spokes at golden-angle steps, Winkelmann et al. (2007), on the Cartesian grid.
 """
@@ -37,13 +37,13 @@ def from_kspace(y: Tensor) -> Tensor:
 
 
 def negated(kspace: Tensor) -> Tensor:
-    """The value at -k in the place of the one at k."""
+    """k-space with the values at k and -k exchanged."""
     odd = [n % 2 for n in kspace.shape[-2:]]
     return kspace.flip(-2, -1).roll((1 - odd[0], 1 - odd[1]), (-2, -1))
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """Images of one channel as they are, of two channels (real and imaginary part) as one complex channel."""
+    """Images of one channel unchanged, of two channels (real and imaginary part) as one complex channel."""
     return torch.complex(x[:, :1], x[:, 1:]) if x.shape[1] == 2 else x
 
 
@@ -52,12 +52,12 @@ def as_image(z: Tensor, complex_image: bool) -> Tensor:
     return torch.cat([z.real, z.imag], 1) if complex_image else z.real
 
 
-def refused_channels(channels: int, complex_image: bool) -> str | None:
+def channel_mismatch(channels: int, complex_image: bool) -> str | None:
     if complex_image and channels != 2:
-        return f"mri: complex_image=true takes 2 channels, real and imaginary part, the image has {channels}"
+        return f"mri: complex_image=true requires 2 channels, real and imaginary part, got {channels}"
     if not complex_image and channels != 1:
         hint = "; set complex_image=true for a real and an imaginary part" if channels == 2 else ""
-        return f"mri: takes real images of 1 channel, the image has {channels}{hint}"
+        return f"mri: a real image must have 1 channel, got {channels}{hint}"
     return None
 
 
@@ -65,8 +65,9 @@ def refused_channels(channels: int, complex_image: bool) -> str | None:
 
 
 class CartesianSampling(LinearOperator):
-    """What operators share that sample k-space on its grid: a mask, drawn once per image size or given."""
+    """Base of operators that sample k-space on its grid, by a mask that is given or drawn once per image size."""
 
+    complex_measurement = True
     mask: Tensor | None
 
     def _set_sampling(
@@ -79,7 +80,7 @@ class CartesianSampling(LinearOperator):
         complex_image: bool,
     ) -> None:
         if mask is not None and acceleration is not None:
-            raise ValueError("mri: takes acceleration, to draw a mask, or mask, not both")
+            raise ValueError("mri: give acceleration, to draw a mask, or mask, got both")
         self.acceleration = 4.0 if acceleration is None else acceleration
         self.center_fraction, self.pattern, self.seed = center_fraction, pattern, seed
         self.complex_image = complex_image
@@ -88,7 +89,7 @@ class CartesianSampling(LinearOperator):
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
 
     def mask_of(self, size: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """What is sampled of k-space of this (H, W): bool (1 or B, 1, H, W)."""
+        """The sampled positions of k-space of this (H, W): bool (1 or B, 1, H, W)."""
         if self.mask is not None:
             height, width = self.mask.shape[-2:]
             if width != size[1] or height not in (1, size[0]):
@@ -104,11 +105,14 @@ class CartesianSampling(LinearOperator):
         return self._drawn[key]
 
     def _sampled(self, y: Tensor) -> Tensor:
-        """y with zeros where nothing was sampled; `where` and not a product, for it may hold NaN there."""
+        """y with zeros at unsampled positions; by `where` and not by a product, for y may be NaN there."""
         return torch.where(self.mask_of(tuple(y.shape[-2:]), y.device), y, 0)
 
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor:
         return self.mask_of(measurement_shape[-2:], "cpu" if self.mask is None else self.mask.device)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, *image_shape[1:]
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (2 if self.complex_image else 1, *measurement_shape[-2:])
@@ -118,14 +122,14 @@ class CartesianSampling(LinearOperator):
             self.mask_of(tuple(shape[-2:]))
         except ValueError as error:
             return str(error)
-        return refused_channels(shape[0], self.complex_image)
+        return channel_mismatch(shape[0], self.complex_image)
 
 
 def check_sampling(acceleration: float, center_fraction: float, pattern: str) -> None:
     if not 1 <= acceleration < math.inf:
-        raise ValueError(f"mri: acceleration must be at least 1 (everything is sampled), got {acceleration}")
+        raise ValueError(f"mri: acceleration must be >= 1, got {acceleration}")
     if not 0 <= center_fraction <= 1:
-        raise ValueError(f"mri: center_fraction is a fraction of k-space, from 0 to 1, got {center_fraction}")
+        raise ValueError(f"mri: center_fraction must be a fraction of k-space in [0, 1], got {center_fraction}")
     if pattern not in PATTERNS:
         raise ValueError(f"mri: pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")
 
@@ -143,7 +147,7 @@ def draw_masks(
 def draw_mask(
     size: tuple[int, ...], acceleration: float, center_fraction: float, pattern: str, generator: torch.Generator
 ) -> Tensor:
-    """bool (1, 1, H, W), True where k-space is sampled."""
+    """bool (1, 1, H, W), True at sampled positions of k-space."""
     if pattern == "radial":
         return radial_mask(size, acceleration, center_fraction, generator)[None, None]
     lines = line_mask(size[1], acceleration, center_fraction, pattern, generator)
@@ -153,13 +157,13 @@ def draw_mask(
 def line_mask(
     width: int, acceleration: float, center_fraction: float, pattern: str, generator: torch.Generator
 ) -> Tensor:
-    """bool (width,): which columns are sampled; an exact count, at least one."""
+    """bool (width,), True at sampled columns; an exact count, at least one."""
     budget = max(1, whole(width / acceleration))
     centre = whole(center_fraction * width)
     if centre > budget:
         raise ValueError(
-            f"mri: center_fraction={center_fraction} alone is {centre} of {width} lines, "
-            f"acceleration={acceleration} allows {budget}: lower one of them"
+            f"mri: center_fraction={center_fraction} is {centre} of {width} lines, but acceleration={acceleration} "
+            f"allows {budget}; lower one of them"
         )
     sampled = torch.zeros(width, dtype=torch.bool)
     first = width // 2 - centre // 2
@@ -173,7 +177,7 @@ def line_mask(
         weights = torch.ones(len(outer), dtype=torch.float64)
         if pattern == "gaussian":
             weights = torch.exp(-0.5 * ((outer - width // 2) / (width / 10)) ** 2) + 1 / (2 * acceleration)
-        # The smallest of exponential waiting times: sampling without replacement, with these weights.
+        # Sampling without replacement with these weights: the smallest of exponential waiting times.
         waiting = -torch.rand(len(outer), generator=generator, dtype=torch.float64).log() / weights
         chosen = waiting.argsort()[:wanted]
     sampled[outer[chosen]] = True
@@ -183,7 +187,7 @@ def line_mask(
 def radial_mask(
     size: tuple[int, ...], acceleration: float, center_fraction: float, generator: torch.Generator
 ) -> Tensor:
-    """bool (H, W): as many spokes through the centre as the budget of H W / acceleration positions has room for.
+    """bool (H, W): spokes through the centre, up to H W / acceleration positions.
 
     center_fraction  diameter of the fully sampled centre, as a fraction of the height and of the width
     """
@@ -193,10 +197,10 @@ def radial_mask(
     centre = (2 * ky[:, None] / height) ** 2 + (2 * kx / width) ** 2 < center_fraction**2
     if centre.sum() > budget:
         raise ValueError(
-            f"mri: center_fraction={center_fraction} alone is {int(centre.sum())} of {height * width} positions, "
-            f"acceleration={acceleration} allows {budget}: lower one of them"
+            f"mri: center_fraction={center_fraction} is {int(centre.sum())} of {height * width} positions, but "
+            f"acceleration={acceleration} allows {budget}; lower one of them"
         )
-    spokes = 2 * (height + width)  # more than enough to meet every position
+    spokes = 2 * (height + width)  # enough to reach every position
     start = math.pi * torch.rand((), generator=generator, dtype=torch.float64)
     angles = start + GOLDEN_ANGLE * torch.arange(spokes)
     direction = torch.stack([angles.sin(), angles.cos()])
@@ -204,7 +208,7 @@ def radial_mask(
     steps = torch.arange(-max(size), max(size) + 1)
     rows, columns = ((steps * axis[:, None]).round().long() + n // 2 for axis, n in zip(direction, size, strict=True))
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # For each position the first spoke that meets it; spokes are nested, so that the budget is met to within one.
+    # For each position the first spoke through it; spokes are nested, so that the budget is met to within one spoke.
     first = torch.full((height * width,), spokes)
     number = torch.arange(spokes)[:, None].expand_as(rows)
     first.scatter_reduce_(0, (rows * width + columns)[inside], number[inside], "amin")
@@ -219,14 +223,14 @@ def given_mask(mask: str | Path | Tensor | np.ndarray) -> Tensor:
     array = read_array(Path(mask), "mask") if isinstance(mask, (str, Path)) else torch.as_tensor(mask)
     if array.dim() == 0 or array.dim() > 4 or (array.dim() == 4 and array.shape[1] != 1):
         raise ValueError(
-            "mri: a mask is (W,), one value per line, or (H, W), (B, H, W) or (B, 1, H, W), "
+            "mri: mask must be (W,), one value per line, or (H, W), (B, H, W) or (B, 1, H, W), "
             f"got {describe_shape(tuple(array.shape))}"
         )
     if array.dim() == 1:
         array = array[None]
     mask = array.reshape(-1, 1, *array.shape[-2:]) != 0
     if not mask.flatten(1).any(1).all():
-        raise ValueError("mri: a mask samples nothing at all")
+        raise ValueError("mri: mask must sample at least one position of each image")
     return mask
 
 
@@ -238,7 +242,7 @@ def read_array(path: Path, what: str) -> Tensor:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 if not arrays.files:
-                    raise ValueError("it holds no array")
+                    raise ValueError("the file holds no array")
                 return torch.from_numpy(arrays[arrays.files[0]])
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
@@ -246,5 +250,5 @@ def read_array(path: Path, what: str) -> Tensor:
 
 
 def whole(number: float) -> int:
-    """The floor, forgiving the rounding of a product such as 0.29 * 100 = 28.999999999999996."""
+    """The floor, up to rounding errors of a product such as 0.29 * 100 = 28.999999999999996."""
     return math.floor(number + 1e-9)

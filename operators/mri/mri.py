@@ -1,8 +1,8 @@
-"""Single-coil Cartesian magnetic resonance imaging: some lines of k-space are measured.
+"""Single-coil Cartesian magnetic resonance imaging: some lines of k-space.
 
 Model   A x = mask * F x, F the centred orthonormal Fourier transform. Exact adjoint, pseudo-inverse and decomposition:
-        for complex images V is F itself and the singular values are the mask, 0 and 1. Of a real image k and -k say
-        the same, X(-k) = conj X(k): V is the Hartley transform and s(k)^2 = (mask(k) + mask(-k)) / 2.
+        for complex images V is F itself and the singular values are the mask, 0 and 1. The spectrum of a real image
+        is symmetric, X(-k) = conj X(k): V is the Hartley transform and s(k)^2 = (mask(k) + mask(-k)) / 2.
 Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, 1, H, W) complex, in
         units of x, zero where not sampled; sigma^2 is the variance of the complex number.
 Spec    `kspace.py`: transform and masks.
@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, negated, to_kspace
 
 
 class MRI(CartesianSampling, SpectralOperator):
     """One coil, k-space sampled on its grid.
 
-    acceleration     one position in how many is sampled, at least 1; 4 where no mask is given
-    center_fraction  fraction of the lines, about the centre of k-space, that is always sampled and counts for the
-                     budget; 0.08 is usual at acceleration 4, 0.04 at 8. `radial`: diameter of the centre
+    acceleration     inverse of the sampled fraction of positions, >= 1; 4 where no mask is given
+    center_fraction  fraction of the lines that is fully sampled around the centre of k-space, part of the sampled
+                     fraction; 0.08 is usual at acceleration 4, 0.04 at 8. `radial`: diameter of the centre
     pattern          `random` lines, `equispaced` lines, `gaussian` (random lines, denser near the centre) or `radial`
                      (spokes at golden-angle steps on the grid); lines run along the columns
-    mask             instead of these: what is sampled, non-zero means measured, centre of k-space in the middle; a file
-                     (`.npy`, `.npz`) or an array; (W,), one value per line, (H, W), or one per image, (B, [1,] H, W)
-    seed             which mask is drawn, the same for all images
+    mask             instead of these: the sampled positions, non-zero means measured, centre of k-space in the middle;
+                     a file (`.npy`, `.npz`) or an array; (W,), one value per line, (H, W), or (B, [1,] H, W) per image
+    seed             determines the drawn mask, for all images
     complex_image    images have two channels, real and imaginary part
 
-    `MRI.random(shape, seed=..., images=B)` draws another mask for every image.
+    `MRI.random(shape, seed=..., images=B)` draws one mask per image.
     """
 
     per_image = ("mask",)
@@ -91,10 +91,24 @@ class MRI(CartesianSampling, SpectralOperator):
         return self._unscaled(self(self.v(z)))
 
     def _unscaled(self, y: Tensor) -> Tensor:
-        """y / s: with A = U S V^T and s the same at k and -k, U is A V without the scale."""
+        """y / s: with A = U S V^T and s equal at k and -k, U is A V without the scale."""
         s = self.singular_values(y)
         return torch.where(s > 0, y / s.where(s > 0, 1), 0)
 
     @classmethod
     def example(cls) -> tuple["MRI", tuple[int, ...]]:
         return cls(acceleration=2, center_fraction=0.2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        one, two = (1, 7, 6), (2, 6, 7)
+        return {
+            "example": cls.example(),
+            "complex": (cls(acceleration=3, center_fraction=0.3, complex_image=True), two),
+            "equispaced": (cls(acceleration=2, center_fraction=0.3, pattern="equispaced"), one),
+            "gaussian": (cls(acceleration=2, pattern="gaussian"), one),
+            "radial": (cls(acceleration=2, pattern="radial"), one),
+            "lines": (cls(mask=torch.tensor([1, 0, 0, 1, 1, 0])), one),
+            "per-image": (cls.random(one, acceleration=2, seed=1, images=3), one),
+            "complex-per-image": (cls.random(two, acceleration=2, seed=1, images=3), two),
+        }

@@ -1,8 +1,8 @@
-"""Multi-coil Cartesian magnetic resonance imaging: some lines of k-space, seen by several coils.
+"""Multi-coil Cartesian magnetic resonance imaging: some lines of k-space for several coils.
 
 Model   y_c = mask * F (S_c x) for each coil c, F the centred orthonormal Fourier transform, S_c its sensitivity.
-        Exact adjoint. Where whole lines are sampled, A^T A acts on every row of the image alone, a W x W matrix each,
-        so that `solve` and `pinv` (SENSE, Pruessmann et al. 1999) are exact; else they iterate conjugate gradients.
+        Exact adjoint. Where whole lines are sampled, A^T A acts on each row of the image, as a W x W matrix, so that
+        `solve` and `pinv` (SENSE, Pruessmann et al. 1999) are exact; otherwise they iterate conjugate gradients.
 Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, coils, H, W) complex,
         in units of x where sum_c |S_c|^2 = 1, zero where not sampled; sigma^2 is the variance of the complex number.
 Spec    `kspace.py`: transform and masks; `coil_maps.py`: simulated maps.
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from invdiff.shapes import per_row
 
+from ..core.base import Variants
 from .coil_maps import CoilArray
 from .kspace import CartesianSampling, as_complex, as_image, draw_masks, from_kspace, to_kspace
 
-# Numbers kept in decompositions, half a gigabyte in float32: 64 images of 128 x 128, 4 of 320 x 320.
+# Limit of the numbers kept in decompositions, half a gigabyte in float32: 64 images of 128 x 128, 4 of 320 x 320.
 ROOM = 2**27
 
-# Of the largest eigenvalue of A^T A, in the first guess.
+# Tikhonov term of the first guess, as a fraction of the largest eigenvalue of A^T A.
 DAMPING = 0.03
 
 
@@ -40,24 +41,24 @@ class MulticoilMRI(CartesianSampling, CoilArray):
 
     coils            number of simulated coils around the image; 8 where no maps are given
     maps             instead of these: sensitivity maps, complex, a file (`.npy`, `.npz`) or an array, (coils, H, W), or
-                     one set per image, (B, coils, H, W); of any scale, 0 where no coil sees
-    acceleration     one position in how many is sampled, at least 1; 4 where no mask is given
-    center_fraction  fraction of the lines, about the centre of k-space, that is always sampled and counts for the
-                     budget; 0.08 is usual at acceleration 4, 0.04 at 8
+                     one set per image, (B, coils, H, W); of any scale, 0 where no coil is sensitive
+    acceleration     inverse of the sampled fraction of positions, >= 1; 4 where no mask is given
+    center_fraction  fraction of the lines that is fully sampled around the centre of k-space, part of the sampled
+                     fraction; 0.08 is usual at acceleration 4, 0.04 at 8
     pattern          `random`, `equispaced` or `gaussian` lines along the columns, or `radial` spokes on the grid
-    mask             instead of these: what is sampled, (W,), (H, W) or (B, [1,] H, W); a file or an array
-    seed             which mask is drawn, the same for all images
+    mask             instead of these: the sampled positions, (W,), (H, W) or (B, [1,] H, W); a file or an array
+    seed             determines the drawn mask, for all images
     complex_image    images have two channels, real and imaginary part
 
-    `MulticoilMRI.random(shape, seed=..., images=B)` draws another mask for every image. `zero_filled(y)` combines the
-    coils without unfolding them.
+    `MulticoilMRI.random(shape, seed=..., images=B)` draws one mask per image. `zero_filled(y)` combines the coils
+    without unfolding.
     """
 
     per_image = ("mask", "maps", "number")
     number: Tensor
 
-    # A singular value below this fraction of the largest of its image is taken for zero by pinv: SENSE must not blow up
-    # noise a thousandfold.
+    # `pinv` counts singular values below this fraction of the largest one of the image as zero, which limits the
+    # amplification of noise.
     cutoff: float = 1e-3
 
     def __init__(
@@ -77,8 +78,8 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         self._set_coils(coils, maps, default=8)
         given = [len(value) for value in (self.mask, self.maps) if value is not None and len(value) > 1]
         if len(set(given)) > 1:
-            raise ValueError(f"mri: the mask is for {given[0]} images, the sensitivity maps for {given[1]}")
-        # Which decomposition belongs to which image, whatever was selected.
+            raise ValueError(f"mri: mask and maps must be for equally many images, got {given[0]} and {given[1]}")
+        # The decomposition of each image, also after `select`.
         self.register_buffer("number", torch.arange(max(given, default=1)))
         self._rows: dict[tuple, Rows] = {}  # shared by all selections, oldest first
         if self.mask is None:
@@ -110,11 +111,14 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         return self.combined(from_kspace(self._sampled(y)))
 
     def zero_filled(self, y: Tensor) -> Tensor:
-        """The coils combined as they are, aliased: the adjoint, evened out where sum_c |S_c|^2 is not 1."""
+        """The aliased combination of the coils: the adjoint, divided by sum_c |S_c|^2."""
         return self._evened(self.adjoint(y))
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.coils, *image_shape[1:]
+
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        return super().mismatch(shape) or self._refused_by_maps(tuple(shape[-2:]))
+        return super().mismatch(shape) or self._maps_mismatch(tuple(shape[-2:]))
 
     def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
         if not self._fits(b):
@@ -133,7 +137,7 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         return self._filtered(b, inverted)
 
     def first_guess(self, y: Tensor) -> Tensor:
-        """SENSE with a Tikhonov term: the pseudo-inverse would blow up the noise of lines far from any other."""
+        """SENSE with a Tikhonov term: the pseudo-inverse amplifies noise where sampled lines are far apart."""
         b = self.adjoint(y)
         power = self.sensitivity(tuple(b.shape[-2:]), b).amax((-2, -1)).flatten()
         return self.solve(b, DAMPING * power.expand(len(b)))
@@ -141,7 +145,7 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def _fits(self, image: Tensor) -> bool:
-        """Whether A^T A acts on rows, and what is kept of the images at hand fits the room."""
+        """Whether A^T A acts on rows and the decompositions of these images fit into `ROOM`."""
         height, width = image.shape[-2:]
         numbers = len(set(self.number.tolist())) * height * width**2 * (2 if self.complex_image else 1)
         return self.whole_lines and numbers <= ROOM
@@ -197,3 +201,18 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     @classmethod
     def example(cls) -> tuple["MulticoilMRI", tuple[int, ...]]:
         return cls(coils=4, acceleration=2, center_fraction=0.2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        one, two = (1, 6, 7), (2, 7, 6)
+        maps = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(5), dtype=torch.complex64)
+        maps[..., :2, :2] = 0  # no coil sees this corner
+        masks = draw_masks(two, 1.6, 0.08, "radial", 4, 3)
+        return {
+            "example": cls.example(),
+            "complex": (cls(coils=4, acceleration=1.5, complex_image=True), two),
+            "radial": (cls(coils=4, acceleration=1.3, pattern="radial"), one),
+            "masks-per-image": (cls.random(one, coils=3, acceleration=2, seed=1, images=3), one),
+            "maps-per-image": (cls(maps=maps, complex_image=True), two),
+            "all-per-image": (cls(maps=maps, mask=masks, complex_image=True), two),
+        }

@@ -1,14 +1,14 @@
-"""Radial magnetic resonance imaging: k-space is measured along spokes through its centre, off the grid.
+"""Radial magnetic resonance imaging: spokes through the centre of k-space, off the grid.
 
 Model   y_c(j) = (H W)^-1/2 sum_p S_c(p) x(p) exp(-2 pi i k_j . p), p in pixels from the middle of the image, k_j in
         cycles per pixel: the discrete Fourier transform at any frequency (type 2), scaled like the orthonormal one.
         Exact, adjoint included: the exponential is a product of one factor for rows and one for columns, which are
         kept, spokes * samples * (H + W) complex numbers. A^H A is a convolution with the point spread function, exact
-        on a grid of twice the size: `solve` and `pinv` iterate conjugate gradients on that.
+        on a grid of twice the size, on which `solve` and `pinv` iterate conjugate gradients.
 Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, coils, spokes,
         samples) complex, in units of x; sigma^2 is the variance of the complex number.
-Spec    Samples lie at radii (i - samples // 2) / samples cycles per pixel, in [-1/2, 1/2), the centre of k-space among
-        them, 2 n of them for n pixels, as scanners oversample a readout; pi n / 2 spokes are dense enough.
+Spec    Samples lie at radii (i - samples // 2) / samples cycles per pixel, in [-1/2, 1/2), including the centre of
+        k-space; 2 n of them for n pixels, the readout oversampling of scanners; pi n / 2 spokes are dense enough.
 """
 
 import math
@@ -21,15 +21,16 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape, per_row
 
+from ..core.base import Variants
 from ..core.conjugate_gradients import conjugate_gradients
 from .coil_maps import CoilArray
-from .kspace import GOLDEN_ANGLE, refused_channels
+from .kspace import GOLDEN_ANGLE, channel_mismatch
 
 ANGLES = ("uniform", "golden")
 
 OVERSAMPLING = 2
 
-# Numbers of an intermediate result: spokes are taken in portions that keep below.
+# Limit of the numbers in an intermediate result: spokes are processed in portions.
 PORTION = 2**24
 
 
@@ -45,11 +46,11 @@ class RadialMRI(CoilArray):
 
     spokes         number of spokes
     angles         `uniform`, spaced by 180 degrees / spokes, or `golden`, each 111.25 degrees after the last
-    samples        per spoke; twice the pixels along the longer side of the image where not given
-    size           of the image in pixels, (H, W) or the side of a square; where not given that of the maps, else half
-                   of `samples`, else any square image
+    samples        per spoke; None: twice the pixels along the longer side of the image
+    size           of the image in pixels, (H, W) or the side of a square; None: that of the maps, else half of
+                   `samples`, else any square image
     coils          number of simulated coils; one of uniform sensitivity where neither coils nor maps are given
-    maps           sensitivity maps instead: complex, a file (`.npy`, `.npz`) or an array, (coils, H, W), or one set per
+    maps           instead: complex sensitivity maps, a file (`.npy`, `.npz`) or an array, (coils, H, W), or one set per
                    image, (B, coils, H, W)
     complex_image  images have two channels, real and imaginary part
     """
@@ -69,11 +70,11 @@ class RadialMRI(CoilArray):
     ) -> None:
         super().__init__()
         if spokes < 1:
-            raise ValueError(f"radial_mri: spokes must be at least 1, got {spokes}")
+            raise ValueError(f"radial_mri: spokes must be an integer >= 1, got {spokes}")
         if angles not in ANGLES:
             raise ValueError(f"radial_mri: angles must be one of {', '.join(ANGLES)}, got {angles!r}")
         if samples is not None and samples < 1:
-            raise ValueError(f"radial_mri: samples, per spoke, must be at least 1, got {samples}")
+            raise ValueError(f"radial_mri: samples, per spoke, must be an integer >= 1, got {samples}")
         self._set_coils(coils, maps, default=1)
         if size is None and self.maps is not None:
             size = self.maps.shape[-3], self.maps.shape[-2]
@@ -97,7 +98,7 @@ class RadialMRI(CoilArray):
         return math.pi / self.spokes if self.angles == "uniform" else GOLDEN_ANGLE
 
     def radii(self, side: int) -> Tensor:
-        """Of the samples of a spoke, in cycles per pixel, float64; an image of this longer side."""
+        """Radii of the samples of a spoke, in cycles per pixel, float64, for an image of this longer side."""
         samples = self.samples or OVERSAMPLING * side
         return (torch.arange(samples, dtype=torch.float64) - samples // 2) / samples
 
@@ -108,14 +109,14 @@ class RadialMRI(CoilArray):
         return torch.stack([radius * angle.sin(), radius * angle.cos()], -1)
 
     def density(self, side: int) -> Tensor:
-        """Area of k-space that each sample stands for, in (cycles per pixel)^2, float64 (spokes, samples)."""
+        """Area of k-space around each sample, in (cycles per pixel)^2, float64 (spokes, samples)."""
         order = (self.directions() % math.pi).sort()
         gap = torch.cat([order.values[1:], order.values[:1] + math.pi]) - order.values
         wedge = torch.empty_like(gap)
         wedge[order.indices] = (gap + gap.roll(1)) / 2
         radius = self.radii(side)
         spacing = 1 / len(radius)
-        # A piece of a ring; the samples in the centre share the disc of area pi / 4 spacing^2.
+        # A part of a ring; the samples in the centre share the disc of area pi / 4 spacing^2.
         return wedge[:, None] * torch.where(radius == 0, spacing**2 / 4, radius.abs() * spacing)
 
     # -- transform -----------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class RadialMRI(CoilArray):
         return images
 
     def _portions(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Factors of a few spokes at a time, which bounds the memory that they take."""
+        """Factors of a few spokes at a time, to bound memory."""
         factors = self._spokes_of(tuple(images.shape[-2:]), images)
         per_spoke = images.shape[:-1].numel() * factors.rows.shape[1]
         count = max(1, PORTION // per_spoke)
@@ -183,14 +184,14 @@ class RadialMRI(CoilArray):
             down, across = torch.arange(height), torch.arange(2 * width) - width
             upper += exponentials(-k[:, 0], down).mT @ exponentials(-k[:, 1], across)
         upper = torch.fft.ifftshift(upper, -1) / (height * width)
-        upper[:, width] = 0  # no two pixels are that far apart
-        # The other half of the distances is its conjugate, mirrored; the row between them is not met either.
+        upper[:, width] = 0  # no two pixels have this distance
+        # The other half of the distances is its mirrored conjugate; no two pixels have the distance of the row between.
         lower = upper[1:].flip(0, 1).roll(1, 1).conj()
         spread = torch.cat([upper, torch.zeros_like(upper[:1]), lower])
         return torch.fft.fft2(spread).real
 
     def normal(self, x: Tensor) -> Tensor:
-        """A^T A x, without going through k-space."""
+        """A^T A x, without k-space."""
         height, width = x.shape[-2:]
         transfer = self._transfer_of((height, width), x)
         spectrum = torch.fft.fft2(self.coil_images(x), s=tuple(transfer.shape))
@@ -211,6 +212,9 @@ class RadialMRI(CoilArray):
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.coils, self.spokes, self.samples or OVERSAMPLING * max(image_shape[1:])
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         side = measurement_shape[-1] // OVERSAMPLING
         return (2 if self.complex_image else 1, *(self.size or (side, side)))
@@ -218,14 +222,26 @@ class RadialMRI(CoilArray):
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         size = tuple(shape[-2:])
         if self.size is None and size[0] != size[1]:
-            return f"radial_mri: give size={list(size)} for an image that is not square, {describe_shape(size)}"
+            own = describe_shape(size)
+            return f"radial_mri: an image must be square unless size is set, got {own}; set size={list(size)}"
         if self.size is not None and size != self.size:
-            return f"radial_mri: is for images of {describe_shape(self.size)} pixels, got {describe_shape(size)}"
-        return refused_channels(shape[0], self.complex_image) or self._refused_by_maps(size)
+            return f"radial_mri: size is {describe_shape(self.size)}, the image {describe_shape(size)}"
+        return channel_mismatch(shape[0], self.complex_image) or self._maps_mismatch(size)
 
     @classmethod
     def example(cls) -> tuple["RadialMRI", tuple[int, ...]]:
         return cls(spokes=12), (1, 12, 12)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        maps = torch.randn(3, 3, 7, 6, generator=torch.Generator().manual_seed(5), dtype=torch.complex64)
+        maps[..., :2, :2] = 0  # no coil sees this corner
+        return {
+            "example": cls.example(),
+            "golden": (cls(size=(6, 7), spokes=15, samples=13, angles="golden", complex_image=True), (2, 6, 7)),
+            "coils": (cls(size=(7, 6), spokes=9, coils=3), (1, 7, 6)),
+            "maps-per-image": (cls(maps=maps, spokes=9, complex_image=True), (2, 7, 6)),
+        }
 
 
 def exponentials(k: Tensor, pixels: Tensor) -> Tensor:
@@ -237,5 +253,5 @@ def exponentials(k: Tensor, pixels: Tensor) -> Tensor:
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"radial_mri: size is the image's (H, W) in pixels or the side of a square, got {size}")
+        raise ValueError(f"radial_mri: size must be (H, W) of the image in pixels or the side of a square, got {size}")
     return pair[0], pair[1]

@@ -1,7 +1,7 @@
-"""Measurement noise: how y scatters about A(x). Every factor of one half and every sigma lives in a noise model.
+"""Measurement noise: the law of y given A(x), with every factor of one half and every sigma.
 
-`observed` masks the entries of y that were measured (`Operator.measured`); entries outside it carry neither noise nor
-likelihood. Levels are in the units of the measurement.
+`observed` masks the measured entries of y (`Operator.measured`); other entries carry neither noise nor likelihood.
+Levels are in the units of the measurement.
 """
 
 import copy
@@ -19,11 +19,12 @@ class Noise(nn.Module, ABC):
 
     per_image       names of the buffers that hold levels: one for all images, () or (1,), or one per image, (B,)
     complex_valued  it is defined for complex measurements too
+    gaussian        y = A x + sigma n, with a buffer `sigma` for all images or one per image
     """
 
     per_image: ClassVar[tuple[str, ...]] = ()
-    complex_valued: ClassVar[bool] = True
     gaussian: ClassVar[bool] = False
+    complex_valued: ClassVar[bool] = True
 
     @abstractmethod
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,19 +62,19 @@ class Noise(nn.Module, ABC):
         return masked(squares, observed).flatten(1).sum(1) / count
 
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
-        """None where these measurements, (B, ...), can be scored, otherwise the reason why not, in words."""
+        """None where these measurements, (B, ...), can be scored, otherwise the reason why not."""
         if self.images not in (1, len(y)):
-            return f"the noise has levels for {self.images} images, y has {len(y)}"
+            return f"noise: levels are for {self.images} images, y has {len(y)}"
         if y.is_complex() and not self.complex_valued:
             return self._not_for_complex()
         return None
 
     def _not_for_complex(self) -> str:
-        return f"{type(self).__name__} is noise of real measurements, and this one is complex; use noise=gaussian"
+        return f"{type(self).__name__} requires a real measurement, got a complex one; use noise=gaussian"
 
     @property
     def images(self) -> int:
-        """How many images this noise has levels for; 1 where all images share them."""
+        """Number of images with levels of their own; 1 where all images share them."""
         return max((getattr(self, name).numel() for name in self.per_image), default=1)
 
     def select(self, index: Tensor) -> Self:
@@ -89,7 +90,7 @@ class Noise(nn.Module, ABC):
         return chosen
 
     def level(self, name: str, like: Tensor) -> Tensor:
-        """The level of this name, shaped to multiply `like`, (B, ...), in its precision and place."""
+        """The level of this name, shaped to multiply `like`, (B, ...), in its precision and on its device."""
         value: Tensor = getattr(self, name)
         return per_row(value.to(like.device, like.real.dtype), like)
 
@@ -123,12 +124,12 @@ class GaussianNoise(Noise):
 
 
 class NoNoise(GaussianNoise):
-    """y = A x exactly. The likelihood is a narrow Gaussian, which says how closely an image has to fit y.
+    """y = A x exactly, with a narrow Gaussian as likelihood.
 
     tolerance  its standard deviation, in the units of the measurement, a number or one per image, (B,)
 
-    It counts as Gaussian noise, so that every sampler runs. The misfit of the truth is 0, and 1 is a residual as large
-    as the tolerance.
+    It counts as Gaussian noise, so that every sampler runs. The misfit of the truth is 0; a residual as large as the
+    tolerance has misfit 1.
     """
 
     def __init__(self, tolerance: float | Tensor = 0.01) -> None:
@@ -181,30 +182,30 @@ class PoissonNoise(Noise):
 
 
 def as_level(name: str, value: float | Tensor, meaning: str = "in the units of the measurement") -> Tensor:
-    """A noise level as a buffer, () or (B,). Raises where it is not positive; `name` is of noise and level."""
+    """A noise level as a buffer, () or (B,). Raises ValueError where it is not positive; `name` is for messages."""
     level = torch.as_tensor(value, dtype=torch.float32)
     if level.dim() > 1:
-        raise ValueError(f"{name} is a number or one per image, (B,), got shape {describe_shape(level.shape)}")
+        raise ValueError(f"{name} must be a number or one per image, (B,), got shape {describe_shape(level.shape)}")
     if not (level.isfinite().all() and (level > 0).all()):
         raise ValueError(f"{name} must be positive, {meaning}, got {value}")
     return level
 
 
 def negative(what: str, y: Tensor, observed: Tensor | None) -> str | None:
-    """Why this measurement is refused where an entry of it is below zero, None where none is."""
+    """None where no measured entry is negative, otherwise the reason to refuse this measurement."""
     below = masked(y, observed) < 0
     if not below.any():
         return None
     return (
-        f"{what} cannot be negative, but y holds {int(below.sum())} value(s) below zero, down to "
+        f"{what} must be >= 0, got {int(below.sum())} value(s) below zero, down to "
         f"{float(y[below].min()):.3g}; clip them, or use noise=gaussian"
     )
 
 
 def masked(entries: Tensor, observed: Tensor | None) -> Tensor:
-    """Entries that were not measured set to zero; `where` and not a product, for they may be NaN in y.
+    """Unmeasured entries set to zero; by `where` and not by a product, for they may be NaN in y.
 
-    A gradient is free of such a NaN only where the entries were masked before anything was computed from them.
+    Entries must be masked before anything is computed from them, else a NaN reaches the gradient.
     """
     return entries if observed is None else torch.where(observed, entries, 0)
 

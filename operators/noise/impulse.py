@@ -4,7 +4,7 @@ Model   y = v + sigma n, where v is A x, or with probability `fraction` an impul
         is (1 - fraction) N(y; A x, sigma^2) + fraction / 2 (N(y; low, sigma^2) + N(y; high, sigma^2)); that impulses
         carry the Gaussian too makes it a density.
 
-An entry of y that is more likely an impulse pulls the image nowhere, any other pulls like Gaussian noise.
+The gradient of an entry of y vanishes where it is most likely an impulse, and is that of Gaussian noise elsewhere.
 """
 
 import math
@@ -34,9 +34,9 @@ class ImpulseNoise(Noise):
         super().__init__()
         level = as_level("impulse noise: fraction", fraction, "the probability of an impulse")
         if not (level < 1).all():
-            raise ValueError(f"impulse noise: fraction is the probability of an impulse, below 1, got {fraction}")
+            raise ValueError(f"impulse noise: fraction, the probability of an impulse, must be < 1, got {fraction}")
         if not -math.inf < low < high < math.inf:
-            raise ValueError(f"impulse noise: low must be below high, the values of the impulses, got {low} and {high}")
+            raise ValueError(f"impulse noise: low must be < high, the values of the impulses, got {low} and {high}")
         self.register_buffer("fraction", level)
         self.register_buffer("sigma", as_level("impulse noise: sigma", sigma))
         self.low, self.high = float(low), float(high)

@@ -1,7 +1,7 @@
 """Laplace noise: errors with heavy tails.
 
-Model   y = A x + scale n with p(n) = exp(-|n|) / 2. The likelihood is an absolute error: outliers pull no harder than
-        small residuals.
+Model   y = A x + scale n with p(n) = exp(-|n|) / 2. The negative log-likelihood is an absolute error, whose gradient
+        is bounded: outliers have no more influence than small residuals.
 """
 
 import torch
@@ -11,7 +11,7 @@ from .base import Noise, as_level
 
 
 class LaplaceNoise(Noise):
-    """Exponential errors to both sides.
+    """Laplace-distributed errors.
 
     scale  mean absolute error, in the units of the measurement, a number or one per image, (B,); the standard deviation
            is sqrt(2) times that
@@ -26,7 +26,7 @@ class LaplaceNoise(Noise):
         self.register_buffer("scale", as_level("laplace noise: scale", scale))
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        # The difference of two exponentials; the logarithm of a uniform number would be infinite now and then.
+        # The difference of two exponentials; the logarithm of a uniform number may be infinite.
         up, down = (torch.empty_like(clean).exponential_(generator=generator) for _ in range(2))
         return clean + self.scale.reshape(()).to(clean) * (up - down)
 

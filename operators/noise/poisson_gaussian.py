@@ -2,11 +2,10 @@
 
 Model   y = gain * Poisson(A x / gain) + sigma n, so that E y = A x and Var y = gain * A x + sigma^2.
 
-The exact density is an infinite sum over counts. Scored is the Gaussian of the same mean and variance,
+The exact density is an infinite sum over counts. The likelihood is the Gaussian of the same mean and variance,
 N(y; A x, gain * A x + sigma^2), with its normalisation, which depends on A x. Its expected gradient at the truth is
-zero whatever the count. As a density it is off by 5 % (total variation) where one photon is expected and read-out noise
-is one count, by 3.5 % at ten photons, 1 % at a hundred. Far less read-out noise than a count is better scored by
-`PoissonNoise`.
+zero for every count. Its total variation distance to the exact density is 5 % at one expected photon with read-out
+noise of one count, 3.5 % at ten photons, 1 % at a hundred. Use `PoissonNoise` for read-out noise far below a count.
 """
 
 import torch
@@ -21,7 +20,7 @@ class PoissonGaussianNoise(Noise):
     gain   value of one count, in the units of the measurement, a number or one per image, (B,)
     sigma  standard deviation of the read-out noise, in the units of the measurement, a number or one per image, (B,)
 
-    A noiseless measurement below zero makes no counts.
+    A noiseless measurement below zero gives no counts.
     """
 
     per_image = ("gain", "sigma")

@@ -15,12 +15,12 @@ from .base import Noise, as_level, negative
 class SpeckleNoise(Noise):
     """Gamma-distributed intensities.
 
-    looks  how many intensities were averaged, above 0, a number or one per image, (B,); 1 is fully developed speckle
-    floor  the darkest intensity, in the units of the measurement: what is below is drawn and scored as if it were that.
-           Speckle of a black pixel would be none at all, and its likelihood without bound
+    looks  number of averaged intensities, > 0, a number or one per image, (B,); 1 is fully developed speckle
+    floor  the darkest intensity, in the units of the measurement; lower values are drawn and scored as `floor`, for a
+           black pixel has no speckle and an unbounded likelihood
 
-    Below a twentieth of y, from where speckle never reaches it, the negative log-likelihood goes on as its tangent, and
-    so it does below `floor` where y is brighter: samplers which leave the positive range are pulled back.
+    Below y / 20, too far below y to be its mean, and below `floor` where y is brighter, the negative log-likelihood
+    continues as its tangent, so that its gradient returns samplers to the positive range.
     """
 
     per_image = ("looks",)
@@ -30,7 +30,7 @@ class SpeckleNoise(Noise):
     def __init__(self, looks: float | Tensor = 4.0, floor: float = 0.02) -> None:
         super().__init__()
         if not 0 < floor < math.inf:
-            raise ValueError(f"speckle noise: floor is the darkest intensity and must be positive, got {floor}")
+            raise ValueError(f"speckle noise: floor, the darkest intensity, must be > 0, got {floor}")
         self.floor = float(floor)
         self.register_buffer("looks", as_level("speckle noise: looks", looks, "the number of intensities averaged"))
 
@@ -43,7 +43,7 @@ class SpeckleNoise(Noise):
         start = (y / 20).clamp(min=self.floor)
         safe = torch.maximum(clean, start)
         slope = 1 / start - y / start**2
-        # A tangent that falls towards darker images would reward negative ones without end.
+        # A tangent that falls towards darker images would reward negative values without bound.
         tail = torch.where(slope < 0, slope * (clean - safe), 0)
         return self.level("looks", clean) * (safe.log() + y / safe + tail)
 

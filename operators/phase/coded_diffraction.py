@@ -1,11 +1,11 @@
 """Coded diffraction: Fourier magnitudes of the image behind several known masks.
 
-Model   y_l = |F P (D_l x)| for l = 1..L, every channel by itself: D_l multiplies by a mask of complex numbers, P pads
-        with black, F is the orthonormal Fourier transform with frequency zero in the centre. Differentiable wherever
-        no magnitude is zero; where one is, its gradient is zero.
+Model   y_l = |F P (D_l x)| for l = 1..L and each channel: D_l multiplies by a complex mask, P pads with zeros, F is the
+        orthonormal Fourier transform with frequency zero in the centre. The gradient of a magnitude that is zero is
+        set to zero.
 Shapes  x (B, C, H, W) -> y (B, C, L, padded H, padded W), amplitudes (not intensities) in image units.
 Paper   Candès, Li, Soltanolkotabi, Phase retrieval from coded diffraction patterns, 2015, for the masks; each has
-        E|D|^2 = 1, so that y_l has the norm of x on average. No 1 / sqrt(L): every mask is one more exposure.
+        E|D|^2 = 1, so that y_l has the norm of x on average. No factor 1 / sqrt(L): each mask is another exposure.
 """
 
 import math
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import Operator
-from .phase_retrieval import centred_fourier, check_oversampling, image_length
+from ..core.base import Operator, Variants
+from .phase_retrieval import centred_fourier, check_oversampling, image_length, padded_length
 
 MODULATIONS = ("uniform", "quaternary", "octanary")
 
 
 class CodedDiffraction(Operator):
-    """Amplitudes of L diffraction patterns; from two on they determine almost every image up to its sign.
+    """Amplitudes of L diffraction patterns; for L >= 2 they determine almost every image up to its sign.
 
-    masks         how many, L; or the masks of an experiment, complex (L, H, W) or one set per image, (B, L, H, W)
-    modulation    what drawn masks are made of: `uniform`, a phase from [0, 2 pi); `quaternary`, one of 1, -1, i, -i;
+    masks         their number L, or the masks of an experiment, complex (L, H, W) or one set per image, (B, L, H, W)
+    modulation    values of drawn masks: `uniform`, a phase in [0, 2 pi); `quaternary`, one of 1, -1, i, -i;
                   `octanary`, one of those times sqrt(1/2), or sqrt(3) in one pixel of five
-    oversampling  padded size over image size along each axis, at least 1
-    seed          decides the drawn masks, the same for all images and channels
+    oversampling  padded size over image size along each axis, >= 1
+    seed          determines the drawn masks, for all images and channels
     """
 
     per_image = ("given",)
@@ -51,11 +51,11 @@ class CodedDiffraction(Operator):
         if isinstance(masks, Tensor):
             if masks.dim() not in (3, 4):
                 raise ValueError(
-                    f"coded_diffraction: masks are (L, H, W) or (B, L, H, W), got {describe_shape(masks.shape)}"
+                    f"coded_diffraction: masks must be (L, H, W) or (B, L, H, W), got {describe_shape(masks.shape)}"
                 )
             given = masks.to(torch.complex64).reshape(-1, 1, *masks.shape[-3:])
         elif masks < 1:
-            raise ValueError(f"coded_diffraction: masks is how many there are, at least 1, got {masks}")
+            raise ValueError(f"coded_diffraction: masks must be an integer >= 1, got {masks}")
         self.register_buffer("given", given)
         self.masks = masks if isinstance(masks, int) else masks.shape[-3]
         self.modulation, self.seed = modulation, seed
@@ -63,7 +63,7 @@ class CodedDiffraction(Operator):
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
 
     def masks_of(self, x: Tensor) -> Tensor:
-        """The masks for these images, complex (1 or B, 1, L, H, W), in their precision and place."""
+        """The masks for these images, complex (1 or B, 1, L, H, W), in their precision and on their device."""
         size, dtype = tuple(x.shape[-2:]), x.dtype.to_complex()
         if self.given is not None:
             reason = self.mismatch(tuple(x.shape[1:]))
@@ -77,7 +77,7 @@ class CodedDiffraction(Operator):
         return self._drawn[key]
 
     def _draw(self, size: tuple[int, ...]) -> Tensor:
-        """complex128; mask l is the same whatever L."""
+        """complex128; mask l does not depend on L."""
         masks = []
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.masks):
@@ -95,8 +95,12 @@ class CodedDiffraction(Operator):
         return self._fields(x).abs()
 
     def _fields(self, x: Tensor) -> Tensor:
-        """What `forward` takes the magnitude of, linear in x."""
+        """The complex fields, linear in x, whose magnitude is y."""
         return centred_fourier(self.masks_of(x) * x[:, :, None], self.oversampling)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *size = image_shape
+        return channels, self.masks, *(padded_length(n, self.oversampling) for n in size)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(measurement_shape) != 4 or measurement_shape[1] != self.masks:
@@ -113,19 +117,19 @@ class CodedDiffraction(Operator):
         return None
 
     def align(self, x: Tensor, reference: Tensor) -> Tensor:
-        """Each channel of each image negated or not, whichever is nearer; masks leave no other ambiguity."""
+        """The nearer sign of each channel of each image; masks leave no other ambiguity."""
         opposed = (x * reference).sum((-2, -1), keepdim=True) < 0
         return torch.where(opposed, -x, x)
 
     def first_guess(self, y: Tensor) -> Tensor | None:
-        """Error reduction, 100 iterations: measured amplitudes, guessed phases, values that are not negative."""
+        """Error reduction, 100 iterations: measured amplitudes, estimated phases, values >= 0."""
         shape = self.image_shape(tuple(y.shape[1:]))
         if shape is None:
             return None
         x = torch.full((y.shape[0], *shape), 0.5, dtype=y.dtype, device=y.device)
         masks = self.masks_of(x)
         weight = (masks.real**2 + masks.imag**2).sum(2)
-        weight = weight.where(weight > 0, 1)  # a pixel behind no open mask stays black
+        weight = weight.where(weight > 0, 1)  # a pixel that every mask blocks stays black
         amplitude = y.clamp(min=0)
         for _ in range(100):
             fields = torch.fft.ifftshift(amplitude * self._fields(x).sgn(), dim=(-2, -1))
@@ -136,3 +140,13 @@ class CodedDiffraction(Operator):
     @classmethod
     def example(cls) -> tuple["CodedDiffraction", tuple[int, ...]]:
         return cls(masks=2), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        masks = torch.randn(3, 2, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.complex64)
+        return {
+            "example": cls.example(),
+            "quaternary": (cls(masks=1, modulation="quaternary", oversampling=2.0), (3, 7, 6)),
+            "octanary": (cls(masks=3, modulation="octanary"), (1, 7, 6)),
+            "masks-per-image": (cls(masks=masks, oversampling=1.5), (1, 7, 6)),
+        }

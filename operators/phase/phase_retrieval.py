@@ -1,12 +1,12 @@
-"""Phase retrieval: a camera in the far field sees the magnitude of the Fourier transform, the phase is lost.
+"""Phase retrieval: a camera in the far field measures the magnitude of the Fourier transform, without its phase.
 
-Model   A x = |F P x|, every channel by itself: P pads with black, F is the orthonormal Fourier transform with frequency
-        zero in the centre. Differentiable wherever no magnitude is zero; where one is, its gradient is zero.
-Shapes  x (B, C, H, W) in [0, 1] -> y (B, C, padded H, padded W), amplitudes (not intensities) in image units; F keeps
-        energy, so the norm of y is that of x.
-Spec    The posterior-sampling papers say "oversample 2" and pad a quarter of the image on each side, 256 to 384 pixels:
-        that is `oversampling` 1.5 here. DAPS measures images in [0, 1], as here; DPS those in [-1, 1], 2x - 1, which
-        the padding makes another problem.
+Model   A x = |F P x| for each channel: P pads with zeros, F is the orthonormal Fourier transform with frequency zero in
+        the centre. The gradient of a magnitude that is zero is set to zero.
+Shapes  x (B, C, H, W) in [0, 1] -> y (B, C, padded H, padded W), amplitudes (not intensities) in image units; F
+        preserves energy: y has the norm of x.
+Spec    The "oversample 2" of the posterior-sampling papers pads a quarter of the image on each side, 256 to 384 pixels:
+        `oversampling` 1.5 here. DAPS measures images in [0, 1], as here; DPS images in [-1, 1], 2x - 1, a different
+        problem because of the padding.
 """
 
 import math
@@ -14,18 +14,18 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.base import Operator
+from ..core.base import Operator, Variants
 
 
 class PhaseRetrieval(Operator):
     """Fourier amplitudes of the padded image.
 
-    oversampling  padded size over image size along each axis, at least 1. From 2 on, the amplitudes determine almost
-                  every image up to what `align` undoes: a turn by 180 degrees, a shift, the sign
+    oversampling  padded size over image size along each axis, >= 1. At >= 2, the amplitudes determine almost every
+                  image up to a rotation by 180 degrees, a shift and the sign, which `align` removes
     """
 
-    # A shift may push this fraction of an image's norm over its edge: reconstructions are black there up to their
-    # noise. What is pushed out comes back at the other edge, so that y changes by at most twice this fraction.
+    # Largest fraction of the norm of an image that a shift may move over an edge: reconstructions are black there up to
+    # noise. It reappears at the other edge, so that y changes by at most twice this fraction.
     border: float = 0.02
 
     def __init__(self, *, oversampling: float = 2.0) -> None:
@@ -35,6 +35,10 @@ class PhaseRetrieval(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return centred_amplitude(x, self.oversampling)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, *size = image_shape
+        return channels, *(padded_length(n, self.oversampling) for n in size)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if len(measurement_shape) != 3:
             return None
@@ -43,9 +47,9 @@ class PhaseRetrieval(Operator):
         return None if None in sizes else (channels, *(n for n in sizes if n))
 
     def align(self, x: Tensor, reference: Tensor) -> Tensor:
-        """Each channel of each image turned by 180 degrees, shifted, negated, or not, whichever is nearest.
+        """The nearest of all rotations by 180 degrees, shifts and signs of each channel of each image.
 
-        Only shifts after which the image still lies within its frame leave A x as it is; see `border`.
+        Only shifts that keep the image within its frame preserve A x; see `border`.
         """
         height, width = x.shape[-2:]
         turns = torch.stack([x, x.flip((-2, -1))], dim=2)  # (B, C, 2, H, W)
@@ -53,7 +57,7 @@ class PhaseRetrieval(Operator):
         # largest product is that of the nearest image.
         spectrum = torch.fft.rfft2(reference)[:, :, None] * torch.fft.rfft2(turns).conj()
         products = torch.fft.irfft2(spectrum, s=(height, width))
-        if any(padded_length(n, self.oversampling) > n for n in (height, width)):  # else no shift can be told apart
+        if any(padded_length(n, self.oversampling) > n for n in (height, width)):  # otherwise every shift preserves A x
             allowed = lost_by_shift(turns) <= self.border**2
             products = torch.where(allowed, products, 0)
         products = products.flatten(2)
@@ -66,11 +70,11 @@ class PhaseRetrieval(Operator):
         return torch.where(products.gather(2, best)[..., None] < 0, -moved, moved)
 
     def first_guess(self, y: Tensor) -> Tensor | None:
-        """Hybrid input-output, 200 iterations, then 50 of error reduction; support the frame, values not negative."""
+        """Hybrid input-output, 200 iterations, then 50 of error reduction; support within the frame, values >= 0."""
         shape = self.image_shape(tuple(y.shape[1:]))
         if shape is None:
             return None
-        # Both halves of the spectrum of a real image have the same amplitudes: their mean is less noisy than either.
+        # Both halves of the spectrum of a real image have equal amplitudes; their mean is less noisy.
         amplitude = torch.fft.ifftshift(y, dim=(-2, -1))
         mirrored = amplitude.flip((-2, -1)).roll((1, 1), (-2, -1))
         amplitude = ((amplitude + mirrored) / 2).clamp(min=0)[..., : y.shape[-1] // 2 + 1]
@@ -90,10 +94,16 @@ class PhaseRetrieval(Operator):
     def example(cls) -> tuple["PhaseRetrieval", tuple[int, ...]]:
         return cls(), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()} | {f"oversampling-{n}": (cls(oversampling=n), (3, 7, 6)) for n in (1.0, 1.5)}
+
 
 def check_oversampling(name: str, value: float) -> float:
     if not 1 <= value < math.inf:
-        raise ValueError(f"{name}: oversampling is padded size over image size along each axis, from 1 on, got {value}")
+        raise ValueError(
+            f"{name}: oversampling, padded size over image size along each axis, must be >= 1, got {value}"
+        )
     return float(value)
 
 
@@ -110,16 +120,16 @@ def image_length(padded: int, oversampling: float) -> int | None:
 def centred_fourier(x: Tensor, oversampling: float) -> Tensor:
     """Orthonormal Fourier transform of zero-padded images, frequency zero in the centre.
 
-    The padding follows the image: where it stands in its frame changes the phase alone.
+    Padding follows the image, for its position in the frame changes the phase alone.
     """
     size = tuple(padded_length(n, oversampling) for n in x.shape[-2:])
     return torch.fft.fftshift(torch.fft.fft2(x, s=size, norm="ortho"), dim=(-2, -1))
 
 
 def centred_amplitude(x: Tensor, oversampling: float) -> Tensor:
-    """`centred_fourier(x, oversampling).abs()`, from half of the spectrum: that of a real image is symmetric.
+    """`centred_fourier(x, oversampling).abs()`, from half of the spectrum, which is symmetric for a real image.
 
-    With its gradient 1.8 times faster (128x128, one thread), and chains do little else.
+    With its gradient 1.8 times faster (128x128, one thread), which dominates the time of Markov chains.
     """
     height, width = (padded_length(n, oversampling) for n in x.shape[-2:])
     half = torch.fft.rfft2(x, s=(height, width), norm="ortho").abs()
@@ -131,12 +141,12 @@ def centred_amplitude(x: Tensor, oversampling: float) -> Tensor:
 
 
 def lost_by_shift(x: Tensor) -> Tensor:
-    """What each circular shift pushes over an edge, shaped like x: [s, t] is the shift by s rows and t columns.
+    """Fraction of the energy of (..., H, W) that each circular shift moves over an edge, shaped like x.
 
-    A fraction of the energy of the image (..., H, W). A shift by s is also one by s - H: whichever loses less.
+    [s, t] is the shift by s rows and t columns. A shift by s is also one by s - H: the smaller fraction counts.
     """
     energy = torch.nn.functional.pad(x.square().cumsum(-2).cumsum(-1), (1, 0, 1, 0))
-    first = energy.flip((-2, -1))[..., :-1, :-1]  # in the rows and columns that shift without a wrap
+    first = energy.flip((-2, -1))[..., :-1, :-1]  # rows and columns that do not wrap around
     rows, columns, total = first[..., :, :1], first[..., :1, :], first[..., :1, :1]
     parts = torch.stack([first, rows - first, columns - first, total - rows - columns + first])
     return (total - parts.amax(0)) / total.clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Colourisation: a grey picture of a colour image is measured.
+"""Colourisation: greyscale measurement of a colour image.
 
 Model   A x = w_r x_r + w_g x_g + w_b x_b in every pixel: rank one per pixel, so that the decomposition is one 3x3
         rotation of the colour axes. Exact adjoint, pseudo-inverse and decomposition.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants
 
 WEIGHTS = {"rec601": (0.299, 0.587, 0.114), "mean": (1 / 3, 1 / 3, 1 / 3)}
 
@@ -33,14 +33,14 @@ class Colorization(SpectralOperator):
                     f"colorization: weights must be {', '.join(WEIGHTS)} or three numbers, got {weights!r}"
                 )
             weights = WEIGHTS[weights]
-        # Numbers and no buffer: exact in every precision, and at home on every device.
+        # Numbers and not a buffer: exact in every precision, on every device.
         self.weights = tuple(float(w) for w in weights)
         if len(self.weights) != 3 or not 0 < sum(self.weights) < float("inf"):
-            raise ValueError(f"colorization: weights are three numbers of positive sum, got {list(self.weights)}")
+            raise ValueError(f"colorization: weights must be three numbers with a sum > 0, got {list(self.weights)}")
         self._norm = sum(w * w for w in self.weights) ** 0.5
-        # Reflection that turns the first axis into w / |w|: V = s (1 - 2 n n^T), symmetric, so its own inverse.
+        # Reflection of the first axis onto w / |w|: V = s (1 - 2 n n^T), symmetric, so its own inverse.
         direction = [w / self._norm for w in self.weights]
-        self._sign = -1.0 if direction[0] >= 0 else 1.0  # the one that cancels no digits in the next line
+        self._sign = -1.0 if direction[0] >= 0 else 1.0  # the sign without cancellation in the next line
         normal = [direction[0] - self._sign, direction[1], direction[2]]
         length = sum(n * n for n in normal) ** 0.5
         self._normal = tuple(n / length for n in normal)
@@ -55,14 +55,17 @@ class Colorization(SpectralOperator):
         """The grey image in three channels. The pseudo-inverse has a tint, unless the weights are equal."""
         return (y / sum(self.weights)).expand(-1, 3, -1, -1).clone()
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return 1, *image_shape[1:]
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(measurement_shape) != 3 or measurement_shape[0] != 1:
-            raise ValueError(f"colorization: a measurement is 1xHxW, got {describe_shape(measurement_shape)}")
+            raise ValueError(f"colorization: a measurement must be 1xHxW, got {describe_shape(measurement_shape)}")
         return 3, *measurement_shape[1:]
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) != 3 or shape[0] != 3:
-            return f"colorization: it measures RGB images, 3xHxW, got {describe_shape(shape)}"
+            return f"colorization: an image must be RGB, 3xHxW, got {describe_shape(shape)}"
         return None
 
     def singular_values(self, like: Tensor) -> Tensor:
@@ -86,10 +89,14 @@ class Colorization(SpectralOperator):
     def example(cls) -> tuple["Colorization", tuple[int, ...]]:
         return cls(), (3, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "mean": (cls(weights="mean"), (3, 7, 6))}
+
 
 def _weighted(weights: tuple[float, ...], x: Tensor) -> Tensor:
     """Sum of three channels with these weights, (B, 3, H, W) -> (B, 1, H, W)."""
     if x.shape[1] != 3:
-        raise ValueError(f"colorization: it measures RGB images, 3xHxW, got {describe_shape(tuple(x.shape[1:]))}")
+        raise ValueError(f"colorization: an image must be RGB, 3xHxW, got {describe_shape(tuple(x.shape[1:]))}")
     red, green, blue = weights
     return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]

@@ -1,4 +1,4 @@
-"""Denoising: the image itself is measured.
+"""Denoising: the identity.
 
 Model   A x = x.
 Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit.
@@ -7,20 +7,17 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit.
 import torch
 from torch import Tensor
 
-from ..core.base import SpectralOperator
+from ..core.base import SameShape, SpectralOperator
 
 
-class Denoising(SpectralOperator):
-    """A = I; what makes the problem is its noise."""
+class Denoising(SameShape, SpectralOperator):
+    """A = I: the only degradation is noise."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y
-
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
 
     def singular_values(self, like: Tensor) -> Tensor:
         return torch.ones(1, 1, *like.shape[2:], dtype=like.dtype, device=like.device)

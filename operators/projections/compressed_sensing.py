@@ -1,9 +1,9 @@
-"""Compressed sensing: few random projections of the image.
+"""Compressed sensing: random projections of the image, fewer than its pixels.
 
 Model   A x = a dense matrix of m rows times the pixels, entries independent N(0, 1/m), drawn from a seed. Exact
         adjoint; pseudo-inverse and decomposition from one QR factorisation.
-Shapes  x (B, C, H, W) -> y (B, m), or (B, C, m) with `channelwise`. Each entry of y has about the size of the image's
-        root sum of squares over sqrt(m).
+Shapes  x (B, C, H, W) -> y (B, m), or (B, C, m) with `channelwise`. Entries of y have a standard deviation of
+        |x| / sqrt(m).
 Paper   Candes and Tao, Near-optimal signal recovery from random projections, IEEE Trans. Inf. Theory 52 (2006); Bora et
         al., Compressed sensing using generative models, ICML 2017.
 """
@@ -18,13 +18,13 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
 
 MOST_BYTES = 2**30  # of the matrix in single precision; its decomposition takes a few times as much
 
 
 class Decomposition(NamedTuple):
-    """A = U S V^T. V = (1 - Y T Y^T) diag(W, 1), n x n, is kept as its n x m part Y, that no large square is needed."""
+    """A = U S V^T. V = (1 - Y T Y^T) diag(W, 1), n x n, is kept as its n x m part Y, without an n x n array."""
 
     u: Tensor  # (m, m)
     s: Tensor  # (n,), zero from m on
@@ -36,12 +36,12 @@ class Decomposition(NamedTuple):
 class CompressedSensing(SpectralOperator):
     """A Gaussian matrix.
 
-    image_shape  (C, H, W) of the images, which y does not tell
+    image_shape  (C, H, W) of the images, which y does not determine
     ratio        measurements per pixel, m / n, in (0, 1]
-    channelwise  the same matrix measures each channel by itself, n = H W; otherwise all together, n = C H W
-    seed         decides the matrix
+    channelwise  one matrix measures each channel separately, n = H W; otherwise all together, n = C H W
+    seed         determines the matrix
 
-    The matrix is dense, m x n numbers: refused beyond 1 GiB.
+    The matrix is dense, m x n numbers, at most 1 GiB.
     """
 
     matrix: Tensor
@@ -50,21 +50,19 @@ class CompressedSensing(SpectralOperator):
         self, *, image_shape: Sequence[int], ratio: float = 0.25, channelwise: bool = False, seed: int = 0
     ) -> None:
         super().__init__()
-        shape = tuple(int(n) for n in image_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"compressed_sensing: image_shape is (C, H, W), each from 1 on, got {list(shape)}")
+        shape = as_image_shape("compressed_sensing", image_shape)
         if not 0 < ratio <= 1:
-            raise ValueError(f"compressed_sensing: ratio is measurements per pixel, in (0, 1], got {ratio}")
+            raise ValueError(f"compressed_sensing: ratio must be in (0, 1], measurements per pixel, got {ratio}")
         n = prod(shape[1:]) if channelwise else prod(shape)
         m = max(1, round(ratio * n))
         if 4 * m * n > MOST_BYTES:
             raise ValueError(
-                f"compressed_sensing: the matrix of {m} measurements of {n} pixels takes {4 * m * n / 2**30:.1f} GiB, "
-                f"more than {MOST_BYTES / 2**30:.0f} GiB; lower ratio, take smaller images or channelwise=true, or use "
-                "hadamard, which needs no matrix"
+                f"compressed_sensing: the matrix must take <= {MOST_BYTES / 2**30:.0f} GiB, got "
+                f"{4 * m * n / 2**30:.1f} GiB for {m} measurements of {n} pixels; lower ratio, use smaller images or "
+                "channelwise=true, or operator=hadamard, which needs no matrix"
             )
         self._image_shape, self.ratio, self.channelwise, self.seed = shape, ratio, channelwise, seed
-        # These float32 numbers are the operator: in double precision it is the same one.
+        # The float32 numbers define the operator, also in double precision.
         self.register_buffer("matrix", torch.randn(m, n, generator=torch.Generator().manual_seed(seed)) / m**0.5)
         self._decompositions: dict[tuple, Decomposition] = {}  # a pure function of the matrix; computed once for speed
 
@@ -99,23 +97,21 @@ class CompressedSensing(SpectralOperator):
         self.image_shape(tuple(y.shape[1:]))
         return y if self.channelwise else y[:, None]
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         m = self.matrix.shape[0]
-        wanted = (self._image_shape[0], m) if self.channelwise else (m,)
+        return (image_shape[0], m) if self.channelwise else (m,)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        wanted = self.measurement_shape(self._image_shape)
         if tuple(measurement_shape) != wanted:
             raise ValueError(
-                f"compressed_sensing: a measurement is {describe_shape(wanted)}, got "
+                f"compressed_sensing: a measurement must be {describe_shape(wanted)}, got "
                 f"{describe_shape(tuple(measurement_shape))}"
             )
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if tuple(shape) != self._image_shape:
-            return (
-                f"compressed_sensing: image_shape is {describe_shape(self._image_shape)}, the image "
-                f"{describe_shape(tuple(shape))}; set image_shape=[{','.join(map(str, shape))}]"
-            )
-        return None
+        return shape_mismatch("compressed_sensing", self._image_shape, shape)
 
     def singular_values(self, like: Tensor) -> Tensor:
         s = self._decomposition(like).s
@@ -145,6 +141,16 @@ class CompressedSensing(SpectralOperator):
     def example(cls) -> tuple["CompressedSensing", tuple[int, ...]]:
         return cls(image_shape=(1, 16, 16)), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (3, 7, 6)
+        return {
+            "example": cls.example(),
+            "all-channels": (cls(image_shape=shape, ratio=0.3), shape),
+            "channelwise": (cls(image_shape=shape, ratio=0.3, channelwise=True), shape),
+            "square": (cls(image_shape=(1, 4, 5), ratio=1.0), (1, 4, 5)),
+        }
+
 
 def decompose(matrix: Tensor) -> Decomposition:
     """Singular value decomposition of a wide matrix (m, n), m <= n, for n m^2 operations and no n x n array.
@@ -155,7 +161,7 @@ def decompose(matrix: Tensor) -> Decomposition:
     packed, tau = torch.geqrf(matrix.mT.contiguous())
     u, s, wt = torch.linalg.svd(packed[:m].triu().mT)
     eye = torch.eye(n, m, dtype=matrix.dtype)
-    # A square matrix ends with a reflection that does nothing, tau = 0: without its column, as it is one.
+    # The last reflection of a square matrix is the identity, tau = 0: its column is left out.
     y = torch.where(tau == 0, 0, packed.tril(-1) + eye)
     inverse = (y.mT @ y).triu(1) + torch.diag(torch.where(tau == 0, 1, 1 / tau))
     t = torch.linalg.solve_triangular(inverse, eye[:m], upper=True)

@@ -1,10 +1,10 @@
 """Single-pixel camera: one detector behind patterns of +1 and -1, the Walsh functions.
 
-Model   A x = the measured entries of W x W^T for each channel, W the orthonormal Walsh-Hadamard transform along an
-        axis. Exact adjoint, pseudo-inverse and decomposition (singular values 0 and 1).
-Shapes  x (B, C, H, W) -> y (B, C, H, W), zero where nothing was measured: the transform, the mean of the image (times
-        sqrt(H W)) at the top left, rows and columns in the order of sequency (changes of sign, a frequency). H and W
-        are powers of two. The transform keeps lengths: noise of a given sigma is as strong in y as it would be in x.
+Model   A x = some entries of W x W^T for each channel, W the orthonormal Walsh-Hadamard transform along an axis.
+        Exact adjoint, pseudo-inverse and decomposition (singular values 0 and 1).
+Shapes  x (B, C, H, W) -> y (B, C, H, W), zero at unmeasured coefficients, with the mean of the image (times sqrt(H W))
+        at the top left and rows and columns in the order of sequency (sign changes, a frequency). H and W are powers of
+        two. The transform is orthonormal: noise of a given sigma is equally strong in y and in x.
 Paper   Duarte et al., Single-pixel imaging via compressive sampling, IEEE Signal Processing Magazine 25 (2008).
 """
 
@@ -13,31 +13,31 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SameShape, SpectralOperator, Variants
 
 ORDERS = ("sequency", "random")
 BLOCK = 64  # pixels up to which a matrix product is faster than butterflies
 
 
-class HadamardSensing(SpectralOperator):
-    """Some coefficients of the Walsh-Hadamard transform, the same ones in all channels.
+class HadamardSensing(SameShape, SpectralOperator):
+    """Some coefficients of the Walsh-Hadamard transform, equal for all channels.
 
-    ratio  fraction of the coefficients that is measured, in (0, 1]
-    order  which ones: `sequency`, those of lowest row plus column frequency; `random`, the mean and others drawn from
+    ratio  fraction of measured coefficients, in (0, 1]
+    order  their choice: `sequency`, those of lowest row plus column frequency; `random`, the mean and others drawn from
            `seed`
     """
 
     def __init__(self, *, ratio: float = 0.25, order: str = "sequency", seed: int = 0) -> None:
         super().__init__()
         if not 0 < ratio <= 1:
-            raise ValueError(f"hadamard: ratio is the fraction of coefficients measured, in (0, 1], got {ratio}")
+            raise ValueError(f"hadamard: ratio must be a fraction of coefficients in (0, 1], got {ratio}")
         if order not in ORDERS:
             raise ValueError(f"hadamard: order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.ratio, self.order, self.seed = ratio, order, seed
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
 
     def mask_of(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Which coefficients of images of this (C, H, W) are measured: bool (1, 1, H, W)."""
+        """The measured coefficients of images of this (C, H, W): bool (1, 1, H, W)."""
         reason = self.mismatch(shape)
         if reason is not None:
             raise ValueError(reason)
@@ -51,9 +51,7 @@ class HadamardSensing(SpectralOperator):
         if self.order == "sequency":
             rows, columns = torch.arange(height)[:, None], torch.arange(width)
             frequency = rows * width + columns * height  # in cycles per pixel along either axis, times 2 H W
-            chosen = torch.argsort(
-                (frequency * width + columns).flatten()
-            )  # of equal frequency, the first column first
+            chosen = torch.argsort((frequency * width + columns).flatten())  # at equal frequency, by column
         else:
             others = torch.randperm(height * width - 1, generator=torch.Generator().manual_seed(self.seed)) + 1
             chosen = torch.cat([torch.zeros(1, dtype=torch.long), others])
@@ -73,9 +71,6 @@ class HadamardSensing(SpectralOperator):
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor:
         return self.mask_of(measurement_shape)
 
-    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return measurement_shape
-
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if any(n < 1 or n & (n - 1) for n in shape[-2:]):
             return f"hadamard: height and width must be powers of 2, got {describe_shape(tuple(shape[-2:]))}"
@@ -91,7 +86,7 @@ class HadamardSensing(SpectralOperator):
         return self.vt(z)
 
     def ut(self, y: Tensor) -> Tensor:
-        # `where` and not a product: what was not measured may be NaN in y.
+        # `where` and not a product: unmeasured entries of y may be NaN.
         return torch.where(self.mask_of(tuple(y.shape[1:]), y.device), y, 0)
 
     def u(self, z: Tensor) -> Tensor:
@@ -100,6 +95,14 @@ class HadamardSensing(SpectralOperator):
     @classmethod
     def example(cls) -> tuple["HadamardSensing", tuple[int, ...]]:
         return cls(), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "random": (cls(ratio=0.4, order="random", seed=1), (3, 4, 8)),
+            "everything": (cls(ratio=1.0), (1, 8, 2)),
+        }
 
 
 def walsh(x: Tensor) -> Tensor:
@@ -114,10 +117,10 @@ def walsh(x: Tensor) -> Tensor:
 
 
 def butterflies(parts: Tensor) -> Tensor:
-    """Transforms of neighbouring intervals, (..., intervals, n), to the one of the whole, (..., intervals * n).
+    """The transform of the whole, (..., intervals * n), from those of neighbouring intervals, (..., intervals, n).
 
-    The Walsh functions 2k and 2k + 1 are function k in either half, in the second half with the sign that makes them
-    go on with one change less, or more.
+    The Walsh functions 2k and 2k + 1 are function k in both halves, with opposite signs of the second half: one
+    continues without a sign change at the middle, the other with one.
     """
     while parts.shape[-2] > 1:
         signs = 1 - 2 * (torch.arange(parts.shape[-1], device=parts.device) % 2).to(parts.dtype)

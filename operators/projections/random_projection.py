@@ -1,7 +1,7 @@
-"""Random projections of small vectors, another one for each image: the measurements of the mixture benchmark.
+"""Random projections of small vectors, one per image: the measurements of the mixture benchmark.
 
-Model   A x = U S V^T x: U and V of a Gaussian matrix of few rows, S uniform on [0, 1] and sorted. The noise that goes
-        with it is a uniform fraction of the largest of them, and y is in its units unless said.
+Model   A x = U S V^T x: U and V of a Gaussian matrix with few rows, S uniform on [0, 1] and sorted. The standard
+        deviation of the noise is a uniform fraction of the largest value, and by default the unit of y.
 Shapes  x (B, C, H, W) -> y (B, m).
 Paper   Cardoso et al., Monte Carlo Guided Denoising Diffusion Models for Bayesian Linear Inverse Problems, ICLR 2024,
         section 5, there not in units of the noise; posteriors are the same.
@@ -16,18 +16,18 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator
+from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
 from .compressed_sensing import decompose
 
 
 class RandomProjection(SpectralOperator):
     """A matrix of few rows for each image.
 
-    image_shape   (C, H, W) of the images, which y does not tell
-    measurements  m, from 1 to C H W
-    images        how many matrices are drawn: image i of a benchmark is measured by matrix i
-    normalised    y in units of its noise, which has standard deviation 1 for all; false: of standard deviation `noise`
-    seed          with its number it decides each of them
+    image_shape   (C, H, W) of the images, which y does not determine
+    measurements  m, an integer from 1 to C H W
+    images        number of matrices: matrix i measures image i of a benchmark
+    normalised    y in units of its noise, which has standard deviation 1; otherwise its standard deviation is `noise`
+    seed          determines each matrix together with its number
 
     noise  (images,) float64
     """
@@ -50,13 +50,13 @@ class RandomProjection(SpectralOperator):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        shape = tuple(int(n) for n in image_shape)
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"random_projection: image_shape is (C, H, W), each from 1 on, got {list(shape)}")
+        shape = as_image_shape("random_projection", image_shape)
         if not 1 <= measurements <= prod(shape):
-            raise ValueError(f"random_projection: measurements must be 1 to {prod(shape)}, got {measurements}")
+            raise ValueError(
+                f"random_projection: measurements must be an integer from 1 to {prod(shape)}, got {measurements}"
+            )
         if images < 1:
-            raise ValueError(f"random_projection: images must be at least 1, got {images}")
+            raise ValueError(f"random_projection: images must be an integer >= 1, got {images}")
         self._image_shape, self.measurements, self.seed = shape, measurements, seed
         found = [_draw(measurements, prod(shape), seed, i) for i in range(images)]
         matrices, self.noise = (torch.stack(part) for part in zip(*found, strict=True))
@@ -87,21 +87,19 @@ class RandomProjection(SpectralOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self._images(self._measured(y) @ self.matrix.to(y))
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.measurements,)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         if tuple(measurement_shape) != (self.measurements,):
             raise ValueError(
-                f"random_projection: a measurement is {self.measurements} number(s), got "
+                f"random_projection: a measurement must be {self.measurements} number(s), got "
                 f"{describe_shape(tuple(measurement_shape))}"
             )
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if tuple(shape) != self._image_shape:
-            return (
-                f"random_projection: image_shape is {describe_shape(self._image_shape)}, the image "
-                f"{describe_shape(tuple(shape))}; set image_shape=[{','.join(map(str, shape))}]"
-            )
-        return None
+        return shape_mismatch("random_projection", self._image_shape, shape)
 
     def singular_values(self, like: Tensor) -> Tensor:
         return self._images(self.values.to(like))
@@ -128,9 +126,18 @@ class RandomProjection(SpectralOperator):
     def example(cls) -> tuple["RandomProjection", tuple[int, ...]]:
         return cls(image_shape=(1, 16, 16), measurements=20), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (1, 4, 5)
+        return {
+            "example": cls.example(),
+            "per-image": (cls(image_shape=shape, measurements=3, images=4), shape),
+            "in-own-units": (cls(image_shape=shape, measurements=20, normalised=False), shape),
+        }
+
 
 def _draw(m: int, n: int, seed: int, image: int) -> tuple[Tensor, Tensor]:
-    """A matrix (m, n) and the noise that goes with it, a scalar; float64."""
+    """A matrix (m, n) and the standard deviation of its noise, a scalar; float64."""
     generator = torch.Generator().manual_seed((seed << 20) + image)
     u, _, vt = torch.linalg.svd(torch.randn(m, n, generator=generator, dtype=torch.float64), full_matrices=False)
     values = torch.rand(m, generator=generator, dtype=torch.float64).sort(descending=True).values

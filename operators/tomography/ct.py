@@ -1,14 +1,14 @@
-"""Computed tomography: line integrals of the image, seen from many sides.
+"""Computed tomography: line integrals of the image from many directions.
 
 Model   A x = integrals of x along the rays of a scanner. Exact adjoint: the transposed matrix.
-Shapes  x (B, C, H, W), in 1/length -> y (B, C, detectors, views), without unit where `pixel_size` has that length; in
+Shapes  x (B, C, H, W), in 1/length -> y (B, C, detectors, views), dimensionless where `pixel_size` has that length; in
         pixels by default, so that a ray through n pixels of ones measures n. A view is a column of the sinogram.
 Spec    Joseph's weights, `projection.py`. Angles, orientation, layout and scale are those of
-        `deepinv.physics.Tomography(normalize=False)`, where image and default detector are both even or both odd
-        (otherwise that one turns the image about a point half a pixel off its centre).
+        `deepinv.physics.Tomography(normalize=False)` where image and default detector are both even or both odd
+        (otherwise deepinv rotates the image about a point half a pixel off its centre).
 
-`first_guess` is the filtered back-projection (`filtered_backprojection.py`), which the field calls its pseudo-inverse;
-`pinv` is the true one, by conjugate gradients, and amplifies noise accordingly.
+`first_guess` is the filtered back-projection (`filtered_backprojection.py`), which the field calls pseudo-inverse;
+`pinv` is the Moore-Penrose inverse, by conjugate gradients, and amplifies noise accordingly.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import LinearOperator, Variants
 from .filtered_backprojection import FILTERS, filtered_backprojection
 from .projection import Scan, SystemMatrix, system_matrix
 
@@ -28,19 +28,19 @@ GEOMETRIES = ("parallel", "fan")
 class CT(LinearOperator):
     """X-ray projections of a slice.
 
-    views              how many
-    geometry           `parallel`, or `fan`: one point source, a straight detector opposite
-    angle_range        degrees that the views are spread over evenly, the end excluded: [start, stop] or just the stop;
+    views              number of views
+    geometry           `parallel`, or `fan`: a point source opposite to a straight detector
+    angle_range        range of the evenly spaced views in degrees, the end excluded: [start, stop] or only the stop;
                        None: 180 for parallel beams, 360 for a fan. Less (limited angle) leaves lines unmeasured
-    detectors          cells of the detector; None: as many as cover the image's diagonal
+    detectors          cells of the detector; None: enough to cover the diagonal of the image
     detector_spacing   distance between cells, in pixels; None: one pixel, magnified onto the detector
-    source_distance    of a fan: from the source to the axis of rotation, the centre of the image, in image sides
-    detector_distance  of a fan: from there on to the detector, in image sides
+    source_distance    fan: from the source to the axis of rotation, the centre of the image, in image sides
+    detector_distance  fan: from the axis of rotation to the detector, in image sides
     pixel_size         side of a pixel, in the unit of length
-    size               (H, W) of the images; None: they are square, and the number of detectors tells their side
+    size               (H, W) of the images; None: square, with the side that follows from the number of detectors
     filter             of the filtered back-projection: `ram-lak`, or `hann` for less noise and less detail
 
-    An image side is the longer one.
+    The image side is the longer one.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class CT(LinearOperator):
     ) -> None:
         super().__init__()
         if not _is_count(views):
-            raise ValueError(f"ct: views must be a whole number from 1 on, got {views}")
+            raise ValueError(f"ct: views must be an integer >= 1, got {views}")
         if geometry not in GEOMETRIES:
             raise ValueError(f"ct: geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
         if detectors is not None and not _is_count(detectors):
-            raise ValueError(f"ct: detectors must be a whole number from 1 on, got {detectors}")
+            raise ValueError(f"ct: detectors must be an integer >= 1, got {detectors}")
         if size is not None and not (len(size) == 2 and all(_is_count(n) for n in size)):
-            raise ValueError(f"ct: size is [height, width] of the image in pixels, got {size}")
+            raise ValueError(f"ct: size must be [height, width] of the image in pixels, got {size}")
         for name, value in (("detector_spacing", detector_spacing), ("pixel_size", pixel_size)):
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"ct: {name} must be positive, got {value}")
-        # The image turns between source and detector: both stand outside the circle of its corners.
+                raise ValueError(f"ct: {name} must be > 0, got {value}")
+        # The image rotates between source and detector: both must lie outside the circle through its corners.
         for name, value in (("source_distance", source_distance), ("detector_distance", detector_distance)):
             if not math.sqrt(0.5) < value < math.inf:
-                raise ValueError(f"ct: {name} must be above 0.71 image sides, outside the turning image, got {value}")
+                raise ValueError(f"ct: {name} must be > 0.71 image sides, outside the rotating image, got {value}")
         if size is None and (detectors is not None or detector_spacing is not None):
             given = "detectors" if detectors is not None else "detector_spacing"
-            raise ValueError(f"ct: with {given}, also give size=[height, width]: y cannot tell the image size then")
+            raise ValueError(f"ct: {given} requires size=[height, width], which y then does not determine")
         if filter not in FILTERS:
             raise ValueError(f"ct: filter must be one of {', '.join(FILTERS)}, got {filter!r}")
         self.views, self.geometry, self.filter = views, geometry, filter
@@ -83,10 +83,10 @@ class CT(LinearOperator):
         self.detectors, self.detector_spacing, self.pixel_size = detectors, detector_spacing, pixel_size
         self.source_distance, self.detector_distance = source_distance, detector_distance
         self.size = None if size is None else (int(size[0]), int(size[1]))
-        self._matrices: dict[tuple, SystemMatrix] = {}  # a function of size, dtype and device; made once for speed
+        self._matrices: dict[tuple, SystemMatrix] = {}  # a function of size, dtype and device; kept for speed
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_matrices": {}}  # large, and quickly made or found again
+        return self.__dict__ | {"_matrices": {}}  # large, and quickly recomputed
 
     def scan(self, size: tuple[int, int]) -> Scan:
         """The rays through images of (H, W)."""
@@ -129,41 +129,54 @@ class CT(LinearOperator):
         _, height, width = self.image_shape(tuple(y.shape[1:]))
         return height, width
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = image_shape
+        return channels, self.scan((height, width)).detectors, self.views
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
         if len(measurement_shape) != 3 or measurement_shape[2] != self.views:
             got = describe_shape(measurement_shape)
-            raise ValueError(f"ct: a measurement is channels x detectors x {self.views} views, got {got}")
+            raise ValueError(f"ct: a measurement must be channels x detectors x {self.views} views, got {got}")
         channels, detectors, _ = measurement_shape
         if self.size is not None:
             side = self.size
             wanted = self.scan(side).detectors
             if wanted != detectors:
-                raise ValueError(f"ct: {wanted} detectors measure images of {describe_shape(side)}, got {detectors}")
+                raise ValueError(f"ct: images of {describe_shape(side)} require {wanted} detectors, got {detectors}")
             return channels, *side
-        # One more pixel is one more detector at least, so that only one side can fit.
+        # Each further pixel needs at least one further detector, so that only one side fits.
         guess = round(detectors / self.scan((10**6, 10**6)).detectors * 10**6)
         for n in range(max(1, guess - 2), guess + 3):
             if self.scan((n, n)).detectors == detectors:
                 return channels, n, n
-        raise ValueError(f"ct: {detectors} detectors by default belong to no square image; give size=[height, width]")
+        raise ValueError(f"ct: no square image has {detectors} detectors by default; set size=[height, width]")
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         if len(shape) != 3:
-            return f"ct: images are (C, H, W), got {describe_shape(shape)}"
+            return f"ct: an image must be (C, H, W), got {describe_shape(shape)}"
         _, height, width = shape
         if self.size is not None and (height, width) != self.size:
-            return f"ct: size says {describe_shape(self.size)}, the image is {describe_shape(shape[1:])}"
+            return f"ct: size is {describe_shape(self.size)}, the image {describe_shape(shape[1:])}"
         if self.size is None and height != width:
-            return f"ct: an image of {height}x{width} needs size=[{height}, {width}]; without size, images are square"
+            return f"ct: an image must be square unless size is set, got {height}x{width}; set size=[{height}, {width}]"
         return None
 
     @classmethod
     def example(cls) -> tuple["CT", tuple[int, ...]]:
         return cls(views=12), (1, 12, 12)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "fan": (cls(views=15, geometry="fan", filter="hann"), (3, 8, 8)),
+            "limited-angle": (cls(views=9, angle_range=(20.0, 100.0)), (1, 7, 7)),
+            "rectangle": (cls(views=8, size=(7, 10), detectors=9, detector_spacing=1.5, pixel_size=0.5), (1, 7, 10)),
+        }
+
 
 def _shadow(diameter: float, source: float) -> float:
-    """Width of the shadow that a disk at the axis throws onto the detector axis there."""
+    """Width of the shadow of a disk at the axis of rotation on the detector axis there."""
     return diameter if source == math.inf else diameter / math.sqrt(1 - (diameter / 2 / source) ** 2)
 
 
@@ -177,6 +190,6 @@ def _angles(angle_range: float | tuple[float, float] | None, default: float) -> 
     both = (0.0, value) if isinstance(value, (int, float)) else tuple(value)
     if len(both) != 2 or not all(isinstance(a, (int, float)) and math.isfinite(a) for a in both) or both[0] == both[1]:
         raise ValueError(
-            f"ct: angle_range must be a number of degrees, not 0, or two unequal ones [start, stop], got {angle_range}"
+            f"ct: angle_range must be degrees other than 0, or [start, stop] with start != stop, got {angle_range}"
         )
     return float(both[0]), float(both[1])

@@ -1,10 +1,9 @@
-"""Computed tomography by counting photons: what gets through the object is measured, not yet its logarithm.
+"""Computed tomography by photon counting: transmitted fractions instead of line integrals.
 
-Model   A(x) = exp(-t), t the line integrals of `ct.py`: the fraction of photons that the object lets through
-        (Beer-Lambert). With `PoissonNoise(gain=1 / photons)`, `photons` on every ray, the likelihood is that of a
-        photon-counting detector, dark rays included, where the logarithm of the data would be infinite.
-Shapes  x (B, C, H, W), 1 attenuates by `attenuation` per image side -> y (B, C, detectors, views), 1 where nothing is
-        in the way.
+Model   A(x) = exp(-t), t the line integrals of `ct.py`: the fraction of transmitted photons (Beer-Lambert). With
+        `PoissonNoise(gain=1 / photons)`, `photons` on every ray, the likelihood is that of a photon-counting detector,
+        rays without a count included, where the logarithm of the data is infinite.
+Shapes  x (B, C, H, W), 1 attenuates by `attenuation` per image side -> y (B, C, detectors, views), 1 without object.
 """
 
 import math
@@ -12,20 +11,20 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.base import Operator
+from ..core.base import Operator, Variants
 from .ct import CT
 
-# Below this line integral, which no image of positive values has, the exponential goes on as its tangent: iterates of
-# samplers are negative here and there, and the exponential of a large number would leave the range of float32.
+# Below this line integral, impossible for positive images, the exponential continues as its tangent: iterates of
+# samplers may be negative, and the exponential would leave the range of float32.
 LEAST = -1.0
 
 
 class CTTransmission(Operator):
     """Transmitted fraction of X-rays through a slice.
 
-    attenuation  line integral through a whole image side of ones; a ray then keeps exp(-attenuation) of its photons
+    attenuation  line integral through an image side of ones; the ray then keeps exp(-attenuation) of its photons
 
-    The others are those of `CT`.
+    Other arguments as in `CT`.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class CTTransmission(Operator):
     ) -> None:
         super().__init__()
         if not 0 < attenuation < math.inf:
-            raise ValueError(f"ct_transmission: attenuation must be positive, a line integral, got {attenuation}")
+            raise ValueError(f"ct_transmission: attenuation, a line integral, must be > 0, got {attenuation}")
         self.attenuation = attenuation
         self.ct = CT(
             views=views,
@@ -67,14 +66,20 @@ class CTTransmission(Operator):
         return torch.exp(-safe) - math.exp(-LEAST) * (t - safe)
 
     def first_guess(self, y: Tensor) -> Tensor:
-        """Filtered back-projection of -log y. Where nothing got through, half of the smallest y of the image that did
-        is taken, half a count; and never less than an image of ones would let through, for noise that goes below."""
+        """Filtered back-projection of -log y.
+
+        y is at least half of the smallest positive entry of the image, half a count, and at least the transmission of
+        an image of ones, for noise may lower it further.
+        """
         _, height, width = self.image_shape(tuple(y.shape[1:]))
         scale = self._per_pixel((height, width))
         darkest = math.exp(-scale * math.hypot(height, width))
         least = torch.where(y > 0, y, 1).flatten(1).amin(1) / 2
         floor = least.clamp(min=darkest).reshape(-1, 1, 1, 1)
         return self.ct.first_guess(-torch.maximum(y, floor).log()) / scale
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.ct.measurement_shape(image_shape)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return self.ct.image_shape(measurement_shape)
@@ -85,3 +90,10 @@ class CTTransmission(Operator):
     @classmethod
     def example(cls) -> tuple["CTTransmission", tuple[int, ...]]:
         return cls(views=12), (1, 12, 12)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        return {
+            "example": cls.example(),
+            "fan": (cls(views=9, geometry="fan", size=(7, 9), attenuation=2.0), (1, 7, 9)),
+        }

@@ -3,9 +3,9 @@
 Spec    Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), chapter 3: the band-limited ramp, sampled
         in space and not in frequency (which would lose the mean of the image), and for a fan with a straight detector
         the cosine of the ray before it and the squared inverse distance after it.
-        Lines measured more than once share their weight, smoothly at both ends of the angular range: Noo et al., Image
+        Lines measured several times share their weight, smoothly at both ends of the angular range: Noo et al., Image
         reconstruction from fan-beam projections on less than a short scan, Phys. Med. Biol. 47 (2002), equation 35.
-        Lines that were never measured (limited angle) count as zero.
+        Unmeasured lines (limited angle) count as zero.
 """
 
 import math
@@ -17,7 +17,7 @@ from .projection import Scan
 
 FILTERS = ("ram-lak", "hann")
 
-# The weight of a view rises over this angle at either end of the range, where other views measure the same lines again.
+# The weight of a view rises over this angle at both ends of the range, where other views repeat its lines.
 TAPER = math.radians(10)
 
 
@@ -41,7 +41,7 @@ def filtered_backprojection(y: Tensor, scan: Scan, size: tuple[int, int], window
 
 
 def redundancy(scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
-    """The share of each ray in the line that it measures, (views, detectors): those of equal lines add up to one.
+    """The weight of each ray, (views, detectors): weights of rays along one line sum to one.
 
     The ray at angle `fan` of the view at `angle` is the one at `-fan` of the view at `angle + 2 fan + pi`, reversed.
     """
@@ -49,7 +49,7 @@ def redundancy(scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
     low, high = min(ends), max(ends)
     turn = math.pi if scan.source == math.inf else 2 * math.pi
     turns = (high - low) / turn
-    complete = abs(turns - round(turns)) < 1e-9  # every line is measured equally often: no ends to be smoothed
+    complete = abs(turns - round(turns)) < 1e-9  # every line is measured equally often
 
     def smooth(angle: Tensor) -> Tensor:
         depth = torch.minimum(angle - low, high - angle)
@@ -67,7 +67,7 @@ def redundancy(scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
 
 def _filter(y: Tensor, scan: Scan, window: str) -> Tensor:
     """The ramp filter along the last axis."""
-    length = 2 ** math.ceil(math.log2(2 * scan.detectors))  # twice as long: no wrapping around
+    length = 2 ** math.ceil(math.log2(2 * scan.detectors))  # twice as long, against circular convolution
     n = torch.fft.fftfreq(length, 1 / length, dtype=torch.float64).round()
     ramp = torch.where(n % 2 == 1, -1 / (math.pi * n.where(n != 0, 1)) ** 2, 0)
     ramp[0] = 0.25

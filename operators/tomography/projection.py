@@ -1,8 +1,8 @@
 """Line integrals of images as a sparse matrix: the rays of a scanner and their weights.
 
 Spec    Joseph (1982): a ray steps through the image row by row (column by column where it is closer to horizontal),
-        interpolates linearly between the two nearest pixels, and counts the length that it travels per step. Outside
-        the image is zero.
+        interpolates linearly between the two nearest pixels, and weights them by its length per step. Pixels outside
+        the image are zero.
 """
 
 import math
@@ -17,13 +17,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Scan:
-    """Where the rays run. Lengths in pixels from the centre of the image, angles in radians.
+    """Geometry of the rays. Lengths in pixels from the centre of the image, angles in radians.
 
-    At angle 0 rays run down the image and the detector axis points right; positive angles turn the scanner so that the
-    axis moves from right to up. In a fan all rays of a view start at one point and end on a straight detector.
+    At angle 0 rays run down the image and the detector axis points right; positive angles rotate that axis from right
+    to up. In a fan, all rays of a view start at one point and end on a straight detector.
 
     first, step         angle of the first view, and from each view to the next
-    detectors, spacing  number of cells and the distance of their centres, as seen on the axis of rotation
+    detectors, spacing  number of cells and the distance of their centres, projected onto the axis of rotation
     source              distance of the source from the axis of rotation; infinite where rays are parallel
     """
 
@@ -39,7 +39,7 @@ class Scan:
         return self.first + self.step * torch.arange(self.views, dtype=torch.float64)
 
     def cells(self) -> Tensor:
-        """Where the ray of each cell crosses the detector axis moved to the axis of rotation, float64 (detectors,)."""
+        """Position of the ray of each cell on the detector axis through the axis of rotation, float64 (detectors,)."""
         return self.spacing * (torch.arange(self.detectors, dtype=torch.float64) - (self.detectors - 1) / 2)
 
     def rays(self, angles: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class Scan:
 
 @dataclass(frozen=True, eq=False)
 class SystemMatrix:
-    """A, (views * detectors, H * W), and its transpose, both in compressed rows: either product streams its matrix."""
+    """A, (views * detectors, H * W), and its transpose, both in compressed rows, which is fast for both products."""
 
     matrix: Tensor
     transpose: Tensor
@@ -68,7 +68,7 @@ class SystemMatrix:
         return _Product.apply(self.transpose, self.matrix, rays.T.contiguous()).T
 
 
-# A matrix is a function of its arguments and large: copies of an operator share it, and it goes with the last of them.
+# A large matrix, determined by its arguments: copies of an operator share it, and it is freed with the last of them.
 _alive: "WeakValueDictionary[tuple, SystemMatrix]" = WeakValueDictionary()
 
 
@@ -87,7 +87,7 @@ def system_matrix(scan: Scan, size: tuple[int, int], dtype: torch.dtype, device:
 
 
 def _build(scan: Scan, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> SystemMatrix:
-    # A few views at a time: intermediate results are several times larger than the matrix.
+    # A few views at a time, for intermediate results are several times larger than the matrix.
     chunk = max(1, 200_000 // (scan.detectors * max(size)))
     parts = [_joseph(scan, angles, size, dtype) for angles in scan.angles().split(chunk)]
     counts, columns, weights = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -101,10 +101,10 @@ def _build(scan: Scan, size: tuple[int, int], dtype: torch.dtype, device: torch.
 
 
 def _joseph(scan: Scan, angles: Tensor, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels and weights of the rays of these views: how many each ray has, which (int32), how much (dtype)."""
+    """Pixels of the rays of these views: the number for each ray, their indices (int32) and weights (dtype)."""
     point, direction = (t.reshape(-1, 2) for t in scan.rays(angles))
     height, width = size
-    down = direction[:, 1].abs() >= direction[:, 0].abs()  # these rays step through rows, the others through columns
+    down = direction[:, 1].abs() >= direction[:, 0].abs()  # rays that step through rows; others step through columns
 
     def choose(if_down: Any, otherwise: Any) -> Tensor:
         return torch.where(down, if_down, otherwise)[:, None]
@@ -129,7 +129,7 @@ def _joseph(scan: Scan, angles: Tensor, size: tuple[int, int], dtype: torch.dtyp
 def _compressed(
     counts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """Entries listed row by row as a sparse matrix. Indices are int32, which MKL and cuSPARSE compute with."""
+    """A sparse matrix from entries listed row by row. Indices are int32, as MKL and cuSPARSE require."""
     starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)

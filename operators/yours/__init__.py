@@ -1,1 +1,1 @@
-"""Ways in for forward models that were not written for invdiff."""
+"""Operators from forward models that were not written for invdiff."""

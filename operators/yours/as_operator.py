@@ -1,7 +1,6 @@
-"""Ways in for forward models that were not written for invdiff: any callable, any `deepinv` physics, any matrix.
+"""Operators from forward models that were not written for invdiff: any callable, any `deepinv` physics, any matrix.
 
-Simulators outside torch are in `black_box.py`, matrices in `matrix.py`, operators in a file of the user's in
-`user_file.py`.
+See `black_box.py` for simulators outside torch, `matrix.py` for matrices, `from_file.py` for files of the user.
 """
 
 import copy
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator, linear_map
-from .black_box import called, from_scipy, refuses_other
+from ..core.base import LinearOperator, Operator, Variants, as_image_shape, linear_map, shape_mismatch
+from .black_box import called, from_scipy
 from .matrix import MatrixOperator
 
 
 class CallableOperator(Operator):
     """Any function x (B, C, H, W) -> y (B, ...) of tensors.
 
-    differentiable  whether autograd may be sent through it; False for a black box
-    image_shape     (C, H, W), needed where it does not follow from the prior
+    differentiable  autograd works through it; False for a black box
+    image_shape     (C, H, W), required where the prior does not determine it
     """
 
     def __init__(
@@ -46,14 +45,14 @@ class CallableOperator(Operator):
             return self._checked(self.function(x.detach()), x)
 
     def _checked(self, y: Any, x: Tensor) -> Tensor:
-        """What the function gave, if it is a measurement of these images."""
+        """The result of the function. Raises ValueError unless it is a measurement of these images."""
         if not isinstance(y, Tensor):
-            hint = "; BlackBox takes functions of NumPy arrays" if isinstance(y, np.ndarray) else ""
-            raise ValueError(f"{called(self.function)} gives {type(y).__name__}, not a tensor{hint}")
+            hint = "; use BlackBox for functions of NumPy arrays" if isinstance(y, np.ndarray) else ""
+            raise ValueError(f"{called(self.function)} must return a tensor, got {type(y).__name__}{hint}")
         if y.dim() < 2 or len(y) != len(x):
             raise ValueError(
-                f"{called(self.function)} gives {describe_shape(tuple(y.shape))} for a batch of {len(x)} images; a "
-                "measurement is (B, ...), with one row for each image and at least one more axis"
+                f"{called(self.function)} must return (B, ...), one row per image and at least one more axis, got "
+                f"{describe_shape(tuple(y.shape))} for {len(x)} images"
             )
         return y
 
@@ -61,26 +60,31 @@ class CallableOperator(Operator):
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        return refuses_other("callable", self._image_shape, shape)
+        return shape_mismatch("callable", self._image_shape, shape)
 
     @classmethod
     def example(cls) -> tuple["CallableOperator", tuple[int, ...]]:
         return cls(torch.tanh), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "black-box": (cls(torch.square, differentiable=False), (3, 7, 6))}
+
 
 class LinearCallableOperator(CallableOperator, LinearOperator):
-    """A linear function. Its adjoint is taken by autograd, or given, and then autograd uses it, whatever the function
-    is made of.
+    """A linear function.
+
+    adjoint  None: taken by autograd; a given one is used by autograd, and the function need not be differentiable
     """
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
         *,
-        image_shape: tuple[int, ...],
+        image_shape: tuple[int, ...] | None,
         adjoint: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(function, image_shape=image_shape)
+        super().__init__(function, image_shape=as_image_shape("linear callable", image_shape))
         self._adjoint = adjoint
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,13 +99,22 @@ class LinearCallableOperator(CallableOperator, LinearOperator):
     def example(cls) -> tuple["LinearCallableOperator", tuple[int, ...]]:
         return cls(lambda x: x.diff(dim=-1), image_shape=(1, 16, 16)), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        shape = (3, 7, 6)
+        return {
+            "example": cls.example(),
+            "adjoint": (cls(torch.neg, image_shape=shape, adjoint=torch.neg), shape),
+            "complex": (cls(torch.fft.rfft2, image_shape=shape), shape),
+        }
 
-# The parameters of deepinv's physics that may have one entry per image, along their first axis.
+
+# Parameters of deepinv's physics with an optional image axis, their first one.
 DEEPINV_PER_IMAGE = ("mask", "coil_maps", "filter", "filters", "multipliers", "angle", "Fh", "Fhc", "Fh2")
 
 
 class DeepinvOperator(Operator):
-    """A `deepinv.physics.Physics`; its noise model is not part of it."""
+    """A `deepinv.physics.Physics` without its noise model."""
 
     def __init__(self, physics: Any) -> None:
         super().__init__()
@@ -112,13 +125,13 @@ class DeepinvOperator(Operator):
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...] | None:
         shape = getattr(self.physics, "img_size", None)
-        # Some physics keep (H, W) only, which does not tell the channels.
+        # Some physics keep (H, W) only, without the number of channels.
         return tuple(shape) if shape is not None and len(shape) > 2 else None
 
     def measured(self, measurement_shape: tuple[int, ...]) -> Tensor | None:
         from deepinv.physics import MRI, Inpainting, MultiCoilMRI, SinglePixelCamera
 
-        # In these, `mask` says which entries of y were measured; in others (a coded aperture, a spectrum) it does not.
+        # In these, `mask` marks the measured entries of y; in others (a coded aperture, a spectrum) it does not.
         if not isinstance(self.physics, (Inpainting, MRI, MultiCoilMRI, SinglePixelCamera)):
             return None
         mask = self.physics.mask
@@ -159,10 +172,16 @@ class DeepinvOperator(Operator):
 
         return cls(Physics(A=lambda x, **_: x**2)), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example()}
+
 
 class LinearDeepinvOperator(DeepinvOperator, LinearOperator):
-    """A `deepinv.physics.LinearPhysics`. `solve` and `pinv` are invdiff's own: deepinv 0.5's default solver couples the
-    images of a batch, and its closed form for colourisation is wrong.
+    """A `deepinv.physics.LinearPhysics`.
+
+    `solve` and `pinv` are those of invdiff: the default solver of deepinv 0.5 couples the images of a batch, and its
+    closed form for colourisation is wrong.
     """
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -172,9 +191,23 @@ class LinearDeepinvOperator(DeepinvOperator, LinearOperator):
     def example(cls) -> tuple["LinearDeepinvOperator", tuple[int, ...]]:
         from deepinv.physics import Inpainting
 
-        # A mask and not a rate: deepinv would keep the generator, which can be neither copied nor pickled.
+        # A mask and not a rate, for which deepinv keeps a generator that can be neither copied nor pickled.
         mask = torch.rand(1, 16, 16, generator=torch.Generator().manual_seed(0)) < 0.5
         return cls(Inpainting(img_size=(1, 16, 16), mask=mask.float())), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        from deepinv.physics import Blur, Inpainting
+
+        shape, draws = (3, 7, 6), torch.Generator().manual_seed(8)
+        taps = torch.randn(3, 1, 5, 3, generator=draws)
+        taps[..., 2, 1] += 12  # well conditioned
+        masks = (torch.rand(3, 1, 7, 6, generator=draws) < 0.5).float()
+        return {
+            "example": cls.example(),
+            "blur-per-image": (cls(Blur(filter=taps, padding="reflect")), shape),
+            "masks-per-image": (cls(Inpainting(img_size=shape, mask=masks)), shape),
+        }
 
 
 def as_operator(
@@ -185,17 +218,17 @@ def as_operator(
     image_shape: tuple[int, ...] | None = None,
     adjoint: Callable[[Tensor], Tensor] | None = None,
 ) -> Operator:
-    """Whatever the user has, as an `Operator`.
+    """An `Operator` from any forward model.
 
-    obj             an `Operator` (returned as it is), a `deepinv` physics, a matrix (dense or sparse, of torch, NumPy
-                    or SciPy), a `scipy.sparse.linalg.LinearOperator`, or a callable on batches of images. Functions of
-                    NumPy arrays go in `BlackBox`
-    linear          a callable only: it is linear (needs `image_shape`; the adjoint is taken by autograd unless given)
-    differentiable  a callable only: autograd may be sent through it
-    image_shape     (C, H, W) of its images; for a callable, a matrix and a SciPy operator
-    adjoint         a linear callable only: its adjoint, through which autograd goes then
+    obj             an `Operator` (returned unchanged), a `deepinv` physics, a matrix (dense or sparse, of torch, NumPy
+                    or SciPy), a `scipy.sparse.linalg.LinearOperator`, or a callable on batches of images. For functions
+                    of NumPy arrays use `BlackBox`
+    linear          a callable is linear (requires `image_shape`; the adjoint is taken by autograd unless given)
+    differentiable  autograd works through a callable
+    image_shape     (C, H, W) of the images; required for a matrix, a SciPy operator and a linear callable
+    adjoint         the adjoint of a linear callable, used by autograd as well
 
-    Raises TypeError for anything else.
+    Raises TypeError for any other object, ValueError for arguments that do not fit it.
     """
     if isinstance(obj, Operator):
         return obj
@@ -206,28 +239,24 @@ def as_operator(
     if physics is not None and isinstance(obj, physics.Physics):
         return DeepinvOperator(obj)
     products = sys.modules.get("scipy.sparse.linalg")
-    is_scipy = products is not None and isinstance(obj, products.LinearOperator)
-    is_matrix = _is_matrix(obj)
-    if (is_matrix or is_scipy) and image_shape is None:
-        raise TypeError("a matrix needs image_shape=(C, H, W), so that its columns are the pixels of an image")
-    if is_scipy:
-        return from_scipy(obj, image_shape or ())
-    if is_matrix:
-        return MatrixOperator(obj, image_shape=image_shape or ())
+    if products is not None and isinstance(obj, products.LinearOperator):
+        return from_scipy(obj, image_shape)
+    if _is_matrix(obj):
+        return MatrixOperator(obj, image_shape=image_shape)
     if not callable(obj):
-        given = type(obj).__name__
-        raise TypeError(f"an operator is an invdiff Operator, a deepinv Physics, a matrix or a callable, got {given}")
-    if not linear:
-        if adjoint is not None:
-            raise TypeError("adjoint= goes with linear=True")
-        return CallableOperator(obj, differentiable=differentiable, image_shape=image_shape)
-    if not differentiable and adjoint is None:
         raise TypeError(
+            "an operator must be an invdiff Operator, a deepinv Physics, a matrix or a callable, got "
+            f"{type(obj).__name__}"
+        )
+    if linear and (differentiable or adjoint is not None):
+        return LinearCallableOperator(obj, image_shape=image_shape, adjoint=adjoint)
+    if linear:
+        raise ValueError(
             "a linear callable must be differentiable, for its adjoint is taken by autograd; or give adjoint="
         )
-    if image_shape is None:
-        raise TypeError("a linear callable needs image_shape=(C, H, W), so that its adjoint can be taken")
-    return LinearCallableOperator(obj, image_shape=image_shape, adjoint=adjoint)
+    if adjoint is not None:
+        raise ValueError("adjoint= requires linear=True")
+    return CallableOperator(obj, differentiable=differentiable, image_shape=image_shape)
 
 
 def _is_matrix(obj: Any) -> bool:

@@ -1,8 +1,7 @@
 """Simulators outside torch: functions of NumPy arrays, called image by image or in batches.
 
-Model   A x = function(x), whatever it computes. Nothing is known of it but its values; a linear one with an adjoint of
-        its own is differentiable through that.
-Shapes  x (B, C, H, W) -> y (B, ...), real or complex, as the function gives it.
+Model   A x = function(x), any function, without gradients; a linear one with an adjoint is differentiable through it.
+Shapes  x (B, C, H, W) -> y (B, ...), real or complex, as the function returns it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, Operator, linear_map
+from ..core.base import LinearOperator, Operator, Variants, as_image_shape, linear_map, shape_mismatch
 
 ArrayFunction = Callable[[np.ndarray], Any]
 
@@ -24,14 +23,14 @@ ArrayFunction = Callable[[np.ndarray], Any]
 class BlackBox(Operator):
     """A function of NumPy arrays, without gradients.
 
-    function     takes an array of the precision of the images, its own to change, and gives an array or a number.
-                 Define it in a module: an operator around a lambda cannot be sent to another process
-    batched      it takes many images at once, (b, C, H, W), and gives (b, ...); otherwise one, (C, H, W), and (...)
-    max_batch    batched only: images in one call at most; None: as many as there are
-    workers      calls at a time, in threads: for functions that wait for another program, or that NumPy works for
-    image_shape  (C, H, W), needed where it does not follow from the prior
+    function     maps an array in the precision of the images, which it may overwrite, to an array or a number. Define
+                 it in a module: an operator with a lambda cannot be sent to another process
+    batched      the function maps many images at once, (b, C, H, W), to (b, ...); otherwise one, (C, H, W), to (...)
+    max_batch    largest number of images in one call, with batched=True; None: all
+    workers      simultaneous calls, in threads: for functions that wait for another program or for NumPy
+    image_shape  (C, H, W), required where the prior does not determine it
 
-    What it gives is put into the precision and onto the device of the images.
+    Results are converted to the precision and device of the images.
     """
 
     differentiable = False
@@ -47,11 +46,11 @@ class BlackBox(Operator):
     ) -> None:
         super().__init__()
         if max_batch is not None and not batched:
-            raise ValueError(f"black box: max_batch={max_batch} goes with batched=true, a function of many images")
+            raise ValueError(f"black box: max_batch={max_batch} requires batched=true, a function of many images")
         if max_batch is not None and max_batch < 1:
-            raise ValueError(f"black box: max_batch must be at least 1, got {max_batch}")
+            raise ValueError(f"black box: max_batch must be an integer >= 1, got {max_batch}")
         if workers < 1:
-            raise ValueError(f"black box: workers must be at least 1, got {workers}")
+            raise ValueError(f"black box: workers must be an integer >= 1, got {workers}")
         self.function, self.batched, self.max_batch, self.workers = function, batched, max_batch, workers
         self._image_shape = None if image_shape is None else as_image_shape("black box", image_shape)
 
@@ -62,20 +61,20 @@ class BlackBox(Operator):
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        return refuses_other("black box", self._image_shape, shape)
+        return shape_mismatch("black box", self._image_shape, shape)
 
     def _call(self, function: ArrayFunction, x: Tensor) -> Tensor:
-        """The function of all rows of x, put together again."""
+        """The function on all rows of x, concatenated."""
         rows = x.detach().resolve_conj().cpu()
         pieces = rows.split(self.max_batch or len(rows)) if self.batched else rows.unbind()
-        # Copies: a function that works in place must not change the images that it is given.
+        # Copies: a function that works in place must not change the images.
         arrays = [np.array(piece.numpy(), order="C") for piece in pieces]
-        # `list`, so that a failure comes from the call and not from a generator that is read later.
+        # `list`, so that a failure is raised here and not while a generator is read.
         results = list(self._map(lambda array: self._checked(function(array), array, function), arrays))
         shapes = {result.shape[1:] for result in results}
         if len(shapes) > 1:
             several = " and ".join(sorted(describe_shape(shape) for shape in shapes))
-            raise ValueError(f"{called(function)} gives measurements of {several} for images of one size")
+            raise ValueError(f"{called(function)} must return one shape for images of one size, got {several}")
         y = np.concatenate(results)
         wanted = x.dtype.to_complex() if y.dtype.kind == "c" else x.dtype.to_real()
         return torch.from_numpy(y).to(x.device, wanted)
@@ -90,17 +89,17 @@ class BlackBox(Operator):
             pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, no further call begins
 
     def _checked(self, result: Any, array: np.ndarray, function: ArrayFunction) -> np.ndarray:
-        """What the function gave, (b, ...), as numbers with one row for each image it was given."""
+        """The result of the function as numbers, (b, ...). Raises ValueError unless it has one row per image."""
         y = np.asarray(result)
         if y.dtype.kind not in "fciub" or y.size == 0:
-            what = "nothing (None)" if result is None else f"{type(result).__name__} of {y.dtype}, {y.shape}"
-            raise ValueError(f"{called(function)} gives {what}; a measurement is an array of numbers")
+            got = "None" if result is None else f"{type(result).__name__} of {y.dtype}, {y.shape}"
+            raise ValueError(f"{called(function)} must return an array of numbers, got {got}")
         if not self.batched:
             return np.atleast_1d(y)[None]
         if y.ndim == 0 or len(y) != len(array):
             raise ValueError(
-                f"{called(function)} gives {describe_shape(y.shape)} for a batch of {len(array)} images; the first "
-                "axis of a measurement is that of the images (a function of one image goes with batched=false)"
+                f"{called(function)} must return one row per image, got {describe_shape(y.shape)} for {len(array)} "
+                "images; set batched=false for a function of one image"
             )
         return y.reshape(len(y), -1) if y.ndim == 1 else y
 
@@ -108,12 +107,16 @@ class BlackBox(Operator):
     def example(cls) -> tuple["BlackBox", tuple[int, ...]]:
         return cls(np.tanh), (1, 16, 16)
 
+    @classmethod
+    def variants(cls) -> Variants:
+        return {"example": cls.example(), "batched": (cls(np.exp, batched=True, max_batch=2, workers=2), (1, 7, 6))}
+
 
 class LinearBlackBox(BlackBox, LinearOperator):
-    """A linear function of NumPy arrays with its adjoint, through which autograd goes.
+    """A linear function of NumPy arrays with its adjoint, which autograd uses.
 
-    adjoint  takes what `function` gives and gives images, image by image or in batches as that does; where measurements
-             are complex, A^H y, of which the real part is taken
+    adjoint  maps measurements to images, one by one or in batches like `function`; of a complex result, A^H y for
+             complex measurements, the real part is taken
     """
 
     differentiable = True
@@ -144,14 +147,23 @@ class LinearBlackBox(BlackBox, LinearOperator):
         images = self._call(self._adjoint, y)
         if images.shape[1:] != self._image_shape:
             raise ValueError(
-                f"{called(self._adjoint)} gives {describe_shape(tuple(images.shape[1:]))}, but the adjoint gives "
-                f"images, {describe_shape(self._image_shape or ())}"
+                f"{called(self._adjoint)} must return images, {describe_shape(self._image_shape or ())}, got "
+                f"{describe_shape(tuple(images.shape[1:]))}"
             )
         return images.real if images.is_complex() else images
 
     @classmethod
     def example(cls) -> tuple["LinearBlackBox", tuple[int, ...]]:
         return cls(np.fft.fft2, _adjoint_of_fft2, image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        batched = cls(np.fft.fft2, _adjoint_of_fft2, image_shape=(3, 7, 6), batched=True, max_batch=2)
+        return {
+            "example": cls.example(),
+            "batched": (batched, (3, 7, 6)),
+            "real": (cls(np.negative, np.negative, image_shape=(1, 7, 6)), (1, 7, 6)),
+        }
 
 
 def _adjoint_of_fft2(y: np.ndarray) -> np.ndarray:
@@ -175,42 +187,24 @@ class ScipyProducts:
         return products.T.reshape(len(rows), *self.shape)
 
 
-def from_scipy(operator: Any, image_shape: Sequence[int]) -> LinearBlackBox:
+def from_scipy(operator: Any, image_shape: Sequence[int] | None) -> LinearBlackBox:
     """A `scipy.sparse.linalg.LinearOperator`, with one column per pixel in the order of `x.flatten(1)`."""
     shape = as_image_shape("scipy", image_shape)
     rows, columns = operator.shape
     if columns != torch.Size(shape).numel():
         raise ValueError(
-            f"the scipy operator takes vectors of {columns}, but images of {describe_shape(shape)} have "
-            f"{torch.Size(shape).numel()} entries"
+            f"scipy: the operator must have {torch.Size(shape).numel()} columns, the entries of an image of "
+            f"{describe_shape(shape)}, got {columns}"
         )
     try:
         operator.rmatvec(np.zeros(rows, dtype=operator.dtype or np.float32))
     except NotImplementedError as error:
-        raise ValueError("the scipy operator has no rmatvec, without which it has no adjoint") from error
+        raise ValueError("scipy: the operator must define rmatvec, its adjoint") from error
     apply, transpose = ScipyProducts(operator, False, (rows,)), ScipyProducts(operator, True, shape)
     return LinearBlackBox(apply, transpose, image_shape=shape, batched=True)
 
 
-# -- what the ways in share --------------------------------------------------------------------------------------------
-
-
 def called(function: Any) -> str:
-    """What to call a function in a message."""
+    """The name of a function for messages."""
     function = getattr(function, "func", function)  # of a functools.partial
     return getattr(function, "__name__", type(function).__name__)
-
-
-def as_image_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """(C, H, W) as a tuple, or ValueError."""
-    found = tuple(int(n) for n in shape)
-    if len(found) != 3 or min(found) < 1:
-        raise ValueError(f"{name}: image_shape is (C, H, W), each from 1 on, got {list(found)}")
-    return found
-
-
-def refuses_other(name: str, own: tuple[int, ...] | None, shape: tuple[int, ...]) -> str | None:
-    """Why images of this shape cannot be measured by what was made for those of its own shape."""
-    if own is None or tuple(shape) == own:
-        return None
-    return f"{name}: image_shape says {describe_shape(own)}, the image is {describe_shape(shape)}"

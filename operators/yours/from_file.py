@@ -1,13 +1,12 @@
-"""An operator from a Python file of the user's: no package, no configuration, only a file in a folder."""
+"""An operator from a Python file of the user, without package or configuration."""
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from invdiff.user_module import load_module
+from invdiff.user_module import bind, load_module
 
 from ..core.base import Operator
 from .as_operator import as_operator
@@ -30,42 +29,46 @@ def from_file(
 ) -> Operator:
     """The operator of this name in a Python file; the file is executed.
 
-    file        `my_camera.py`, or with the name behind a colon, `my_camera.py:Camera`
-    name        a class, made with `parameters`, or an operator, a `deepinv` physics, a matrix, or a function of images,
-                which are its forward model. Not needed where the file defines one operator class
-    parameters  by name: of the class, or of the function, behind the images
+    file        `my_camera.py`, or with the name after a colon, `my_camera.py:Camera`
+    name        an `Operator` or a class of operators, a `deepinv` physics, a matrix, or a function of images. Default:
+                the only operator that the file defines
+    parameters  arguments of the class, or of the function after the images, by name
 
-    What follows is about functions; a class of operators says it itself.
+    The others are for functions:
 
-    numpy           it takes and gives NumPy arrays: a `BlackBox`, which explains `batched`, `max_batch` and `workers`
-    linear          it is linear; its adjoint is taken by autograd unless given
-    differentiable  autograd may be sent through it; never through a function of arrays
+    numpy           the function is of NumPy arrays; `batched`, `max_batch` and `workers` as in `BlackBox`
+    linear          the function is linear; its adjoint is taken by autograd unless given
+    differentiable  autograd works through the function; never through one of arrays
     adjoint         name of the adjoint in the same file
-    image_shape     (C, H, W), needed where it is linear, or does not follow from the prior
+    image_shape     (C, H, W); required for a linear function, or where the prior does not determine it
+
+    Raises ValueError for a file that cannot be loaded, and for a name or parameters that do not fit.
     """
     if file is None:
-        raise ValueError("callable: give file=, a Python file with your operator, for example file=my_camera.py:Camera")
+        raise ValueError("callable: file is required; give file=my_camera.py:Camera, a Python file and a name in it")
     path, name = _split(str(file), name)
     module = load_module(path)
     found = getattr(module, name) if name in vars(module) else None
     if name is None:
         found, name = _only_operator(module, path)
     elif found is None:
-        raise ValueError(f"{path} has no {name!r}; it defines {', '.join(_defined(module)) or 'nothing'}")
-    bound = _bind(found, parameters or {}, f"{path}: {name}")
+        raise ValueError(f"{path} has no {name!r}; the file defines {', '.join(_defined(module)) or 'nothing'}")
+    bound = bind(found, parameters or {}, f"{path}: {name}", inputs=1)
     if isinstance(bound, Operator):
         return bound
     shape = None if image_shape is None else tuple(image_shape)
     transpose = None
     if adjoint is not None:
         if adjoint not in vars(module):
-            raise ValueError(f"{path} has no {adjoint!r} for an adjoint; it defines {', '.join(_defined(module))}")
-        transpose = _bind(getattr(module, adjoint), parameters or {}, f"{path}: {adjoint}")
+            raise ValueError(
+                f"{path} has no {adjoint!r} for an adjoint; the file defines {', '.join(_defined(module))}"
+            )
+        transpose = bind(getattr(module, adjoint), parameters or {}, f"{path}: {adjoint}", inputs=1)
     if numpy and callable(bound):
         if not linear:
             return BlackBox(bound, batched=batched, max_batch=max_batch, workers=workers, image_shape=shape)
         if transpose is None or shape is None:
-            raise ValueError(f"{path}: {name} is linear and of arrays: give adjoint= and image_shape= as well")
+            raise ValueError(f"{path}: {name} is linear and of arrays, which requires adjoint= and image_shape=")
         return LinearBlackBox(
             bound, transpose, batched=batched, max_batch=max_batch, workers=workers, image_shape=shape
         )
@@ -76,22 +79,24 @@ def from_file(
 
 
 def _split(file: str, name: str | None) -> tuple[Path, str | None]:
-    """`my_camera.py:Camera` is a file and a name; the colon of a drive is none."""
+    """Path and name of `my_camera.py:Camera`; the colon of a Windows drive separates no name."""
     head, colon, tail = file.rpartition(":")
     if colon and head.endswith(".py"):
         if name is not None and name != tail:
-            raise ValueError(f"callable: file={file} names {tail}, name={name} another one")
+            raise ValueError(f"callable: file={file} contradicts name={name}; give one of them")
         file, name = head, tail
     path = Path(file).expanduser()
     if path.suffix != ".py":
-        raise ValueError(f"callable: file is a Python file, my_camera.py or my_camera.py:Camera, got {file}")
+        raise ValueError(
+            f"callable: file must be a Python file, such as my_camera.py or my_camera.py:Camera, got {file}"
+        )
     if not path.is_file():
         raise ValueError(f"callable: no such file: {path} (looked for in {path.absolute().parent})")
     return path, name
 
 
 def _defined(module: ModuleType) -> list[str]:
-    """Public names of what the file itself defines and one might mean."""
+    """Public names of operators and callables that the file itself defines."""
     return [
         name
         for name, value in vars(module).items()
@@ -109,24 +114,5 @@ def _only_operator(module: ModuleType, path: Path) -> tuple[Any, str]:
     ]
     if len(operators) != 1:
         there = ", ".join(operators or _defined(module)) or "nothing"
-        raise ValueError(f"callable: name what is meant, as in {path}:NAME; it defines {there}")
+        raise ValueError(f"callable: the operator must be named, as in {path}:NAME; the file defines {there}")
     return getattr(module, operators[0]), operators[0]
-
-
-def _bind(found: Any, parameters: Mapping[str, Any], what: str) -> Any:
-    """A class with its parameters, a function with those behind its images; anything else takes none."""
-    if inspect.isclass(found):
-        try:
-            inspect.signature(found).bind(**parameters)
-        except TypeError as error:
-            raise ValueError(f"{what} cannot be made with these parameters: {error}") from error
-        return found(**parameters)
-    if not parameters:
-        return found
-    if isinstance(found, Operator) or not callable(found):
-        raise ValueError(f"{what} is a {type(found).__name__} and takes no parameters; name a class or a function")
-    try:
-        inspect.signature(found).bind(None, **parameters)
-    except TypeError as error:
-        raise ValueError(f"{what} cannot be called with these parameters: {error}") from error
-    return partial(found, **parameters)

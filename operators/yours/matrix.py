@@ -3,8 +3,7 @@
 Model   A x = matrix times the pixels; dense or sparse, real or complex. Exact adjoint; `solve` and `pinv` by conjugate
         gradients.
 Shapes  x (B, C, H, W), pixels in the order of `x.flatten(1)`: channel, row, column -> y (B, M), or (B,
-        *measurement_shape). A matrix with a column for each pixel of one channel measures every channel by itself:
-        y (B, C, M).
+        *measurement_shape). A matrix with H W columns is applied to each channel: y (B, C, M).
 """
 
 import warnings
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator, linear_map
-from .black_box import as_image_shape, refuses_other
+from ..core.base import LinearOperator, Variants, as_image_shape, linear_map, shape_mismatch
 
 
 class MatrixOperator(LinearOperator):
@@ -31,11 +29,11 @@ class MatrixOperator(LinearOperator):
                        of `scipy.sparse.save_npz`, or `.npz` with one array. Kept in single precision
     image_shape        (C, H, W) of the images; N = C H W, or H W
     measurement_shape  y is shaped like this, row after row; None: (M,)
-    column_major       the pixels of a channel are counted down the columns, as MATLAB does, instead of along the rows
+    column_major       pixels of a channel are ordered column by column, as in MATLAB, instead of row by row
     """
 
-    # Dense, (R, N), or None where the matrix is sparse. R = M; twice as much where it is complex: real and imaginary
-    # part of each row, one after the other, so that its adjoint is the real one and double precision casts it.
+    # Dense, (R, N), or None where the matrix is sparse. R = M, or 2 M for a complex matrix: real and imaginary part of
+    # each row, so that the transpose is the real adjoint and `.double()` casts both.
     matrix: Tensor | None
     # Compressed rows of the matrix (`A_`) and of its transpose (`T_`).
     A_start: Tensor | None
@@ -49,29 +47,29 @@ class MatrixOperator(LinearOperator):
         self,
         matrix: Any,
         *,
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] | None,
         measurement_shape: Sequence[int] | None = None,
         column_major: bool = False,
     ) -> None:
         super().__init__()
         self._image_shape = as_image_shape("matrix", image_shape)
         if matrix is None:
-            raise ValueError("matrix: give matrix=, a .npy or .npz file")
+            raise ValueError("matrix: matrix is required; give matrix=, a .npy or .npz file")
         if isinstance(matrix, (str, Path)):
             matrix = read_matrix(Path(matrix))
-        matrix, self._complex = _real_rows(matrix)
+        matrix, self.complex_measurement = _real_rows(matrix)
         rows, columns = matrix.shape
         c, h, w = self._image_shape
         if columns not in (c * h * w, h * w):
             raise ValueError(
-                f"matrix: {columns} columns do not fit images of {describe_shape(self._image_shape)}, which have "
-                f"{c * h * w} entries"
+                f"matrix: the number of columns must be {c * h * w}, the entries of an image of "
+                f"{describe_shape(self._image_shape)}, or {h * w}, got {columns}"
             )
-        m = rows // 2 if self._complex else rows
+        m = rows // 2 if self.complex_measurement else rows
         self._measurement_shape = (m,) if measurement_shape is None else tuple(int(n) for n in measurement_shape)
         if torch.Size(self._measurement_shape).numel() != m:
             raise ValueError(
-                f"matrix: measurement_shape {describe_shape(self._measurement_shape)} does not hold {m} rows"
+                f"matrix: measurement_shape must have {m} entries, got {describe_shape(self._measurement_shape)}"
             )
         self._size, self.column_major = (rows, columns), column_major
         dense = isinstance(matrix, Tensor)
@@ -86,22 +84,25 @@ class MatrixOperator(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return linear_map(y, self._transpose, self._measure)
 
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        whole = self._size[1] == torch.Size(image_shape).numel()
+        return self._measurement_shape if whole else (image_shape[0], *self._measurement_shape)
+
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._image_shape
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        return refuses_other("matrix", self._image_shape, shape)
+        return shape_mismatch("matrix", self._image_shape, shape)
 
     def _measure(self, x: Tensor) -> Tensor:
         pixels = x.mT if self.column_major else x
         rows = self._product(pixels.reshape(-1, self._size[1]), "A")
-        if self._complex:
+        if self.complex_measurement:
             rows = torch.view_as_complex(rows.unflatten(1, (-1, 2)).contiguous())
-        channels = [] if self._size[1] == torch.Size(self._image_shape).numel() else [self._image_shape[0]]
-        return rows.reshape(len(x), *channels, *self._measurement_shape)
+        return rows.reshape(len(x), *self.measurement_shape(self._image_shape))
 
     def _transpose(self, y: Tensor) -> Tensor:
-        if self._complex:
+        if self.complex_measurement:
             y = torch.view_as_real(y.resolve_conj())
         c, h, w = self._image_shape
         images = self._product(y.reshape(-1, self._size[0]), "T")
@@ -115,7 +116,7 @@ class MatrixOperator(LinearOperator):
         size = self._size if name == "A" else self._size[::-1]
         start, index, value = (getattr(self, f"{name}_{kind}") for kind in ("start", "index", "value"))
         _warn_no_more()
-        # Made at every call, from parts that are not copied: nothing to keep in step with device and precision.
+        # Built at every call from parts that are not copied, so that device and precision follow the buffers.
         return (torch.sparse_csr_tensor(start, index, value.to(rows.dtype), size=size) @ rows.mT).mT
 
     @classmethod
@@ -124,6 +125,21 @@ class MatrixOperator(LinearOperator):
 
         sparse = scipy.sparse.random(120, 256, density=0.05, rng=np.random.default_rng(0), dtype=np.float32)
         return cls(sparse, image_shape=(1, 16, 16)), (1, 16, 16)
+
+    @classmethod
+    def variants(cls) -> Variants:
+        import scipy.sparse
+
+        shape, draws = (3, 7, 6), np.random.default_rng(0)
+        dense, one = draws.normal(size=(20, 126)), draws.normal(size=(20, 42))
+        sparse = scipy.sparse.csr_array(one * (one > 0.5))
+        return {
+            "example": cls.example(),
+            "dense": (cls(dense, image_shape=shape, measurement_shape=(4, 5)), shape),
+            "dense-complex": (cls(dense + 1j * draws.normal(size=dense.shape), image_shape=shape), shape),
+            "channelwise-columns": (cls(sparse, image_shape=shape, column_major=True), shape),
+            "sparse-complex": (cls(sparse * (1 + 2j), image_shape=shape), shape),
+        }
 
 
 def _real_rows(matrix: Any) -> tuple[Any, bool]:
@@ -141,7 +157,7 @@ def _real_rows(matrix: Any) -> tuple[Any, bool]:
         return dense.detach().to(torch.float32, copy=True), False
     if not hasattr(matrix, "tocsr"):
         raise ValueError(
-            f"matrix: give a tensor, a NumPy array, a scipy.sparse matrix or a file, got {type(matrix).__name__}"
+            f"matrix: must be a tensor, a NumPy array, a scipy.sparse matrix or a file, got {type(matrix).__name__}"
         )
     import scipy.sparse
 
@@ -168,13 +184,13 @@ def _to_scipy(matrix: Tensor) -> Any:
 
 def _require_matrix(shape: tuple[int, ...], finite: bool) -> None:
     if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"matrix: give M rows and N columns, got {describe_shape(shape)}")
+        raise ValueError(f"matrix: must have M rows and N columns, got {describe_shape(shape)}")
     if not finite:
-        raise ValueError("matrix: it holds NaN or infinity")
+        raise ValueError("matrix: entries must be finite, got NaN or infinity")
 
 
 def _rows(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Compressed rows of a sparse matrix: where each begins, the columns, the values."""
+    """Compressed rows of a sparse matrix: starts, columns, values."""
     rows = matrix.tocsr()
     rows.sort_indices()
     return torch.from_numpy(rows.indptr), torch.from_numpy(rows.indices), torch.from_numpy(rows.data)
@@ -183,9 +199,9 @@ def _rows(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
 def read_matrix(path: Path) -> Any:
     """A matrix from a file: dense as an array, sparse as a `scipy` matrix. No pickle is loaded."""
     if not path.is_file():
-        raise ValueError(f"matrix: no such file: {path}")
+        raise ValueError(f"matrix: file not found: {path}")
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(f"matrix: a .npy or .npz file, got {path}")
+        raise ValueError(f"matrix: file must be .npy or .npz, got {path}")
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -199,15 +215,15 @@ def read_matrix(path: Path) -> Any:
             if len(names) == 1:
                 return loaded[names[0]]
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-        words = (str(error) or "it ends too early").splitlines()[0].partition(". ")[0]
-        raise ValueError(f"matrix: the file cannot be read: {path} ({words})") from error
+        words = (str(error) or "unexpected end").splitlines()[0].partition(". ")[0]
+        raise ValueError(f"matrix: file cannot be read: {path} ({words})") from error
     raise ValueError(
-        f"matrix: {path} has the arrays {', '.join(names)}; save one array, or a sparse matrix by scipy.sparse.save_npz"
+        f"matrix: {path} must hold one array, or a sparse matrix saved by scipy.sparse.save_npz, got {', '.join(names)}"
     )
 
 
 @cache
 def _warn_no_more() -> None:
-    """Torch warns once in a process that sparse rows are young: let it do so now, unheard."""
+    """Trigger and ignore torch's warning, once per process, that sparse rows are in beta."""
     with warnings.catch_warnings(action="ignore"):
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), size=(1, 1))

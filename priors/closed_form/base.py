@@ -1,4 +1,4 @@
-"""What priors in closed form add to `Prior`: draws, densities, Jacobians, and exact posteriors of linear problems."""
+"""Priors in closed form: draws, densities, Jacobians, and exact posteriors of linear problems."""
 
 from abc import abstractmethod
 from typing import Any, Protocol
@@ -10,11 +10,11 @@ from ..base import Prior
 
 
 class Problem(Protocol):
-    """What a measurement must offer for an exact posterior; `invdiff.InverseProblem` does.
+    """A measurement with an exact posterior; `invdiff.InverseProblem` is one.
 
     operator  `operator(x)`, `linear`; for linear ones `adjoint`, `spectral`, and there `singular_values`, `vt`, `v`,
               `ut` and `u`
-    noise     `sigma`, for Gaussian noise
+    noise     `gaussian`; for Gaussian noise `sigma`
     observed  mask of the measured entries of y, or None
     """
 
@@ -35,7 +35,7 @@ class Problem(Protocol):
 
 
 class ClosedFormPrior(Prior):
-    """A prior whose every question has an exact answer, and so have the posteriors of its measurements."""
+    """A prior with exact draws, densities and posteriors."""
 
     @property
     @abstractmethod
@@ -55,7 +55,7 @@ class ClosedFormPrior(Prior):
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Log-density of x0 + sigma eps at x, (B, C, H, W) -> (B,); sigma is a float or one per image, (B,).
 
-        Raises ValueError where there is no density: at sigma = 0, of a law that lives on fewer dimensions than pixels.
+        Raises ValueError where there is no density: at sigma = 0, for a law on fewer dimensions than pixels.
         """
 
     @abstractmethod
@@ -66,35 +66,33 @@ class ClosedFormPrior(Prior):
         """
 
     def exactly(self, x: Tensor, sigma: float | Tensor, *more: Tensor) -> torch.autocast:
-        """The context in which a question is answered, after a look at it.
+        """Checks the arguments and returns the context of the computation: autocast, which costs digits, is off.
 
-        A closed form is no network: under a driver's bf16 it would lose the digits that it is there for.
-
-        Raises ValueError, in one line, where x is not (B, *shape), `more` not like it, or sigma not one level, 0 or
-        more, or one per image. Levels on an accelerator are not read: that would wait for it.
+        Raises ValueError unless x and `more` are (B, *shape) and sigma is one level >= 0 or one per image. Values on an
+        accelerator are not read, which would synchronise it.
         """
         for images in (x, *more):
             if images.shape[1:] != self.shape or len(images) != len(x):
                 wanted = ", ".join(str(n) for n in ("B" if images is x else len(x), *(self.shape or ())))
-                raise ValueError(f"this prior is asked about images ({wanted}), got {tuple(images.shape)}")
+                raise ValueError(f"images must be ({wanted}), got {tuple(images.shape)}")
         if isinstance(sigma, Tensor):
             if sigma.numel() not in (1, len(x)):
-                raise ValueError(f"{len(x)} image(s) have one sigma, or one each, got sigmas {tuple(sigma.shape)}")
+                raise ValueError(f"sigma must be one value or {len(x)} values, one per image, got {tuple(sigma.shape)}")
             if sigma.device.type == "cpu" and not bool((sigma >= 0).all()):
-                raise ValueError(f"sigma must be 0 or more, got a least one of {float(sigma.min()):.3g}")
+                raise ValueError(f"sigma must be >= 0, got {float(sigma.min()):.3g}")
         elif not sigma >= 0:
-            raise ValueError(f"sigma must be 0 or more, got {sigma}")
+            raise ValueError(f"sigma must be >= 0, got {sigma}")
         return torch.autocast(x.device.type, enabled=False)
 
     @abstractmethod
     def posterior_and_evidence(self, problem: Problem) -> tuple["ClosedFormPrior", Tensor]:
-        """`posterior` and `log_evidence` for the price of one of them."""
+        """`posterior` and `log_evidence` at the cost of one of them."""
 
     def posterior(self, problem: Problem) -> "ClosedFormPrior":
         """p(x | y) of one measurement, exact.
 
-        Raises ValueError, in one line, where there is more than one measurement, or where no closed form exists: the
-        operator must be linear and the noise Gaussian.
+        Raises ValueError for more than one measurement, and where no closed form exists: the operator must be linear
+        and the noise Gaussian.
         """
         return self.posterior_and_evidence(problem)[0]
 
@@ -103,29 +101,24 @@ class ClosedFormPrior(Prior):
         return self.posterior_and_evidence(problem)[1]
 
     def check(self, problem: Problem) -> None:
-        """Raises ValueError where `problem` is not one linear measurement, with Gaussian noise, of such images."""
+        """Raises ValueError unless `problem` is one linear measurement, with Gaussian noise, of an image of `shape`."""
         check_single(self, problem)
         if not problem.operator.linear:
             raise ValueError(
-                f"an exact posterior needs a linear operator, {type(problem.operator).__name__} is not; use a sampler"
+                f"an exact posterior needs a linear operator, got {type(problem.operator).__name__}; use a sampler"
             )
-        if not gaussian(problem.noise):
+        if not problem.noise.gaussian:
             raise ValueError(
                 f"an exact posterior needs Gaussian noise, got {type(problem.noise).__name__}; use a sampler"
             )
 
 
 def check_single(prior: Prior, problem: Problem) -> None:
-    """Raises ValueError where `problem` is not one measurement of an image that the prior knows."""
+    """Raises ValueError unless `problem` is one measurement of an image that fits the prior."""
     if problem.images != 1:
         raise ValueError(
-            f"a posterior is of one measurement, got {problem.images}; take one by problem.select(torch.tensor([i]))"
+            f"a posterior needs one measurement, got {problem.images}; select one by problem.select(torch.tensor([i]))"
         )
     reason = prior.mismatch(tuple(problem.image_shape))
     if reason is not None:
         raise ValueError(reason)
-
-
-def gaussian(noise: Any) -> bool:
-    """Whether this is Gaussian noise. By name: priors do not know the operators' package."""
-    return any(cls.__name__ == "GaussianNoise" for cls in type(noise).__mro__)

@@ -1,8 +1,8 @@
 """Gaussian prior of independent pixels, exact at any size.
 
 Model       N(mean, diag(std^2)).
-Posterior   of a measurement of pixels one by one (denoising, inpainting) diagonal again, at any size. Otherwise pixels
-            depend on each other: a dense `GaussianPrior`, for small images.
+Posterior   diagonal again, at any size, where each pixel is measured by itself (denoising, inpainting). Otherwise
+            pixels are correlated: a dense `GaussianPrior`, for small images.
 """
 
 import math
@@ -18,22 +18,23 @@ class DiagonalGaussianPrior(SpectralGaussian):
     """Independent Gaussian pixels.
 
     mean  (C, H, W)
-    std   of every pixel, (C, H, W), 0 or more, image units
+    std   of every pixel, (C, H, W), >= 0, image units
 
-    Raises ValueError, in one line, where these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     kind = "diagonal"
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
         if mean.dim() != 3 or not bool(mean.isfinite().all()):
-            raise ValueError(f"the mean of a Gaussian is (C, H, W) of finite numbers, got shape {tuple(mean.shape)}")
+            raise ValueError(f"mean of a Gaussian must be (C, H, W), finite numbers, got shape {tuple(mean.shape)}")
         if std.shape != mean.shape:
-            raise ValueError(f"std of the pixels is like their mean, {tuple(mean.shape)}, got {tuple(std.shape)}")
+            raise ValueError(
+                f"std of the pixels must have the shape of the mean, {tuple(mean.shape)}, got {tuple(std.shape)}"
+            )
         if not bool((std >= 0).all() and std.isfinite().all()):
-            raise ValueError(f"std of the pixels is 0 or more and finite, got a least one of {float(std.min()):.3g}")
-        self._set(mean, std.to(mean.dtype).square())
+            raise ValueError(f"std of the pixels must be >= 0 and finite, got {float(std.min()):.3g}")
+        super().__init__(mean, std.to(mean.dtype).square())
 
     @classmethod
     def white(cls, shape: tuple[int, int, int], *, std: float = 0.2, mean: float = 0.5) -> "DiagonalGaussianPrior":

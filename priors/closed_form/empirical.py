@@ -2,10 +2,9 @@
 
 Model       x0 is one of N images, with weights. D(x, sigma) = sum_i r_i x_i, r the softmax of
             log w_i - |x - x_i|^2 / (2 sigma^2).
-Paper       Karras et al. 2022, arXiv:2206.00364, appendix B.3: what a network that has learnt its training set by heart
-            would give.
+Paper       Karras et al. 2022, arXiv:2206.00364, appendix B.3: the minimiser of the training loss.
 Posterior   the same images, weighted by their likelihoods: any operator, any noise. As good as the set is dense: with
-            little noise and few images it is one image, whatever was measured.
+            little noise and few images it is a single image for any y.
 """
 
 import math
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
-from .base import ClosedFormPrior, Problem, check_single, gaussian
+from .base import ClosedFormPrior, Problem, check_single
 from .mixture import choose
 from .whitening import Rows, log_normaliser, noise_part
 
@@ -27,8 +26,9 @@ class EmpiricalPrior(ClosedFormPrior):
     """The distribution of a set of images.
 
     images       (N, C, H, W)
-    weights      (N,), 0 or more, sum 1; None: all the same
-    value_range  range of clean images; None: that of these
+    weights      (N,), >= 0, sum 1; None: all equal
+    log_weights  (N,), logarithms up to a constant, instead of the weights
+    value_range  range of clean images; None: from the images
 
     At sigma = 0 the denoiser is its limit, the nearest image.
     """
@@ -37,24 +37,30 @@ class EmpiricalPrior(ClosedFormPrior):
     log_weights: Tensor
 
     def __init__(
-        self, images: Tensor, weights: Tensor | None = None, *, value_range: tuple[float, float] | None = None
+        self,
+        images: Tensor,
+        weights: Tensor | None = None,
+        *,
+        log_weights: Tensor | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if images.dim() != 4 or not len(images) or not images.is_floating_point():
-            raise ValueError(f"images are (N, C, H, W) of real numbers, got {tuple(images.shape)} of {images.dtype}")
+            raise ValueError(f"images must be (N, C, H, W), real numbers, got {tuple(images.shape)} of {images.dtype}")
         if not bool(images.isfinite().all()):
-            raise ValueError("images must be finite, they hold NaN or infinity")
-        if weights is None:
+            raise ValueError("images must be finite, got NaN or infinity")
+        if log_weights is not None:
+            weights = log_weights.softmax(0)
+        elif weights is None:
             weights = torch.full((len(images),), 1 / len(images), dtype=torch.float64, device=images.device)
         total = float(weights.sum())
         if weights.shape != images.shape[:1] or not bool((weights >= 0).all()) or not abs(total - 1) < 1e-3:
             raise ValueError(
-                f"weights of {len(images)} images are as many numbers, 0 or more, with the sum 1, got "
-                f"{tuple(weights.shape)} with the sum {total:.6g}"
+                f"weights of {len(images)} images must be ({len(images)},), >= 0, with sum 1, got "
+                f"{tuple(weights.shape)} with sum {total:.6g}"
             )
-        self._set(images, weights.double().log(), value_range)
-
-    def _set(self, images: Tensor, log_weights: Tensor, value_range: tuple[float, float] | None) -> None:
+        if log_weights is None:
+            log_weights = weights.double().log()
         self.shape, self.channels = tuple(images.shape[1:]), images.shape[1]
         if value_range is None:
             value_range = (float(images.min()), float(images.max()))
@@ -98,7 +104,7 @@ class EmpiricalPrior(ClosedFormPrior):
             r = r.to(images)
             tilted = r * (slopes - (r * slopes).sum(1, keepdim=True))
             variance = sigma_per_row(sigma, tilted) ** 2
-            # At sigma = 0 one image is the answer to all x around: nothing moves.
+            # At sigma = 0 the output is locally constant.
             moved = torch.where(variance > 0, tilted / torch.where(variance > 0, variance, 1), 0)
             return (moved @ images).reshape(x.shape).to(x.dtype)
 
@@ -119,7 +125,7 @@ class EmpiricalPrior(ClosedFormPrior):
         variance = sigma_per_row(sigma, squares) ** 2
         possible = squares.where(self.log_weights.isfinite(), torch.inf)
         further = squares - possible.amin(1, keepdim=True)
-        # Counted from the nearest image: at sigma = 0 that one is left.
+        # Relative to the nearest image, which alone remains at sigma = 0.
         exponent = torch.where(variance > 0, further / torch.where(variance > 0, variance, 1), 0)
         exponent = torch.where((variance == 0) & (further > 0), torch.inf, exponent)
         return (self.log_weights - 0.5 * exponent).softmax(1), images
@@ -128,7 +134,7 @@ class EmpiricalPrior(ClosedFormPrior):
         """Squared distances (B, N), float64, and the images (N, n)."""
         work = torch.promote_types(x.dtype, self.images.dtype)
         images = self.images.flatten(1).to(work)
-        # From the differences: products would lose what a small sigma is to tell apart. They are never all in memory.
+        # From differences, never all in memory: products would lose the digits that matter at a small sigma.
         found = torch.cdist(x.flatten(1).to(work), images, compute_mode="donot_use_mm_for_euclid_dist")
         return found.double().square(), images
 
@@ -138,18 +144,15 @@ class EmpiricalPrior(ClosedFormPrior):
     @torch.no_grad()
     def posterior(self, problem: Problem) -> "EmpiricalPrior":
         """p(x | y) of one measurement, by any operator and with any noise, exact."""
-        posterior = EmpiricalPrior.__new__(EmpiricalPrior)
-        super(EmpiricalPrior, posterior).__init__()
-        posterior._set(self.images, self._joint(problem), self.value_range)
-        return posterior
+        return EmpiricalPrior(self.images, log_weights=self._joint(problem), value_range=self.value_range)
 
     @torch.no_grad()
     def log_evidence(self, problem: Problem) -> Tensor:
-        """log p(y) with all constants; ValueError for other than Gaussian noise, whose constants are not known here."""
-        if not gaussian(problem.noise):
+        """log p(y) with all constants; ValueError unless the noise is Gaussian: `nll` drops constants of others."""
+        if not problem.noise.gaussian:
             raise ValueError(
-                f"log p(y) needs Gaussian noise, got {type(problem.noise).__name__}, whose constants are left out; the "
-                "posterior itself is exact"
+                f"log p(y) needs Gaussian noise, got {type(problem.noise).__name__}; the posterior itself is exact for "
+                "any noise"
             )
         device = self.images.device
         constant = log_normaliser(Rows(problem, device).count, noise_part(problem, device))
@@ -164,9 +167,7 @@ class EmpiricalPrior(ClosedFormPrior):
                 found.append(-problem.select(torch.zeros(len(part), dtype=torch.long)).nll(part))
             joint = self.log_weights + torch.cat(found).double()
         if not bool(joint.amax().isfinite()):
-            raise ValueError(
-                f"none of the {len(joint)} images can have been measured as y: their likelihoods are 0 or NaN"
-            )
+            raise ValueError(f"the likelihoods of all {len(joint)} images must not be 0 or NaN, they are for this y")
         return joint
 
     @classmethod
@@ -177,6 +178,6 @@ class EmpiricalPrior(ClosedFormPrior):
 
 
 def refuse_no_noise(sigma: float | Tensor) -> None:
-    """Raises ValueError where a level is 0, and with it the density of a set of images is none."""
+    """Raises ValueError if a level is 0, where a set of images has no density."""
     if not bool((torch.as_tensor(sigma) > 0).all()):
         raise ValueError("a set of images has no density at sigma = 0, and no score; give sigma > 0")

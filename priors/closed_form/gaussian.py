@@ -1,4 +1,4 @@
-"""Gaussian prior: the yardstick. Denoiser, samples and linear-Gaussian posteriors in closed form.
+"""Gaussian prior: denoiser, samples and linear-Gaussian posteriors in closed form.
 
 Contract    denoise(x, sigma) = mean + C (C + sigma^2 I)^-1 (x - mean).
 Shapes      dense: the covariance is (n, n) with n = C H W, so small images only; `GaussianFieldPrior` and
@@ -18,26 +18,31 @@ from .whitening import condition, whiten
 
 
 class GaussianPrior(ClosedFormPrior):
-    """N(mean, covariance).
+    """N(mean, covariance), or N(mean, root root^T).
 
     mean        (C, H, W)
     covariance  (n, n), symmetric and positive semi-definite, n = C H W, pixels in the order of `mean.flatten()`
+    root        (n, n), instead of the covariance: keeps small variances that are lost in the product
     """
 
     centre: Tensor
     basis: Tensor
     eigenvalues: Tensor
 
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor | None = None, *, root: Tensor | None = None) -> None:
         super().__init__()
-        eigenvalues, basis = eigen(covariance, mean.numel())
-        self._set(mean, basis, eigenvalues)
-
-    def _set(self, mean: Tensor, basis: Tensor, eigenvalues: Tensor) -> None:
+        if (covariance is None) == (root is None):
+            raise ValueError("a Gaussian needs either a covariance or a root of it")
+        if root is not None:
+            basis, singular, _ = torch.linalg.svd(root.double())
+            eigenvalues = singular**2
+        else:
+            assert covariance is not None
+            eigenvalues, basis = eigen(covariance, mean.numel())
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         spread = 10 * max(float(eigenvalues.max()), 1e-12) ** 0.5
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
-        # Exact at every level; these are the ones at which there is something to see.
+        # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * spread)
         self.register_buffer("centre", mean)
         self.register_buffer("basis", basis.to(mean.dtype))
@@ -73,7 +78,7 @@ class GaussianPrior(ClosedFormPrior):
             return self._filter(away, 1 / self._total(away, sigma)).to(x.dtype)
 
     def _total(self, like: Tensor, sigma: float | Tensor) -> Tensor:
-        """Eigenvalues of the covariance of x_sigma. Raises ValueError where one is 0."""
+        """Eigenvalues of the covariance of x_sigma. Raises ValueError if one is 0."""
         total = self.eigenvalues + sigma_per_row(sigma, like.flatten(1)) ** 2
         if self.singular and not bool((total > 0).all()):
             raise ValueError("a Gaussian with a singular covariance has no density at sigma = 0; give sigma > 0")
@@ -81,7 +86,7 @@ class GaussianPrior(ClosedFormPrior):
 
     def _gain(self, like: Tensor, sigma: float | Tensor) -> Tensor:
         variance = sigma_per_row(sigma, like.flatten(1)) ** 2
-        # At sigma = 0 the image is known: the gain is one, also where the prior has no variance.
+        # At sigma = 0 the gain is one, also where the prior has no variance.
         return torch.where(
             variance == 0, 1.0, self.eigenvalues / (self.eigenvalues + variance).clamp(min=torch.finfo(like.dtype).tiny)
         )
@@ -119,16 +124,7 @@ class GaussianPrior(ClosedFormPrior):
         residual = w - matrix @ self.mean.double().flatten()
         (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
         mean = self.mean + shift.to(self.mean.dtype).reshape(self.mean.shape)
-        return GaussianPrior.from_root(mean, narrowed), evidence
-
-    @classmethod
-    def from_root(cls, mean: Tensor, root: Tensor) -> "GaussianPrior":
-        """N(mean, root root^T), with root (n, n): keeps small variances that are lost in the product."""
-        basis, singular, _ = torch.linalg.svd(root.double())
-        prior = cls.__new__(cls)
-        super(GaussianPrior, prior).__init__()
-        prior._set(mean, basis, singular**2)
-        return prior
+        return GaussianPrior(mean, root=narrowed), evidence
 
     @classmethod
     def example(cls) -> "GaussianPrior":
@@ -140,7 +136,7 @@ class GaussianPrior(ClosedFormPrior):
 
 
 def eigen(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors in float64. Raises ValueError for what is no covariance of n values."""
+    """Eigenvalues and eigenvectors in float64. Raises ValueError if it is not a covariance of n values."""
     if covariance.shape != (n, n) or not torch.allclose(covariance, covariance.mT):
         raise ValueError(
             f"covariance must be symmetric, {n} x {n} for a mean of {n} values, got {tuple(covariance.shape)}"
@@ -148,5 +144,5 @@ def eigen(covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
     eigenvalues, basis = torch.linalg.eigh(covariance.double())
     rounding = max(1e-8, 100 * torch.finfo(covariance.dtype).eps)  # of a covariance with fewer ranks than pixels
     if eigenvalues[0] < -rounding * eigenvalues[-1].abs():
-        raise ValueError(f"covariance must be positive semi-definite, its least eigenvalue is {eigenvalues[0]:.3g}")
+        raise ValueError(f"covariance must be positive semi-definite, got an eigenvalue of {eigenvalues[0]:.3g}")
     return eigenvalues.clamp(min=0), basis

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..base import Prior
 from .spectral_gaussian import SpectralGaussian
 from .whitening import Rows
 
@@ -21,39 +22,37 @@ class GaussianFieldPrior(SpectralGaussian):
 
     mean      (C, H, W)
     spectrum  variance of every Fourier coefficient, in the order of `torch.fft.fft2`, (C, H, W) or, the same for all
-              channels, (H, W): 0 or more, the same at k and -k. Its average is the variance of a pixel
+              channels, (H, W): >= 0, equal at k and -k. Its average is the variance of a pixel
 
-    Raises ValueError, in one line, where these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     kind = "stationary"
 
     def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
-        super().__init__()
         if mean.dim() != 3 or not bool(mean.isfinite().all()):
-            raise ValueError(f"the mean of a field is (C, H, W) of finite numbers, got shape {tuple(mean.shape)}")
+            raise ValueError(f"mean of a field must be (C, H, W), finite numbers, got shape {tuple(mean.shape)}")
         if tuple(spectrum.shape) not in (tuple(mean.shape), tuple(mean.shape[1:])):
             raise ValueError(
-                f"the spectrum of a field is like its mean, {tuple(mean.shape)}, or like one channel of it, got "
+                f"spectrum of a field must have the shape of its mean, {tuple(mean.shape)}, or of one channel, got "
                 f"{tuple(spectrum.shape)}"
             )
         if not bool((spectrum >= 0).all() and spectrum.isfinite().all()):
-            raise ValueError(f"the spectrum of a field is 0 or more and finite, got {float(spectrum.min()):.3g}")
+            raise ValueError(f"spectrum of a field must be >= 0 and finite, got {float(spectrum.min()):.3g}")
         if not torch.allclose(spectrum, _negated(spectrum), rtol=1e-4, atol=1e-7 * float(spectrum.max())):
-            raise ValueError("the spectrum of a real field is the same at k and -k, in the order of torch.fft.fft2")
-        spectrum = (spectrum + _negated(spectrum)) / 2
-        self._set(mean, spectrum)
+            raise ValueError("spectrum of a real field must be equal at k and -k, in the order of torch.fft.fft2")
+        super().__init__(mean, (spectrum + _negated(spectrum)) / 2)
 
     @classmethod
     def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "GaussianFieldPrior":
         """From the covariance of two pixels at every lag, periodic, lag 0 first: (C, H, W) or (H, W).
 
-        Raises ValueError where there is no such field: the transform of its covariance must be 0 or more.
+        Raises ValueError if the transform of the covariance is not >= 0.
         """
         spectrum = torch.fft.fft2(covariance.double()).real
         least, most = float(spectrum.min()), float(spectrum.max())
         if least < -1e-8 * most:
-            raise ValueError(f"no field has this covariance: its transform must be 0 or more, its least is {least:.3g}")
+            raise ValueError(f"transform of the covariance of a field must be >= 0, got {least:.3g}")
         return cls(mean, spectrum.clamp(min=0))
 
     @classmethod
@@ -73,7 +72,9 @@ class GaussianFieldPrior(SpectralGaussian):
         std, mean   of every pixel
         """
         if not 0 < length < math.inf or not 0 < smoothness < math.inf:
-            raise ValueError(f"length and smoothness of a field must be positive, got {length} and {smoothness}")
+            raise ValueError(
+                f"length and smoothness of a field must be positive and finite, got {length} and {smoothness}"
+            )
         squares = (2 * math.pi) ** 2 * _squared_frequencies(shape)
         return cls._of(shape, (2 * smoothness / length**2 + squares) ** -(smoothness + 1), std, mean)
 
@@ -81,12 +82,12 @@ class GaussianFieldPrior(SpectralGaussian):
     def power_law(
         cls, shape: tuple[int, int, int], *, exponent: float = 2.0, std: float = 0.2, mean: float = 0.5
     ) -> "GaussianFieldPrior":
-        """Spectrum |k|^-exponent; 2 is about that of photographs. At k = 0 it is what it is at the lowest frequency.
+        """Spectrum |k|^-exponent, about 2 for photographs. At k = 0 it has the value of the lowest frequency.
 
         std, mean  of every pixel
         """
         if not math.isfinite(exponent):
-            raise ValueError(f"the exponent of a field must be finite, got {exponent}")
+            raise ValueError(f"exponent of a field must be finite, got {exponent}")
         squares = _squared_frequencies(shape)
         lowest = 1 / max(shape[1:]) ** 2
         return cls._of(shape, squares.clamp(min=lowest) ** (-exponent / 2), std, mean)
@@ -102,7 +103,7 @@ class GaussianFieldPrior(SpectralGaussian):
         return self.spectrum.mean((1, 2), keepdim=True).sqrt().expand(self.centre.shape)
 
     def _filter(self, x: Tensor, factors: Tensor) -> Tensor:
-        # Factors are the same at k and -k. MKL refuses an empty batch.
+        # Factors are equal at k and -k. MKL refuses an empty batch.
         return torch.fft.ifft2(factors * torch.fft.fft2(x)).real if x.numel() else factors * x
 
     def _squares(self, x: Tensor) -> Tensor:
@@ -124,9 +125,13 @@ class GaussianFieldPrior(SpectralGaussian):
     def example(cls) -> "GaussianFieldPrior":
         return cls.matern((1, 16, 16), length=4.0)
 
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        return {"example": cls.example(), "power law": cls.power_law((2, 8, 9))}
+
 
 def _negated(spectrum: Tensor) -> Tensor:
-    """The value at -k in the place of the one at k."""
+    """The spectrum at -k."""
     return spectrum.flip(-2, -1).roll((1, 1), (-2, -1))
 
 

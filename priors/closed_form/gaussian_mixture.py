@@ -10,6 +10,7 @@ Benchmark   Cardoso et al. 2024, Monte Carlo guided denoising diffusion models f
 import torch
 from torch import Tensor
 
+from ..base import Prior
 from .base import ClosedFormPrior, Problem
 from .gaussian import eigen
 from .mixture import MixturePrior, checked_weights
@@ -19,25 +20,25 @@ from .whitening import condition, whiten
 class GaussianMixturePrior(MixturePrior):
     """sum_k weights_k N(means_k, covariances_k).
 
-    weights      (K,), 0 or more, sum 1
+    weights      (K,), >= 0, sum 1
     means        (K, C, H, W)
     covariances  (K, n, n), symmetric and positive semi-definite, pixels in the order of `means.flatten(1)`
 
-    Raises ValueError, in one line, where these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
-        super().__init__()
         log_weights = checked_weights(weights, means)
         count, n = len(means), means[0].numel()
         if covariances.shape != (count, n, n):
             raise ValueError(
-                f"covariances of {count} means of {n} values are {(count, n, n)}, got {tuple(covariances.shape)}"
+                f"covariances of {count} means of {n} values must be {(count, n, n)}, got {tuple(covariances.shape)}"
             )
         parts = [eigen(covariance, n) for covariance in covariances]
         directions = torch.stack([basis.mT for _, basis in parts])
         variances = torch.stack([eigenvalues for eigenvalues, _ in parts])
-        self._set(log_weights, means, directions, variances, torch.ones_like(variances[:, 0]))
+        super().__init__(log_weights, means, directions, variances, torch.ones_like(variances[:, 0]))
+        self._set_ranges()
 
     @classmethod
     def isotropic(cls, weights: Tensor, means: Tensor, std: float) -> "GaussianMixturePrior":
@@ -62,7 +63,7 @@ class GaussianMixturePrior(MixturePrior):
         normalised, drawn from `seed`.
         """
         if dimension < 2 or dimension % 2:
-            raise ValueError(f"the mixture benchmark's dimension must be even, from 2 on, got {dimension}")
+            raise ValueError(f"dimension of the mixture benchmark must be an even integer >= 2, got {dimension}")
         rng = torch.Generator().manual_seed(seed)
         weights = torch.randn(25, generator=rng).square()
         corners = torch.tensor([[-8.0 * i, -8.0 * j] for i in range(-2, 3) for j in range(-2, 3)])
@@ -73,18 +74,18 @@ class GaussianMixturePrior(MixturePrior):
     def _of(
         cls, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor
     ) -> "GaussianMixturePrior":
+        """From decomposed covariances, without the checks of the constructor."""
         prior = cls.__new__(cls)
-        super(GaussianMixturePrior, prior).__init__()
-        prior._set(log_weights, means, directions, variances, rest.to(means.device))
+        MixturePrior.__init__(prior, log_weights, means, directions, variances, rest.to(means.device))
+        prior._set_ranges()
         return prior
 
-    def _set(self, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> None:
-        super()._set(log_weights, means, directions, variances, rest)
+    def _set_ranges(self) -> None:
         largest = torch.cat([self.variances.flatten(), *([] if self.full else [self.rest])]).max()
         spread = 10 * max(float(largest), 1e-12) ** 0.5
-        low, high = float(means.min()), float(means.max())
+        low, high = float(self.means.min()), float(self.means.max())
         self.value_range = (low - spread, high + spread)
-        # Exact at every level; these are the ones at which there is something to see.
+        # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * spread + 10 * (high - low))
 
     @property
@@ -136,6 +137,11 @@ class GaussianMixturePrior(MixturePrior):
         means = 0.5 + 0.3 * torch.stack([torch.outer(wave, wave), -torch.outer(wave, wave), wave.expand(16, 16)])
         covariances = torch.stack([0.01 * smooth, 0.02 * smooth, 0.03 * smooth])
         return cls(torch.tensor([0.5, 0.3, 0.2]), means[:, None].float(), covariances)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        example = cls.example()
+        return {"example": example, "isotropic": cls.isotropic(example.weights.float(), example.means, 0.2)}
 
 
 def _span(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixtures of probabilistic principal component analysers: what images look like, with exact posteriors at image size.
+"""Mixtures of probabilistic principal component analysers, with exact posteriors at image size.
 
 Paper       Tipping & Bishop 1999, Mixtures of probabilistic principal component analyzers, Neural Computation 11(2).
 Model       sum_k w_k N(m_k, F_k F_k^T + s_k^2 I), F_k with few columns.
@@ -6,23 +6,21 @@ Cost        a denoiser call is two products of the images with all K r direction
 Posterior   component k is N(m_k, C_k) given U^T w = T x + n (`whitening.py`), where S_k = T C_k T^T + I is diagonal
             plus rank r: diag(1 + psi_k values) + F_k^T Lambda_k F_k, F_k = Q_k T^T. Woodbury: r x r systems only.
 Form        not again a `LowRankMixturePrior`: along the measured directions C_k - C_k T^T S_k^-1 T C_k shrinks by as
-            many different factors as there are measured numbers. It is kept as what it is made of.
-Draws       Matheron's rule: a draw of the prior, moved by C_k T^T S_k^-1 (y - what it would have measured).
+            many different factors as there are measured numbers. The prior and the measurement are kept instead.
+Draws       Matheron's rule: a draw x of the prior, moved by C_k T^T S_k^-1 (w - T x - n) with fresh noise n.
 Noise       x_sigma is one more measurement, isotropic: it narrows C_k to psi' = psi sigma^2 / (psi + sigma^2), and
             likewise along Q_k, the same directions. So E[x0 | x_sigma, y] and its Jacobian are exact too.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
+from ..weights_file import read_weights, write_weights
 from .base import ClosedFormPrior, Problem
 from .mixture import MixturePrior, checked_weights, choose, standard_normal
 from .whitening import Decomposed, DenseTransform, decompose
@@ -36,13 +34,13 @@ CHUNK = 1 << 24
 class LowRankMixturePrior(MixturePrior):
     """sum_k weights_k N(means_k, factors_k factors_k^T + noise_std_k^2 I).
 
-    weights      (K,), 0 or more, sum 1
+    weights      (K,), >= 0, sum 1
     means        (K, C, H, W), image units
     factors      (K, n, r), n = C H W, pixels in the order of `means.flatten(1)`, r at most n
     noise_std    (K,), positive, image units
     value_range  range of clean images
 
-    Raises ValueError, in one line, where these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     def __init__(
@@ -54,22 +52,22 @@ class LowRankMixturePrior(MixturePrior):
         *,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__()
         log_weights = checked_weights(weights, means)
         count, n = len(means), means[0].numel()
         if factors.dim() != 3 or factors.shape[:2] != (count, n) or factors.shape[2] > n:
             raise ValueError(
-                f"factors of {count} means of {n} values are ({count}, {n}, r), r <= {n}, got {tuple(factors.shape)}"
+                f"factors of {count} means of {n} values must be ({count}, {n}, r <= {n}), got {tuple(factors.shape)}"
             )
         if not bool(factors.isfinite().all()):
-            raise ValueError("factors must be finite, they hold NaN or infinity")
+            raise ValueError("factors must be finite, got NaN or infinity")
         if noise_std.shape != (count,) or not bool((noise_std > 0).all() and noise_std.isfinite().all()):
             raise ValueError(f"noise_std must be {count} positive numbers, got {noise_std.tolist()}")
         # By QR and not by the Gram matrix: columns that depend on each other, or are zero, get a basis all the same.
         basis, triangle = torch.linalg.qr(factors.double())
         turn, singular, _ = torch.linalg.svd(triangle)
         noise = noise_std.double() ** 2
-        self._set(log_weights, means, (basis @ turn).mT.contiguous(), singular**2 + noise[:, None], noise)
+        directions = (basis @ turn).mT.contiguous()
+        super().__init__(log_weights, means, directions, singular**2 + noise[:, None], noise)
         self.value_range = (float(value_range[0]), float(value_range[1]))
 
     @property
@@ -91,39 +89,24 @@ class LowRankMixturePrior(MixturePrior):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write everything needed to load it again to one `.safetensors` file; means and factors in `dtype`."""
+        """Write one `.safetensors` file, which `load` reads; means and factors in `dtype`."""
         header = {"kind": KIND, "shape": self.shape, "value_range": self.value_range}
         tensors = {
-            "weights": self.weights.to("cpu", torch.float32),
-            "means": self.means.detach().to("cpu", dtype).contiguous(),
-            "factors": self.factors.detach().to("cpu", dtype).contiguous(),
-            "noise_std": self.noise_std.to("cpu", torch.float32),
+            "weights": self.weights.float(),
+            "means": self.means.to(dtype),
+            "factors": self.factors.to(dtype),
+            "noise_std": self.noise_std.float(),
         }
-        save_file(tensors, str(path), metadata={"invdiff": json.dumps(header)})
+        write_weights(path, header, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> "LowRankMixturePrior":
-        """Read a file written by `save`; tensors only, no code is executed.
-
-        Raises ValueError, in one line, where the file is missing, damaged or not of this kind.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"prior weights not found: {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("invdiff", "null"))
-                tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118, not a dict
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
-        if not isinstance(header, Mapping) or header.get("kind") != KIND:
-            raise ValueError(
-                f"prior weights of another kind: {path} holds no {KIND}; `LowRankMixturePrior.save` writes one"
-            )
+        """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
+        header, tensors = read_weights(path, KIND)
         try:
             weights, means, factors, noise_std = (tensors[k] for k in ("weights", "means", "factors", "noise_std"))
             if tuple(means.shape[1:]) != tuple(header["shape"]):
-                raise ValueError(f"means of {tuple(means.shape[1:])} where the header says {tuple(header['shape'])}")
+                raise ValueError(f"means must have the shape {tuple(header['shape'])}, got {tuple(means.shape[1:])}")
             prior = cls(weights, means, factors, noise_std, value_range=tuple(header["value_range"]))
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {error}") from error
@@ -178,7 +161,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
         return Solver(self.measurement.values, self.seen_directions, self.prior.rest, self._excess())
 
     def _excess(self) -> Tensor:
-        """What the directions have beyond the rest, (K, r)."""
+        """Variances along the directions minus the rest, (K, r)."""
         return (self.prior.variances - self.prior.rest[:, None]).clamp(min=0)
 
     @property
@@ -264,7 +247,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
         return self._rows(self._jvp, x, sigma, v)
 
     def posterior_and_evidence(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
-        raise ValueError("this is a posterior already: measure twice by stacking the operators, and ask the prior")
+        raise ValueError("a posterior cannot take a second measurement; stack the operators and condition the prior")
 
     def _rows(self, function: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, *more: Tensor) -> Tensor:
         """A function of rows with one noise variance, (B, n) relative to the centre: level by level."""
@@ -294,7 +277,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
         return self.prior._pull(r, x, along, level.variance) + level.spread(r, solved)
 
     def _log_prob(self, level: "Narrowed", x: Tensor) -> Tensor:
-        # p(x | y) = p(x) p(y | x) / p(y); what does not depend on x is in both of the last two.
+        # p(x | y) = p(x) p(y | x) / p(y); factors that do not depend on x cancel in the quotient.
         joint, _, _ = level.condition(x)
         measured = self.evidence + 0.5 * self.measurement.outside - self.measurement.constant
         return joint.logsumexp(1) - measured
@@ -318,7 +301,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
 
     @classmethod
     def example(cls) -> "LowRankMixturePosterior":
-        """Every other row of an image was seen."""
+        """Every other row of an image is measured."""
         n = 16 * 16
         seen = torch.arange(0, n, 32)
         matrix = torch.zeros(len(seen), n, dtype=torch.float64)
@@ -334,7 +317,7 @@ class Solver:
     values      (p,)
     directions  F, (K, r, p)
     rest        (K,)
-    excess      (K, r), 0 or more
+    excess      (K, r), >= 0
     """
 
     def __init__(self, values: Tensor, directions: Tensor, rest: Tensor, excess: Tensor) -> None:
@@ -370,7 +353,7 @@ class Narrowed:
         )
 
     def condition(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of rows (B, n): log w_k p_k(x) p_k(y | x) without what does not depend on x or k, (B, K); Q_k (x - m_k);
+        """For rows (B, n): log w_k p_k(x) p_k(y | x) up to a constant in x and k, (B, K); Q_k (x - m_k);
         S_k^-1 (U^T w - T a_k) with a_k the denoised image of component k, (B, K, p).
         """
         posterior, prior = self.posterior, self.posterior.prior

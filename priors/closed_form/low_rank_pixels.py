@@ -1,4 +1,4 @@
-"""Exact posteriors of a low-rank mixture for many images of which some pixels were measured, all images at once.
+"""Exact posteriors of a low-rank mixture for batches of images with some pixels measured.
 
 Model       y_b = M_b x_b + noise with M_b a mask. Component k sees S_k = (rest_k + noise^2) I + F_k^T M F_k on the
             measured pixels: the r x r matrices F_k^T M_b F_k of all images are one product of their masks with the
@@ -23,7 +23,7 @@ CHUNK = 1 << 24
 def evidence_of_pixels(prior: LowRankMixturePrior, y: Tensor, seen: Tensor, noise_std: Tensor) -> Tensor:
     """log p(y) of the measured pixels of each image, (B,), in float64.
 
-    y          (B, C, H, W); what it holds where nothing was measured does not matter
+    y          (B, C, H, W), any value where `seen` is False
     seen       (B, C, H, W) bool
     noise_std  of the measurement, () or (B,), positive
     """
@@ -85,7 +85,7 @@ class _Pixels:
         return prior.log_weights - 0.5 * (quadratic + volume + count * math.log(2 * math.pi)), inner
 
     def draw(self, part: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Matheron's rule: a draw of the component, moved by what it would have measured otherwise."""
+        """Matheron's rule: a draw of the component, moved by the gain times the misfit of its own measurement."""
         prior, y, mask = self.prior, self.y[part], self.seen[part].double()
         joint, inner = self._joint(part)
         chosen = torch.cat(

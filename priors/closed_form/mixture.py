@@ -1,11 +1,11 @@
-"""Mixtures of Gaussians whose covariances are a few directions on an isotropic rest: the algebra that they share.
+"""Algebra of mixtures of Gaussians with low-rank plus isotropic covariances.
 
 Model       sum_k w_k N(m_k, C_k), C_k = rest_k I + Q_k^T diag(variances_k - rest_k) Q_k with orthonormal rows Q_k.
             Dense components have all n directions, isotropic ones none.
 Noise       x_sigma has the same form with C_k + sigma^2 I: no factorisation depends on sigma.
 Score       -sum_k r_k (C_k + sigma^2 I)^-1 (x - m_k), with responsibilities r_k; D = x + sigma^2 score is computed from
             its own gains, C_k (C_k + sigma^2 I)^-1, and neither loses digits at any sigma.
-Precision   parameters and arithmetic are float64 whatever the images are: squared distances to the means are
+Precision   parameters and arithmetic are float64 for images of any type: squared distances to the means are
             differences of large numbers, and the weights are exponentials of them.
 """
 
@@ -26,10 +26,11 @@ CHUNK = 1 << 24
 class MixturePrior(ClosedFormPrior):
     """A mixture of K Gaussians; see the module's docstring.
 
-    means       (K, C, H, W)
+    log_weights  logarithms of the weights, up to a constant, (K,)
+    means        (K, C, H, W)
     directions  Q, (K, q, n), or (1, q, n) where all components share them
     variances   along the directions, (K, q) or (1, q)
-    rest        of the directions' complement, (K,) or (1,); without meaning where q = n
+    rest        of the directions' complement, (K,) or (1,); unused where q = n
     """
 
     means: Tensor
@@ -40,7 +41,8 @@ class MixturePrior(ClosedFormPrior):
     variances: Tensor
     rest: Tensor
 
-    def _set(self, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> None:
+    def __init__(self, log_weights: Tensor, means: Tensor, directions: Tensor, variances: Tensor, rest: Tensor) -> None:
+        super().__init__()
         self.shape, self.channels = tuple(means.shape[1:]), means.shape[1]
         self.register_buffer("means", means)
         flat = means.flatten(1).double()
@@ -82,7 +84,7 @@ class MixturePrior(ClosedFormPrior):
     def _image(self, flat: Tensor) -> Tensor:
         return flat.reshape(*flat.shape[:-1], *self.means.shape[1:]).to(self.means.dtype)
 
-    # -- what Prior and ClosedFormPrior ask ----------------------------------------------------------------------------
+    # -- the contract --------------------------------------------------------------------------------------------------
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         return self._rows(self._denoise, x, sigma)
@@ -99,7 +101,7 @@ class MixturePrior(ClosedFormPrior):
     def responsibilities(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """Probability of each component given x_sigma = x, (B, C, H, W) -> (B, K), in float64.
 
-        With sigma = 0 they are those of every posterior too: a measurement of a known image says nothing more. Raises
+        With sigma = 0 they are those of every posterior too: a measurement of a known image adds nothing. Raises
         ValueError where a covariance is singular and sigma = 0.
         """
         with self.exactly(x, sigma):
@@ -245,7 +247,7 @@ def distances(x: Tensor, points: Tensor) -> Tensor:
 
 
 def choose(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` indices of weights (K,), drawn where the generator is, in the place of the weights."""
+    """`count` indices drawn by weights (K,), on the device of the weights; the generator may be on another."""
     if count == 0:
         return torch.zeros(0, dtype=torch.long, device=weights.device)
     weighed = weights.to(generator.device)
@@ -253,22 +255,22 @@ def choose(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def standard_normal(count: int, n: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """(count, n), drawn where the generator is, in the precision and the place of `like`."""
+    """(count, n) in the precision and on the device of `like`; the generator may be on another."""
     return torch.randn(count, n, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
 
 def checked_weights(weights: Tensor, means: Tensor) -> Tensor:
-    """Logarithms of the weights. Raises ValueError where they or the means (K, C, H, W) cannot be a mixture's."""
+    """Logarithms of the weights. Raises ValueError unless they and the means, (K, C, H, W), describe a mixture."""
     if means.dim() != 4 or not len(means):
-        raise ValueError(f"a mixture's means are (K, C, H, W), got {tuple(means.shape)}")
+        raise ValueError(f"means of a mixture must be (K, C, H, W), got {tuple(means.shape)}")
     if not bool(means.isfinite().all()):
-        raise ValueError("a mixture's means must be finite, they hold NaN or infinity")
+        raise ValueError("means of a mixture must be finite, got NaN or infinity")
     if weights.shape != means.shape[:1]:
-        raise ValueError(f"a mixture of {len(means)} means needs {len(means)} weights, got {tuple(weights.shape)}")
+        raise ValueError(f"weights of {len(means)} means must be ({len(means)},), got {tuple(weights.shape)}")
     total = float(weights.sum())
     if not bool((weights >= 0).all()) or not abs(total - 1) < 1e-3:
         raise ValueError(
-            f"a mixture's weights must be 0 or more and sum to 1, got a least one of {float(weights.min()):.3g} and a "
-            f"sum of {total:.6g}"
+            f"weights of a mixture must be >= 0 and sum to 1, got a minimum of {float(weights.min()):.3g} and a sum of "
+            f"{total:.6g}"
         )
     return weights.double().log()

@@ -1,7 +1,7 @@
-"""Gaussians that are diagonal in a basis which costs nothing: what pixels and Fourier coefficients have in common.
+"""Gaussians that are diagonal in a basis with a fast transform: pixels and Fourier coefficients.
 
 Model       N(mean, T^-1 diag(spectrum) T), T an orthonormal transform of the images.
-Posterior   where A^T A is diagonal in the same basis one of the kind again, at any size. Otherwise a dense
+Posterior   of the same kind, at any size, where A^T A is diagonal in the same basis. Otherwise a dense
             `GaussianPrior`, for small images.
 """
 
@@ -32,17 +32,18 @@ class SpectralGaussian(ClosedFormPrior):
 
     centre: Tensor
     spectrum: Tensor
-    # What its covariances are, in a word.
+    # The adjective of its covariances, for messages.
     kind: str
 
-    def _set(self, mean: Tensor, spectrum: Tensor) -> None:
+    def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
+        super().__init__()
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
         self.register_buffer("centre", mean)
         self.register_buffer("spectrum", spectrum.expand(mean.shape).to(mean.dtype).clone())
         self.singular = not bool((self.spectrum > 0).all())
         spread = 10 * max(float(self.std.max()), 1e-12)
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
-        # Exact at every level; these are the ones at which there is something to see.
+        # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * max(float(spectrum.max()), 1e-12) ** 0.5)
 
     @abstractmethod
@@ -59,7 +60,7 @@ class SpectralGaussian(ClosedFormPrior):
 
     @abstractmethod
     def _again(self, mean: Tensor, spectrum: Tensor) -> Self:
-        """One of this kind."""
+        """A prior of the same class."""
 
     @property
     def mean(self) -> Tensor:
@@ -83,16 +84,16 @@ class SpectralGaussian(ClosedFormPrior):
 
     def _gain(self, like: Tensor, sigma: float | Tensor) -> Tensor:
         variance = sigma_per_row(sigma, like) ** 2
-        # At sigma = 0 the image is known: the gain is one, also where the prior has no variance.
+        # At sigma = 0 the gain is one, also where the prior has no variance.
         return torch.where(
             variance == 0, 1.0, self.spectrum / (self.spectrum + variance).clamp(min=torch.finfo(like.dtype).tiny)
         )
 
     def _total(self, like: Tensor, sigma: float | Tensor) -> Tensor:
-        """Spectrum of x_sigma. Raises ValueError where it has a 0."""
+        """Spectrum of x_sigma. Raises ValueError if it has a 0."""
         total = self.spectrum + sigma_per_row(sigma, like) ** 2
         if self.singular and not bool((total > 0).all()):
-            raise ValueError(f"a {self.kind} Gaussian of zero variances has no density at sigma = 0; give sigma > 0")
+            raise ValueError(f"a {self.kind} Gaussian with zero variances has no density at sigma = 0; give sigma > 0")
         return total
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -132,7 +133,7 @@ class SpectralGaussian(ClosedFormPrior):
     def _seen(self, rows: Rows) -> Tensor | None:
         """The diagonal of A^T A, (C, H, W), None where it is not diagonal."""
         values = self._response(rows)
-        # A generic image finds out: it is the same measure as a proof, but for a null set of images.
+        # One random image decides: an operator that is not diagonal passes with probability 0.
         probe = torch.randn(1, *values.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         probe = probe.to(rows.device)
         wanted = rows.adjoint(rows.forward(probe.flatten(1))).reshape(probe.shape)
@@ -144,8 +145,8 @@ class SpectralGaussian(ClosedFormPrior):
         if n > DENSE_LIMIT:
             name = type(problem.operator).__name__
             raise ValueError(
-                f"the posterior after {name} is not {self.kind} and takes a {n} x {n} matrix; more than {DENSE_LIMIT} "
-                "pixels are too many, use smaller images or a LowRankMixturePrior"
+                f"the posterior after {name} is not {self.kind} and takes a {n} x {n} matrix, the limit is "
+                f"{DENSE_LIMIT} pixels; use smaller images or a LowRankMixturePrior"
             )
         matrix, w, constant = whiten(problem, self.centre.device)
         identity = torch.eye(n, dtype=torch.float64, device=self.centre.device).reshape(n, *self.centre.shape)
@@ -153,4 +154,4 @@ class SpectralGaussian(ClosedFormPrior):
         residual = w - matrix @ self.centre.double().flatten()
         (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
         mean = self.centre + shift.to(self.centre.dtype).reshape(self.centre.shape)
-        return GaussianPrior.from_root(mean, narrowed), evidence + constant
+        return GaussianPrior(mean, root=narrowed), evidence + constant

@@ -1,12 +1,12 @@
-"""Linear measurements with Gaussian noise, in coordinates where posteriors are short.
+"""Linear measurements with Gaussian noise in whitened, decomposed coordinates.
 
-Whitened    w = B x + n, n ~ N(0, I): real numbers, measured ones alone, in units of the noise. Of a complex entry both
-            parts count, each with half of the variance.
-Decomposed  B = U S V^T: U^T w = T x + n, T = U^T B with T T^T = S^2 diagonal. What U does not reach is noise alone.
-Mirrored    a scanner that turns around the image sees it and its mirror image alike: B^T B has no entries between even
-            and odd images, and two decompositions of half the size take a quarter of the time.
+Whitened    w = B x + n, n ~ N(0, I): real numbers, measured entries only, in units of the noise. A complex entry is two
+            numbers, each with half of the variance.
+Decomposed  B = U S V^T: U^T w = T x + n, T = U^T B with T T^T = S^2 diagonal. The complement of U holds noise alone.
+Mirrored    for scanners with mirror symmetry B^T B has no entries between even and odd images, and two decompositions
+            of half the size take a quarter of the time.
 
-Everything is in float64: an exact posterior is there to be compared with.
+Everything is in float64, for exact posteriors are references.
 """
 
 import copy
@@ -96,7 +96,7 @@ class Decomposed(nn.Module):
 
     values    S^2, (p,), positive
     data      U^T w, (p,)
-    outside   |w|^2 - |U^T w|^2: the part of the residual that no image explains
+    outside   |w|^2 - |U^T w|^2: the part of the residual outside the range of B
     constant  log of the constant in front of p(y | x)
     """
 
@@ -161,14 +161,14 @@ class DenseTransform(nn.Module):
 
 
 class SpectralTransform(nn.Module):
-    """U^T A = S V^T by the operator's own decomposition, without the directions that it does not see."""
+    """U^T A = S V^T by the operator's own decomposition, without its null space."""
 
     index: Tensor
     singular: Tensor
 
     def __init__(self, operator: Any, image_shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__()
-        self.operator = copy.deepcopy(operator)  # it moves with this, and the caller's does not
+        self.operator = copy.deepcopy(operator)  # this module may move, the caller's operator must not
         self.image_shape = image_shape
         like = torch.zeros(1, *image_shape, dtype=torch.float64, device=device)
         s = operator.singular_values(like).to(torch.float64).expand(like.shape).flatten()
@@ -194,7 +194,7 @@ class SpectralTransform(nn.Module):
         return self.backward(functional.one_hot(index, len(self.index)).to(self.singular))
 
 
-# An operator is a pure function and its decomposition costs seconds: images measured by the same one share it.
+# A decomposition takes seconds and an operator is a pure function: images measured by the same one share it.
 _decompositions: "WeakKeyDictionary[Any, dict[tuple, tuple[Tensor, Tensor]]]" = WeakKeyDictionary()
 
 
@@ -236,8 +236,8 @@ def _decompose_dense(rows: Rows) -> tuple[Tensor, Tensor]:
     n = math.prod(rows.image_shape)
     if min(n, rows.count) > DENSE_LIMIT:
         raise ValueError(
-            f"an exact posterior decomposes the {rows.count} x {n} matrix of {type(rows.operator).__name__}, and more "
-            f"than {DENSE_LIMIT} rows and columns are too many; use smaller images or an operator with a decomposition"
+            f"an exact posterior decomposes the {rows.count} x {n} matrix of {type(rows.operator).__name__}, the limit "
+            f"is {DENSE_LIMIT} rows or columns; use smaller images or an operator with a decomposition"
         )
     matrix = rows.matrix()
     matrix = matrix[matrix.any(1)]  # a tenth of the rays of a scanner misses the image
@@ -254,7 +254,7 @@ def _mirrors(matrix: Tensor, rounding: float) -> tuple[Tensor, list[int]]:
     turns = [[], [-1], [-2], [-2, -1]]
     probes = torch.cat([z.flip(axes) for axes in turns]).flatten(1)
     answers = ((probes @ matrix.flatten(1).mT) @ matrix.flatten(1)).unflatten(1, shape)
-    # A generic image finds out. What is called zero here is less than what is dropped as rounding below.
+    # One random image decides. The tolerance is below that of the rounding dropped in `_decompose_dense`.
     most = rounding * answers[0].norm()
     across, down, around = (
         bool((answer.flip(axes) - answers[0]).norm() <= most)
@@ -294,7 +294,7 @@ def _halves(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _whole(even: Tensor, odd: Tensor, axis: int) -> Tensor:
-    """What has these halves."""
+    """The inverse of `_halves`."""
     half = odd.shape[axis]
     sums, middle = even.split([half, even.shape[axis] - half], axis)
     first, second = (sums + odd) / math.sqrt(2), (sums - odd) / math.sqrt(2)

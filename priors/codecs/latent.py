@@ -1,8 +1,8 @@
-"""Latent models of `diffusers` as priors of codes: a `UNet2DModel` on what an autoencoder makes of images.
+"""Latent models of `diffusers` as priors of codes: a `UNet2DModel` on the codes of an autoencoder.
 
 Paper      Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, CVPR 2022, arXiv:2112.10752.
-Form       Its x are codes z = (E(image) - shift) scale, for which D is as exact as for pixels; no denoiser of noisy
-           images follows from it. So problems are posed for codes: y = A(decode(z)) + noise, nonlinear and
+Form       Its x are codes z = (E(image) - shift) scale, for which D is as exact as for pixels; it is not a denoiser of
+           noisy images. So problems are posed for codes: y = A(decode(z)) + noise, nonlinear and
            differentiable, and samples are decoded at the end. `invdiff.latent` does both.
 Encoder    AutoencoderKL (its mode) or VQModel (its quantisation passes gradients straight through), on [-1, 1].
 """
@@ -12,13 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..networks.diffusers_prior import (
     DiffusersPrior,
-    StandIn,
     autoencoder_in,
+    example_unet,
     local_folder,
     read_config,
     read_model,
@@ -32,9 +31,9 @@ class LatentPrior(DiffusersPrior):
     """A `UNet2DModel` on codes, the configuration of its scheduler, and the autoencoder.
 
     unet, scheduler, class_label  as in `DiffusersPrior`
-    autoencoder                   with its `config`, which tells the scale of codes
-    code_range                    where clean codes lie; they are scaled to a standard deviation of about 1
-    image_range                   range of the images that `decode` gives
+    autoencoder                   with its `config`, which holds the scale of codes
+    code_range                    range of clean codes, which have a standard deviation of about 1
+    image_range                   range of the images of `decode`
 
     `shape`, `sigma_range` and `value_range` are of codes.
     """
@@ -50,18 +49,20 @@ class LatentPrior(DiffusersPrior):
         image_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
-            raise ValueError("a UNet on codes has a variance-preserving chain, not ScoreSdeVeScheduler's")
+            raise ValueError(
+                "the scheduler of a UNet on codes must be a variance-preserving chain, got ScoreSdeVeScheduler"
+            )
         super().__init__(unet, scheduler, class_label=class_label, value_range=(-1.0, 1.0))
         for name, (low, high) in (("code_range", code_range), ("image_range", image_range)):
             if not low < high:
                 raise ValueError(f"{name} must be (low, high) with low < high, got ({low}, {high})")
-        # The network takes codes as they are: with both ranges the same there is no change of variable.
+        # The network takes codes unchanged: equal ranges mean no change of variable.
         self.value_range = self.network_range = (float(code_range[0]), float(code_range[1]))
         self.image_range = (float(image_range[0]), float(image_range[1]))
-        config: Mapping[str, Any] = autoencoder.config  # type: ignore[assignment]  # diffusers lays it there
+        config: Mapping[str, Any] = autoencoder.config  # type: ignore[assignment]  # set by diffusers
         if config["latent_channels"] != self.channels:
             raise ValueError(
-                f"the autoencoder's codes have {config['latent_channels']} channels, the UNet takes {self.channels}"
+                f"codes of the autoencoder must have {self.channels} channels, got {config['latent_channels']}"
             )
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.scale, self.shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
@@ -74,13 +75,13 @@ class LatentPrior(DiffusersPrior):
         return (codes - self.shift) * self.scale
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, C, H, W) of codes (B, *shape); not clamped, so that gradients go through everywhere."""
+        """Images (B, C, H, W) of codes (B, *shape); not clamped, so that gradients are not zero."""
         low, high = self.image_range
         images = self.autoencoder.decode(codes / self.scale + self.shift).sample  # type: ignore[operator]
         return low + (high - low) * (images + 1) / 2
 
     @classmethod
-    def load(  # type: ignore[override]  # its ranges are other ones
+    def load(  # type: ignore[override]  # it has other ranges
         cls,
         path: str | Path,
         *,
@@ -93,7 +94,7 @@ class LatentPrior(DiffusersPrior):
         place = folder / str(autoencoder_in(folder))
         kind = read_config(place / "config.json").get("_class_name")
         if kind not in KINDS:
-            raise ValueError(f"{place} holds a {kind}; an autoencoder is one of {', '.join(KINDS)}")
+            raise ValueError(f"the autoencoder in {place} must be one of {', '.join(KINDS)}, got {kind}")
         unet, scheduler = read_unet(folder)
         autoencoder = read_model(place, kind)
         return cls(
@@ -102,15 +103,12 @@ class LatentPrior(DiffusersPrior):
 
     @classmethod
     def example(cls) -> "LatentPrior":
-        """With stand-ins of a few weights, so that it can be tried where diffusers is not installed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = StandIn(channels=4, sample_size=8)
-        return cls(unet, {"_class_name": "DDPMScheduler"}, _Unshuffled())
+        """With small stand-ins, which work without diffusers."""
+        return cls(example_unet(channels=4, sample_size=8), {"_class_name": "DDPMScheduler"}, _Unshuffled())
 
 
 class _Unshuffled(nn.Module):
-    """The interface of an autoencoder, as far as it is used here: four pixels of a grey image are a code."""
+    """The interface of an autoencoder used here: four pixels of a grey image are a code."""
 
     config = {"latent_channels": 4, "scaling_factor": 0.5}  # noqa: RUF012, as in diffusers
 

@@ -1,8 +1,8 @@
 """Networks of OpenAI's guided-diffusion ("ADM"), among them those of the DPS paper.
 
 Paper       Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, NeurIPS 2021, arXiv:2105.05233.
-Form        x_k = sqrt(abar_k) z + sqrt(1 - abar_k) eps on [-1, 1]; the network says eps, and in as many channels more
-            a variance that is not used here. z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
+Form        x_k = sqrt(abar_k) z + sqrt(1 - abar_k) eps on [-1, 1]; the network predicts eps, and in as many channels
+            more a variance that is not used here. z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
 Time        k of 1000; between two of them the fractional step, linear in ln sigma (`rule`).
 Network     put together from the blocks of `deepinv`, under the names that guided-diffusion gives its weights.
 """
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from .checkpoint_files import build, read_tensors, save_network
 from .network_time import DiscreteTime, Rule
 from .parametrised import ParametrisedPrior
@@ -51,7 +52,7 @@ class ADMSpec:
         heads: int = 4,
         new_attention_order: bool = False,
     ) -> "ADMSpec":
-        """From the shapes of the weights; what they do not show is asked for. KeyError where they are of another kind.
+        """From the shapes of the weights and further settings. KeyError or ValueError for weights of another network.
 
         One level ends where an output block also makes the image larger.
         """
@@ -91,7 +92,7 @@ class ADMNetwork(nn.Module):
     """The U-Net: (B, C, H, W), time steps (B,) and, with classes, labels (B,) to (B, C or 2 C, H, W)."""
 
     def __init__(self, spec: ADMSpec) -> None:
-        # Here, as it takes seconds that a start of the program should not.
+        # Imported here: it takes seconds, which a start of the program should not.
         from deepinv.models.diffunet import (
             AttentionBlock,
             Downsample,
@@ -167,7 +168,7 @@ class ADMPrior(ParametrisedPrior):
     """A denoiser by a network of guided-diffusion.
 
     network      the U-Net
-    image_size   side of the images that it was trained on; a multiple of what its levels halve
+    image_size   side of the training images; divisible by 2 for each level but one
     schedule     its noise levels
     class_label  the class that images belong to, for a network with classes
     """
@@ -188,7 +189,7 @@ class ADMPrior(ParametrisedPrior):
         if image_size % step:
             raise ValueError(f"image_size must be a multiple of {step} for this network, got {image_size}")
         if spec.out_channels not in (spec.channels, 2 * spec.channels):
-            raise ValueError(f"a network of {spec.channels} channels gives {spec.out_channels}, not as many or twice")
+            raise ValueError(f"out_channels must be {spec.channels} or {2 * spec.channels}, got {spec.out_channels}")
         check_label(class_label, spec.classes)
         super().__init__(
             network,
@@ -218,18 +219,18 @@ class ADMPrior(ParametrisedPrior):
     ) -> "ADMPrior":
         """Read a state dict of guided-diffusion, `.pt` or `.safetensors`.
 
-        The network is known from its weights, but for what follows; the defaults are those of `ffhq_10m.pt` and of
+        The weights determine the network except for these settings; the defaults are those of `ffhq_10m.pt` and of
         OpenAI's networks for 256 x 256 images.
 
         image_size           side of the images
         steps, noise         its `diffusion_steps` and `noise_schedule`
-        rule                 what it is told between two steps, see `DiscreteTime`
+        rule                 its time input between two steps, see `DiscreteTime`
         head_channels        its `num_head_channels`; None where it was trained with `num_heads`, which goes in `heads`
         new_attention_order  its `use_new_attention_order`
         class_label          the class that images belong to, for a network with classes
-        sha256               hash of the file, which is checked; None: any file will do
+        sha256               expected hash of the file, None: not checked
 
-        ValueError, in one line, where the file or the settings do not fit.
+        Raises ValueError if the file or the settings do not fit.
         """
         if noise not in ("linear", "cosine"):
             raise ValueError(f"noise must be 'linear' or 'cosine', got {noise!r}")
@@ -240,7 +241,7 @@ class ADMPrior(ParametrisedPrior):
                 tensors, head_channels=head_channels, heads=heads, new_attention_order=new_attention_order
             )
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"{weights} is of another network than guided-diffusion's U-Net: {error}") from error
+            raise ValueError(f"{weights} must hold a U-Net of guided-diffusion: {error}") from error
         network = build(lambda: ADMNetwork(spec), tensors, weights)
         return cls(network, image_size=image_size, schedule=schedule, class_label=class_label)
 
@@ -251,17 +252,32 @@ class ADMPrior(ParametrisedPrior):
     @classmethod
     def example(cls) -> "ADMPrior":
         spec = ADMSpec(1, 2, 32, (1, 1), 1, (1,), 3, True, True, head_channels=32)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = ADMNetwork(spec)
-            for parameter in network.parameters():  # some are made zero, which would hide mistakes
-                nn.init.normal_(parameter, std=0.05)
-        return cls(network, image_size=8, class_label=1)
+        return cls(_example_network(spec), image_size=8, class_label=1)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        plain = _example_network(ADMSpec(1, 1, 32, (1, 1), 1, (), None, False, False, head_channels=32))
+        return {
+            "example": cls.example(),
+            "no classes, no variance": cls(plain, image_size=8),
+            "cosine, nearest step": cls(plain, image_size=8, schedule=DiscreteTime.cosine(rule="nearest")),
+        }
+
+
+def _example_network(spec: ADMSpec) -> ADMNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ADMNetwork(spec)
+        for parameter in network.parameters():  # some are zero at first, which would hide mistakes
+            nn.init.normal_(parameter, std=0.05)
+    return network
 
 
 def check_label(label: int | None, classes: int | None) -> None:
-    """ValueError unless a network with classes is given one of them, and one without is given none."""
+    """ValueError unless `label` is one of the classes, or None for a network without."""
     if classes is None and label is not None:
-        raise ValueError(f"this network knows no classes, got class_label={label}")
+        raise ValueError(f"class_label must be null for a network without classes, got {label}")
     if classes is not None and (label is None or not 0 <= label < classes):
-        raise ValueError(f"this network knows {classes} classes, class_label= must name one from 0 on, got {label}")
+        raise ValueError(
+            f"class_label must be an integer from 0 to {classes - 1} for a network with {classes} classes, got {label}"
+        )

@@ -1,9 +1,9 @@
-"""Reading other people's checkpoints without running their code.
+"""Reading foreign checkpoints without running their code.
 
 A `.safetensors` file holds tensors only. A `.pt` or `.pth` file is a pickle, and a pickle can run anything; PyTorch's
 `weights_only` reads one as long as it holds tensors and plain containers. Older networks were pickled whole, their
-classes with them. Those need `trust_pickle`: their bytes are walked by an unpickler that makes tensors of what is a
-tensor and an inert placeholder of all else, so that even then nothing that the file names is imported or called.
+classes with them. Those need `trust_pickle`: an unpickler then builds tensors, and inert placeholders for all other
+objects, so that nothing named in the file is imported or called.
 
 Every refusal is a ValueError of one line.
 """
@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a well-known checkpoint is to be had, and on what terms."""
+    """Source and licence of a well-known checkpoint."""
 
     page: str
     licence: str
@@ -78,20 +78,19 @@ SOURCES = {
     "celebahq_256_ncsnpp.pth": Source(_SCORE_SDE.format("celebahq_256_ncsnpp_continuous"), "Apache 2.0"),
     "ffhq_1024_ncsnpp.pth": Source(_SCORE_SDE.format("ffhq_1024_ncsnpp_continuous"), "Apache 2.0"),
 }
-"""By file name. Names of score_sde are ours, as all of its files are called checkpoint_N.pth."""
+"""By file name. The names for score_sde are ours, as all of its files are called checkpoint_N.pth."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: str | Path, *, sha256: str | None = None, trust_pickle: bool = False) -> Any:
-    """What a checkpoint holds: tensors by name, or the containers around them, on the CPU.
+    """The contents of a checkpoint: tensors by name, or the containers around them, on the CPU.
 
-    sha256        hash of the file, in hexadecimal digits; None: any file will do
-    trust_pickle  read a pickle that holds more than tensors and plain containers; what else is in it comes back as
-                  `Placeholder`
+    sha256        expected hash of the file, in hexadecimal digits, None: not checked
+    trust_pickle  read a pickle that holds more than tensors and plain containers; other objects become `Placeholder`
 
-    ValueError where the file is missing, another one, damaged, or a pickle of another kind that was not asked for.
+    Raises ValueError if the file is missing, damaged, of another hash, or a pickle that needs `trust_pickle`.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,20 +104,20 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None, trust_pickle
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"checkpoint cannot be read, is it complete? {path}: {error}") from error
+            raise ValueError(f"checkpoint cannot be read, it may be incomplete: {path}: {error}") from error
     foreign: list[str] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles in a newer protocol, which are read below
+            warnings.simplefilter("ignore")  # about pickles in a newer protocol, which are read below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         content = _read_inert(path, foreign)
-    except Exception as error:  # a damaged file fails anywhere, with anything
+    except Exception as error:  # a damaged file raises any exception
         raise _unreadable(path, error) from error
     if foreign and not trust_pickle:
         raise ValueError(
-            f"{path} is a pickle that holds more than tensors (it names {foreign[0]!r}); nothing of it was run; "
-            "trust_pickle=true reads the tensors out of it"
+            f"{path} is a pickle that holds more than tensors (it names {foreign[0]!r}), none of its code was run; "
+            "trust_pickle=true reads its tensors"
         )
     return content
 
@@ -128,14 +127,14 @@ def _check_hash(path: Path, sha256: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():
         raise ValueError(
-            f"checkpoint is another file than was asked for, or incomplete: {path} has the SHA-256 {found}, not "
-            f"{sha256}; get it again, or sha256=null reads it all the same"
+            f"checkpoint must have the SHA-256 {sha256}, got {found}: {path} is another file or incomplete; "
+            "download it again, or read it anyway with sha256=null"
         )
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     lines = str(error).splitlines() or [type(error).__name__]
-    return ValueError(f"checkpoint cannot be read, is it complete? {path}: {lines[0].partition('. ')[0]}")
+    return ValueError(f"checkpoint cannot be read, it may be incomplete: {path}: {lines[0].partition('. ')[0]}")
 
 
 def read_tensors(
@@ -143,10 +142,10 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The weights in a checkpoint by their names, float32, without the "module." of a data-parallel training.
 
-    key       the entry of the file that holds them, where it holds several things
+    key       the entry of the file that holds them, if it has several
     The rest  as in `read_checkpoint`
 
-    ValueError as for `read_checkpoint`, and where there are no weights or where they hold NaN or infinity.
+    Raises ValueError as `read_checkpoint`, and if there are no weights or they hold NaN or infinity.
     """
     content = read_checkpoint(path, sha256=sha256, trust_pickle=trust_pickle)
     if key is not None:
@@ -157,10 +156,10 @@ def read_tensors(
 
 
 def weights_of(content: Any, path: str | Path) -> dict[str, Tensor]:
-    """A mapping of tensors, a pickled module or a parameter list's owner as plain weights; see `read_tensors`."""
+    """Plain weights from a mapping of tensors or a pickled module; see `read_tensors`."""
     weights = _module_weights(content) if _module_state(content) is not None else content
     if not isinstance(weights, Mapping) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path} holds no weights by name{_entries(content)}; key= names the entry that does")
+        raise ValueError(f"{path} holds no weights by name{_entries(content)}; name the entry by key=")
     prefix = "module." if all(name.startswith("module.") for name in weights) else ""
     plain = {name.removeprefix(prefix): w.detach() for name, w in weights.items()}
     for name, w in plain.items():
@@ -182,10 +181,10 @@ def _entries(content: Any) -> str:
 
 
 def build(network: Callable[[], Network], weights: Mapping[str, Tensor], path: str | Path) -> Network:
-    """The network that `network` makes, with these weights.
+    """The network made by `network`, with these weights.
 
-    It is made without memory or random numbers of its own and takes the tensors themselves. ValueError names the first
-    weight that is missing, left over or of another shape.
+    It is made on the meta device, without random numbers, and takes the tensors themselves. ValueError names the first
+    weight that is missing, superfluous or of another shape.
     """
     try:
         with torch.device("meta"):
@@ -195,13 +194,13 @@ def build(network: Callable[[], Network], weights: Mapping[str, Tensor], path: s
     wanted = made.state_dict()
     for name, tensor in wanted.items():
         if name not in weights:
-            raise ValueError(f"{path} is of another network: it lacks {name}")
+            raise ValueError(f"{path} does not fit this network: it lacks {name}")
         if weights[name].shape != tensor.shape:
             shapes = f"{tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-            raise ValueError(f"{path} is of another network: {name} is {shapes}")
+            raise ValueError(f"{path} does not fit this network: {name} is {shapes}")
     for name in weights:
         if name not in wanted:
-            raise ValueError(f"{path} is of another network: {name} has no place in it")
+            raise ValueError(f"{path} does not fit this network, which has no {name}")
     made.load_state_dict(dict(weights), assign=True)
     return made.requires_grad_(False).eval()
 
@@ -215,12 +214,12 @@ def save_network(network: nn.Module, path: str | Path) -> None:
 
 
 class Placeholder(dict[Any, Any]):
-    """Stands for an object of a class that was not imported: what it was made from, and the state it was given."""
+    """Stands for an object of a class that was not imported, with its constructor arguments and its state."""
 
     name = "?"
     args: tuple[Any, ...]
     state: Any
-    dump_patches = False  # what PyTorch asks of a module in its older format
+    dump_patches = False  # PyTorch reads this attribute of a module in its older format
 
     def __new__(cls, *args: Any, **settings: Any) -> "Placeholder":
         made = super().__new__(cls)
@@ -234,17 +233,17 @@ class Placeholder(dict[Any, Any]):
         self.state = state
 
     def __call__(self, *args: Any, **settings: Any) -> "Placeholder":
-        """What a pickle makes of the result of a call, such as that of `getattr`."""
+        """A pickle may call the result of a call, such as that of `getattr`."""
         return Placeholder()
 
     def append(self, item: Any) -> None:
-        """What a pickle calls on a list."""
+        """Called by a pickle on a list."""
 
     def extend(self, items: Any) -> None:
-        """What a pickle calls on a list."""
+        """Called by a pickle on a list."""
 
     def add(self, item: Any) -> None:
-        """What a pickle calls on a set."""
+        """Called by a pickle on a set."""
 
 
 def _storage(data: bytes) -> Any:
@@ -268,7 +267,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 def _read_inert(path: Path, foreign: list[str]) -> Any:
-    """What a pickle holds, with placeholders for all that is no tensor; their names go to `foreign`."""
+    """The contents of a pickle, with placeholders for all objects but tensors; their names are added to `foreign`."""
 
     class Inert(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -290,16 +289,16 @@ def _read_inert(path: Path, foreign: list[str]) -> Any:
                 return first
         inert = types.SimpleNamespace(Unpickler=Inert, load=load, __name__="inert")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the source of a placeholder is not that of the class
+            warnings.simplefilter("ignore")  # about placeholders, whose source is not that of the class
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
 def _module_state(thing: Any) -> Mapping[str, Any] | None:
-    """The attributes of a pickled `nn.Module`, or None where the thing is none."""
+    """The attributes of a pickled `nn.Module`, None for other objects."""
     if isinstance(thing, Placeholder):
-        # A class that pickles itself by its source (NVlabs) hands its state to the function that rebuilds it.
+        # A class pickled by its source (NVlabs) passes its state to the function that rebuilds it.
         given = [a["state"] for a in thing.args if isinstance(a, Mapping) and "state" in a]
         return next((s for s in (thing.state, *given) if isinstance(s, Mapping) and "_parameters" in s), None)
     return None

@@ -1,7 +1,7 @@
 """Denoisers of `deepinv` as priors; the way back is `Prior.to_deepinv`.
 
-A `deepinv.models.Denoiser` takes images in [0, 1] and the noise level in the same units, whatever its network was
-trained on: the change of range to the images at hand is made here, none of its own is repeated.
+A `deepinv.models.Denoiser` takes images in [0, 1] and the noise level in the same units, for any range of its own
+training. This file changes only from the range of the given images to [0, 1].
 """
 
 import math
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from ..callable import CallablePrior
 from .checkpoint_files import read_tensors
 
-# Of a denoiser that does not say what it was made for.
+# For denoisers that declare no levels, in units of [0, 1].
 SIGMA_RANGE = (0.002, 1.0)
 
 
@@ -23,12 +24,12 @@ class DeepinvPrior(CallablePrior):
     """A `deepinv.models.Denoiser`: DRUNet, DiffUNet, NCSNpp, ADMUNet, or any other.
 
     denoiser        on images in [0, 1]; it is put in evaluation mode and its parameters are frozen
-    shape           (C, H, W) of the images it knows, None where it takes any size
-    channels        None: as the network says, where it does
-    sigma_range     noise levels it was made for, image units; None: as the network says (DiffUNet, NCSNpp, ADMUNet,
-                    score models with a table), else 0.002 to 1 of the value range. Outside it is told the nearest
-    value_range     range of the images at hand
-    differentiable  autograd may be sent through it; not through BM3D, for example
+    shape           (C, H, W) of the images, None for any size
+    channels        None: from the network, if it declares them
+    sigma_range     noise levels of its training, image units; None: from the network (DiffUNet, NCSNpp, ADMUNet, score
+                    models with a table), else 0.002 to 1 of the value range. Other levels are clamped to it
+    value_range     range of the given images
+    differentiable  autograd can differentiate it; false for BM3D, for example
     one_by_one      call it once for each image: for denoisers that mix the images of a batch or take one level only
 
     A denoiser that was not trained up to high noise levels (DRUNet) restores images but draws none of its own.
@@ -59,7 +60,7 @@ class DeepinvPrior(CallablePrior):
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         low, high = self.value_range
-        z, level = (x - low) / (high - low), self.told(x, sigma) / (high - low)
+        z, level = (x - low) / (high - low), self.levels(x, sigma) / (high - low)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             if self.one_by_one:
                 z0 = torch.cat([self.function(z[i : i + 1], level[i : i + 1]) for i in range(len(z))])
@@ -68,7 +69,7 @@ class DeepinvPrior(CallablePrior):
             return low + (high - low) * self._checked(z0, z)
 
     def to_deepinv(self) -> Any:
-        """The denoiser itself, unless its images must be kept apart."""
+        """The denoiser itself, unless `one_by_one`."""
         return super().to_deepinv() if self.one_by_one else self.function
 
     @classmethod
@@ -88,19 +89,19 @@ class DeepinvPrior(CallablePrior):
         """A network of `deepinv.models` with weights from a file; nothing is downloaded and no code is executed.
 
         model    its name: DRUNet, DiffUNet, NCSNpp, ADMUNet, ...
-        weights  a `.safetensors` file, or what `torch.save` wrote of its state (`.pth`, `.pt`): deepinv's own are such
+        weights  a `.safetensors` file, or a state dict by `torch.save` (`.pth`, `.pt`), as deepinv's own
         options  of the network's constructor, by name
-        sha256   hash of the file, which is checked; None: any file will do
+        sha256   expected hash of the file, None: not checked
         The rest as in the constructor.
 
-        Raises ValueError, in one line, where one of them cannot be used.
+        Raises ValueError if one of them cannot be used.
         """
         from deepinv import models
 
         kind = getattr(models, model, None)
         if not (isinstance(kind, type) and issubclass(kind, models.Denoiser)):
             known = [n for n, c in vars(models).items() if isinstance(c, type) and issubclass(c, models.Denoiser)]
-            raise ValueError(f"deepinv has no denoiser {model!r}; there are {', '.join(sorted(known))}")
+            raise ValueError(f"deepinv has no denoiser {model!r}; known are {', '.join(sorted(known))}")
         if weights is None:
             raise ValueError(
                 f"give weights=, a file with the weights of deepinv's {model}; deepinv's own are on "
@@ -108,10 +109,10 @@ class DeepinvPrior(CallablePrior):
             )
         options = dict(options or {})
         if "pretrained" in options:
-            raise ValueError("options: weights come from the file weights=, leave pretrained out")
+            raise ValueError("options: leave pretrained out, weights come from the file weights=")
         state = read_tensors(Path(weights).expanduser(), sha256=sha256)
         try:
-            with torch.random.fork_rng(devices=[]):  # it draws weights first
+            with torch.random.fork_rng(devices=[]):  # it draws random weights first
                 denoiser = kind(**options, pretrained=None)
         except (TypeError, ValueError) as error:
             raise ValueError(f"deepinv's {model} cannot be made with options={options}: {error}") from error
@@ -147,17 +148,22 @@ class DeepinvPrior(CallablePrior):
             )
         return cls(denoiser, shape=(1, 16, 16), value_range=(-1.0, 1.0))
 
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        example = cls.example()
+        return {"example": example, "one by one": cls(example.function, shape=(1, 16, 16), one_by_one=True)}
 
-# -- what a denoiser says of itself ------------------------------------------------------------------------------------
+
+# -- declarations of a denoiser ----------------------------------------------------------------------------------------
 
 
 def trained_channels(denoiser: Any) -> int | None:
-    """Image channels of a denoiser, from its first convolution where no attribute says it; None: not known.
+    """Image channels of a denoiser, from an attribute or its first convolution; None: unknown.
 
     DRUNet's first convolution has one channel more, for the noise level.
     """
-    if isinstance(said := getattr(denoiser, "in_channels", None), int):
-        return said
+    if isinstance(declared := getattr(denoiser, "in_channels", None), int):
+        return declared
     if isinstance(head := getattr(denoiser, "m_head", None), nn.Conv2d):
         return head.in_channels - 1
     if isinstance(encoder := getattr(denoiser, "enc", None), nn.ModuleDict):  # NCSNpp, ADMUNet
@@ -167,7 +173,7 @@ def trained_channels(denoiser: Any) -> int | None:
 
 
 def trained_levels(denoiser: Any) -> tuple[float, float]:
-    """Noise levels that a denoiser was made for, in units of images in [0, 1]."""
+    """Noise levels of the training of a denoiser, in units of images in [0, 1]."""
     half = 2.0 if getattr(denoiser, "_was_trained_on_minus_one_one", False) else 1.0
     table = getattr(denoiser, "sigma_t", None)
     if isinstance(table, Tensor):  # score models

@@ -3,10 +3,9 @@
 Reads      a folder as `save_pretrained` writes it, of a pipeline (`model_index.json`, `unet/`, `scheduler/`; DDPM,
            DDIM, PNDM, score SDE) or of a bare network with a `scheduler_config.json` beside it, or `hf://owner/repo`.
 Form       from the scheduler's configuration: betas and prediction type (`epsilon`, `v_prediction`, `sample`) of a
-           variance-preserving chain on [-1, 1], or the range of a variance-exploding one on [0, 1], whose network says
-           the score. The scheduler's clipping belongs to its sampler and plays no role: D is what the network says.
-Left out   latent models (a UNet on the codes of an autoencoder), which are in `latent.py`, and text-conditional
-           networks; both are refused in one line.
+           variance-preserving chain on [-1, 1], or the range of a variance-exploding one on [0, 1], whose network
+           predicts the score. The scheduler's clipping belongs to its sampler and is not applied.
+Left out   latent models (a UNet on the codes of an autoencoder), see `latent.py`, and text-conditional networks.
 """
 
 import importlib
@@ -22,25 +21,26 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
-from .network_time import DiscreteTime, NetworkTime, VETime
-from .parametrised import Parametrisation, ParametrisedPrior
+from ..base import Prior
+from .network_time import DiscreteTime, NetworkTime, Parametrisation, VETime
+from .parametrised import ParametrisedPrior
 
 SCHEME = "hf://"
 PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 CHAINS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-AUTOENCODERS = ("vae", "vqvae", "movq")  # as pipelines call theirs
+AUTOENCODERS = ("vae", "vqvae", "movq")  # names in pipelines
 WEIGHTS = "diffusion_pytorch_model"
-HUB_SECONDS = 10  # that the Hub has for an answer
+HUB_SECONDS = 10  # time limit for an answer of the Hub
 CONFIGS = ("model_index.json", "config.json", "scheduler_config.json", "*/config.json", "*/scheduler_config.json")
 
 
 class DiffusersPrior(ParametrisedPrior):
     """A `UNet2DModel` and the configuration of its scheduler.
 
-    unet         with its `config`, which tells the shape of its images
+    unet         with its `config`, which holds the shape of its images
     scheduler    the scheduler's `config`, a mapping, as in `scheduler_config.json`
     class_label  of a class-conditional network: the class that images belong to
-    value_range  range of the images at hand
+    value_range  range of the given images
     """
 
     def __init__(
@@ -51,18 +51,17 @@ class DiffusersPrior(ParametrisedPrior):
         class_label: int | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        config: Mapping[str, Any] = unet.config  # type: ignore[assignment]  # diffusers lays it there
+        config: Mapping[str, Any] = unet.config  # type: ignore[assignment]  # set by diffusers
         channels, out = config["in_channels"], config["out_channels"]
         if out not in (channels, 2 * channels):
             raise ValueError(
-                f"a denoiser gives as many channels as it takes, or twice as many with a variance; this UNet takes "
-                f"{channels} and gives {out}"
+                f"out_channels of a UNet with {channels} input channels must be {channels} or {2 * channels}, got {out}"
             )
         wants_label = config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None
         if wants_label and class_label is None:
-            raise ValueError("this UNet is class-conditional: give class_label=, the number of the class")
+            raise ValueError("class_label must be given for this class-conditional UNet, got none")
         if class_label is not None and not wants_label:
-            raise ValueError(f"this UNet knows no classes, got class_label={class_label}")
+            raise ValueError(f"class_label must be null for a UNet without classes, got {class_label}")
         size = config.get("sample_size")
         if size is not None:
             size = (size, size) if isinstance(size, int) else tuple(size)
@@ -89,23 +88,31 @@ class DiffusersPrior(ParametrisedPrior):
     ) -> "DiffusersPrior":
         """Read a folder, or a repository of the Hugging Face Hub.
 
-        path  a folder of a pipeline or of a network, or hf://owner/repo, with @revision where another than the newest
-              is meant; what was downloaded once is read from the cache of `huggingface_hub`, and with HF_HUB_OFFLINE=1
-              nothing else is tried
+        path  a folder of a pipeline or of a network, or hf://owner/repo, with @revision for another than the newest.
+              Downloaded files are read from the cache of `huggingface_hub`, with HF_HUB_OFFLINE=1 only from there
 
-        Weights are `.safetensors`, or a `.bin` that is read without executing code. Raises ValueError, in one line,
-        where the extra is missing or the folder does not hold such a model.
+        Weights are `.safetensors`, or a `.bin` that is read without executing code. Raises ValueError if
+        the extra is missing or the folder does not hold such a model.
         """
         unet, scheduler = read_unet(local_folder(path, latent=False))
         return cls(unet, scheduler, class_label=class_label, value_range=(value_range[0], value_range[1]))
 
     @classmethod
     def example(cls) -> "DiffusersPrior":
-        """With a stand-in of a few weights, so that it can be tried where diffusers is not installed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = StandIn(channels=1, sample_size=16)
-        return cls(unet, {"_class_name": "DDPMScheduler"})
+        """With a small stand-in, which works without diffusers."""
+        return cls(example_unet(channels=1, sample_size=16), {"_class_name": "DDPMScheduler"})
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        if cls is not DiffusersPrior:  # a subclass has arguments of its own
+            return super().variants()
+        unet, ddpm = example_unet(channels=1, sample_size=8), {"_class_name": "DDPMScheduler"}
+        return {
+            "example": cls.example(),
+            "any size": cls(example_unet(channels=1, sample_size=None), ddpm, value_range=(-1.0, 3.0)),
+            "v": cls(unet, {**ddpm, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+            "ve": cls(unet, {"_class_name": "ScoreSdeVeScheduler"}),
+        }
 
 
 class _Network(nn.Module):
@@ -120,9 +127,9 @@ class _Network(nn.Module):
 
 
 class StandIn(nn.Module):
-    """The interface of a `UNet2DModel`, as far as it is used here."""
+    """The interface of a `UNet2DModel` used here."""
 
-    def __init__(self, channels: int, sample_size: int) -> None:
+    def __init__(self, channels: int, sample_size: int | None) -> None:
         super().__init__()
         self.config = {"in_channels": channels, "out_channels": channels, "sample_size": sample_size}
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
@@ -131,25 +138,31 @@ class StandIn(nn.Module):
         return (torch.tanh(self.convolution(x) + sigma_per_row(t, x) / 1000),)
 
 
+def example_unet(channels: int, sample_size: int | None) -> StandIn:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return StandIn(channels, sample_size)
+
+
 # -- the scheduler -----------------------------------------------------------------------------------------------------
 
 
 def prediction(scheduler: Mapping[str, Any]) -> Parametrisation:
-    """What the network says, of a scheduler's configuration."""
+    """Parametrisation of the network, from a scheduler's configuration."""
     name = scheduler.get("prediction_type", "epsilon")
     if name not in PREDICTIONS:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTIONS)}, the scheduler says {name!r}")
+        raise ValueError(f"prediction_type of the scheduler must be one of {', '.join(PREDICTIONS)}, got {name!r}")
     return PREDICTIONS[name]
 
 
 def network_time(scheduler: Mapping[str, Any]) -> NetworkTime:
-    """Noise levels and time steps, of a scheduler's configuration; what it leaves out has diffusers' defaults."""
+    """Noise levels and time steps, from a scheduler's configuration; missing entries have diffusers' defaults."""
     name = scheduler.get("_class_name", "a scheduler without _class_name")
     if name == "ScoreSdeVeScheduler":
-        return VETime(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), told="sigma")
+        return VETime(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), time_input="sigma")
     if name not in CHAINS and not {"beta_schedule", "trained_betas"} & set(scheduler):
         raise ValueError(
-            f"{name} is no chain of betas; wrap the network by hand: "
+            f"the scheduler must be a chain of betas, got {name}; wrap the network by hand: "
             "ParametrisedPrior(network, parametrisation, schedule)"
         )
     steps, trained = scheduler.get("num_train_timesteps", 1000), scheduler.get("trained_betas")
@@ -188,9 +201,9 @@ def _to_pure_noise(alphas_cumprod: Sequence[float]) -> tuple[float, ...]:
 def local_folder(path: str | Path, *, latent: bool) -> Path:
     """The folder of a model, from the Hub where the path is hf://owner/repo.
 
-    latent  the model is one of codes, and its autoencoder is with it
+    latent  a model of codes, with its autoencoder
 
-    ValueError, before its weights are read or downloaded, where there is none or one of another kind.
+    Raises ValueError, before weights are read or downloaded, if there is none or one of another kind.
     """
     folder = _download(str(path), latent=latent) if str(path).startswith(SCHEME) else Path(path).expanduser()
     if not folder.is_dir():
@@ -200,7 +213,7 @@ def local_folder(path: str | Path, *, latent: bool) -> Path:
 
 
 def autoencoder_in(folder: Path) -> str | None:
-    """Under which name a pipeline holds an autoencoder, None where it holds none."""
+    """Name of the autoencoder in a pipeline, None if there is none."""
     parts = _parts(folder)
     return next((name for name in AUTOENCODERS if name in parts), None)
 
@@ -212,13 +225,13 @@ def read_unet(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def read_model(folder: Path, kind: str) -> nn.Module:
-    """A model of `diffusers`, float32. ValueError where weights are damaged, missing, left over or no numbers."""
+    """A model of `diffusers`, float32. ValueError if weights are damaged, missing, superfluous or not finite."""
     model_class = getattr(_extra("diffusers"), kind)
     names = {path.name for path in folder.iterdir()}
     safe = any(name.endswith(".safetensors") for name in names)
     plain = any(name in names for name in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"))
     try:
-        with torch.random.fork_rng(devices=[]), _quiet():  # it draws weights first, and warns of those that it keeps
+        with torch.random.fork_rng(devices=[]), _quiet():  # it draws weights first and warns about those it keeps
             model, found = model_class.from_pretrained(
                 str(folder),
                 local_files_only=True,
@@ -231,10 +244,10 @@ def read_model(folder: Path, kind: str) -> nn.Module:
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"cannot read the {kind} in {folder}: {' '.join(str(error).split())[:300]}") from error
     if found["missing_keys"]:
-        raise ValueError(f"{folder} is of another network than its config.json: it lacks {found['missing_keys'][0]}")
+        raise ValueError(f"weights in {folder} do not fit config.json: {found['missing_keys'][0]} is missing")
     if found["unexpected_keys"]:
         left = found["unexpected_keys"][0]
-        raise ValueError(f"{folder} is of another network than its config.json: {left} has no place in it")
+        raise ValueError(f"weights in {folder} do not fit config.json, which has no {left}")
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"checkpoint is damaged: {folder} holds NaN or infinity in {name}")
@@ -243,7 +256,7 @@ def read_model(folder: Path, kind: str) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """`diffusers` says nothing on the terminal: what matters of it is an error here."""
+    """Silences the warnings of `diffusers`: those that matter are errors here."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -261,7 +274,7 @@ def _parts(folder: Path) -> dict[str, Any]:
 
 
 def _configs(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Where the network lies, its configuration and that of its scheduler; published pipelines may lie flat."""
+    """Folder of the network, its configuration and that of its scheduler; published pipelines may have no folders."""
     parts = _parts(folder)
     if parts and ("text_encoder" in parts or "unet" not in parts):
         reason = "works on text" if "text_encoder" in parts else "has no unet"
@@ -271,25 +284,25 @@ def _configs(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         )
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     if not (unet_folder / "config.json").is_file():
-        raise ValueError(f"{unet_folder} has no config.json: no folder that diffusers' save_pretrained wrote")
+        raise ValueError(f"{unet_folder} has no config.json; give a folder written by save_pretrained of diffusers")
     places = [folder / "scheduler", folder, unet_folder.parent / "scheduler"]
     found = [place / "scheduler_config.json" for place in places if (place / "scheduler_config.json").is_file()]
     if not found:
         raise ValueError(
-            f"{folder} has no scheduler_config.json, so its noise levels are not known; save the scheduler it was "
-            "trained with into it: DDPMScheduler(...).save_pretrained(folder)"
+            f"{folder} has no scheduler_config.json, which holds the noise levels; save the scheduler of the training "
+            "into it: DDPMScheduler(...).save_pretrained(folder)"
         )
     return unet_folder, read_config(unet_folder / "config.json"), read_config(found[0])
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a configuration of diffusers holds."""
+    """A configuration of diffusers."""
     try:
         read = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not isinstance(read, dict):
-        raise ValueError(f"cannot read {path}: no configuration of diffusers")
+        raise ValueError(f"cannot read {path}: not a configuration of diffusers")
     return read
 
 
@@ -310,7 +323,7 @@ def _check_kind(folder: Path, *, latent: bool) -> None:
 
 
 def _extra(module: str) -> ModuleType:
-    """The module, or which extra has it."""
+    """The module; ValueError names the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -320,7 +333,7 @@ def _extra(module: str) -> ModuleType:
 def _download(address: str, *, latent: bool) -> Path:
     """The folder of a repository of the Hub, from the cache where it cannot be reached."""
     hub = _extra("huggingface_hub")
-    for module in ("constants", "errors"):  # not all of its modules are there before they are asked for
+    for module in ("constants", "errors"):  # some of its modules load on import only
         importlib.import_module(f"huggingface_hub.{module}")
     repository, _, revision = address.removeprefix(SCHEME).partition("@")
     if repository.count("/") != 1 or not all(repository.split("/")):
@@ -342,7 +355,7 @@ def _download(address: str, *, latent: bool) -> Path:
         except hub.errors.LocalEntryNotFoundError as error:
             why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
             raise ValueError(
-                f"cannot get {address}: it was not downloaded before, and {why}; path= also takes a folder"
+                f"cannot get {address}: it is not in the cache, and {why}; path= also takes a folder"
             ) from error
         except (OSError, ValueError) as error:
             raise _not_got(address, error) from error
@@ -359,16 +372,16 @@ def _download(address: str, *, latent: bool) -> Path:
 
 
 def _newest_commit(hub: ModuleType, address: str, repository: str, revision: str | None) -> str | None:
-    """The commit to take, one for all files; None where the Hub does not answer, and what is in its cache must do.
+    """The commit of all files; None if the Hub does not answer, and only its cache is left.
 
-    Asked here because `snapshot_download` would wait for ever for a server that takes the question and says nothing.
+    Queried here because `snapshot_download` waits forever for a server that accepts the request and does not answer.
     """
     refusals = (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError, hub.errors.GatedRepoError)
     try:
         return str(hub.HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS).sha)
     except refusals as error:
         raise _not_got(address, error) from error
-    except Exception:  # of whichever HTTP library its version uses; `snapshot_download` says that it was not reached
+    except Exception:  # any HTTP library; `snapshot_download` reports that the Hub cannot be reached
         return None
 
 

@@ -6,18 +6,15 @@ Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m th
         constants are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
 """
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
 from ..base import Prior
+from ..weights_file import read_weights, write_weights
 from .unet import UNet, UNetSpec
 
 
@@ -27,8 +24,8 @@ class EDMPrior(Prior):
     network      maps (B, C, H, W) and the noise coordinate (B,) to (B, C, H, W)
     shape        (C, H, W) it was trained on, None for a network that takes any size
     sigma_data   standard deviation of the data around the centre, image units
-    sigma_range  noise levels seen in training, image units; outside it the network is told the nearest of them, while
-                 the preconditioning keeps the true one (D(x, 0) = x exactly)
+    sigma_range  noise levels of the training, image units. c_noise is clamped to it, the rest of the preconditioning is
+                 not (D(x, 0) = x exactly)
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class EDMPrior(Prior):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write weights and everything needed to load them again to one `.safetensors` file."""
+        """Write one `.safetensors` file, which `load` reads."""
         header = {
             "unet": self.network.spec.as_dict(),
             "shape": self.shape,
@@ -73,37 +70,20 @@ class EDMPrior(Prior):
             "sigma_range": self.sigma_range,
             "value_range": self.value_range,
         }
-        tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.network.state_dict().items()}
-        save_file(tensors, str(path), metadata={"invdiff": json.dumps(header)})
+        write_weights(path, header, {name: tensor.to(dtype) for name, tensor in self.network.state_dict().items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "EDMPrior":
-        """Read a file written by `save`; tensors only, no code is executed.
-
-        Raises ValueError, in one line, where the file is missing, damaged or not of this kind.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"prior weights not found: {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("invdiff", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
-        if not isinstance(header, Mapping):
-            raise ValueError(f"prior weights of another kind: {path} has no invdiff header; `invdiff train` writes one")
-        bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        if bad:
-            raise ValueError(f"prior weights are damaged: {path} holds NaN or infinity in {bad[0]}")
+        """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
+        header, tensors = read_weights(path, kind=None)
         try:
             shape, value_range = header["shape"], tuple(header["value_range"])
             sigma_data, sigma_range = header["sigma_data"], tuple(header["sigma_range"])
             network = UNet(UNetSpec(**header["unet"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"prior weights have a header that cannot be used: {path}: {error}") from error
+            raise ValueError(f"prior weights have an unusable header: {path}: {error!r}") from error
         try:
-            network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            network.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[-1]}") from error
         prior = cls(
@@ -123,3 +103,9 @@ class EDMPrior(Prior):
         torch.nn.init.normal_(network.tail.weight, std=0.05)  # an untrained tail is zero, which would hide mistakes
         torch.set_rng_state(generator_state)
         return cls(network, shape=(1, 16, 16)).requires_grad_(False).eval()
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        example = cls.example()
+        other = cls(example.network, sigma_data=2.0, value_range=(-3.0, 5.0))
+        return {"example": example, "any size": cls(example.network), "other range": other}

@@ -3,10 +3,10 @@
 Papers      Liu et al., Flow Straight and Fast, ICLR 2023, arXiv:2209.03003; Lipman et al., Flow Matching for Generative
             Modeling, ICLR 2023, arXiv:2210.02747; Esser et al., Scaling Rectified Flow Transformers, ICML 2024,
             arXiv:2403.03206, whose time runs the other way.
-Form        data_at=1: x_t = t z + (1 - t) eps, the network says z - eps, and z = x_t + (1 - t) F(x_t, t).
-            data_at=0: x_t = (1 - t) z + t eps, the network says eps - z, and z = x_t - t F(x_t, t).
+Form        data_at=1: x_t = t z + (1 - t) eps, the network predicts z - eps, and z = x_t + (1 - t) F.
+            data_at=0: x_t = (1 - t) z + t eps, the network predicts eps - z, and z = x_t - t F.
             A noise level s is the t with s = (noise's share) / (image's share), and x_t = (image's share) x_s.
-Outside     of [margin, 1 - margin] the network is told the nearest t, while the shares stay the true ones.
+Outside     of [margin, 1 - margin] the network gets the nearest t, while the shares stay those of the true level.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
+from ..base import Prior
 from .ncsnpp import check_size, example_network, load_ncsnpp, score_sde_weights
 from .network_time import FlowTime
 from .parametrised import ParametrisedPrior
@@ -28,8 +29,8 @@ class FlowPrior(ParametrisedPrior):
     velocity     any callable that maps images (B, C, H, W) and times (B,) to dx_t / dt, (B, C, H, W); with
                  `class_label` it gets labels (B,), int64, as its third argument
     data_at      the t of the image, 0 or 1
-    margin       the network was trained for t in [margin, 1 - margin]
-    time_scale   the network is told time_scale * t
+    margin       t of the training lies in [margin, 1 - margin]
+    time_scale   the input of the network is time_scale * t
     The rest as in `ParametrisedPrior`.
     """
 
@@ -71,13 +72,13 @@ class FlowPrior(ParametrisedPrior):
         sha256: str | None = None,
         trust_pickle: bool = False,
     ) -> "FlowPrior":
-        """Read a network of the rectified-flow authors: that of score_sde, told 999 t, on [-1, 1], with the image at 1.
+        """Read a network of the rectified-flow authors: that of score_sde at 999 t, on [-1, 1], with the image at 1.
 
-        over_time  its output is divided by what it is told (`scale_by_sigma`). None: true where time enters by Fourier
+        over_time  its output is divided by its time input (`scale_by_sigma`). None: true where time enters by Fourier
                    features, as in the published networks
         The rest as in `NCSNppPrior.load`.
 
-        ValueError, in one line, where the file or the settings do not fit.
+        Raises ValueError if the file or the settings do not fit.
         """
         tensors = score_sde_weights(weights, ema=ema, sha256=sha256, trust_pickle=trust_pickle)
         network = load_ncsnpp(tensors, weights, exploding=False, fir=fir)
@@ -94,9 +95,18 @@ class FlowPrior(ParametrisedPrior):
     def example(cls) -> "FlowPrior":
         return cls(example_network(exploding=False), shape=(1, 8, 8))
 
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        network = example_network(exploding=False)
+        return {
+            "example": cls.example(),
+            "image at 0": cls(network, data_at=0, time_scale=1000.0, shape=(1, 8, 8)),
+            "over time": cls(_OverTime(network), time_scale=999.0, shape=(1, 8, 8)),
+        }
+
 
 class _OverTime(nn.Module):
-    """A network whose output is divided by what it is told."""
+    """A network whose output is divided by its time input."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,13 +1,15 @@
-"""What a network calls time: from a noise level to the number that it is told and the scale of the image that it sees.
+"""Schedules of networks: the scale of the input and the time value at a noise level, and the clean image of the output.
 
 A network was trained on x_t = alpha_t x0 + s_t eps. In the variance-exploding convention that is x_t = alpha_t x_sigma
-with sigma = s_t / alpha_t, so a time is known by its sigma, and every class here answers two questions about a sigma:
-the scale alpha and the time t. The scale is that of the true sigma, at any level; the time is that of the nearest level
-in `sigma_range`, which the network was trained for. All levels are in the units of the network's own images.
+with sigma = s_t / alpha_t, so a time is identified by its sigma. Every class maps sigma to the scale alpha and to the
+time t that the network takes as input, and turns the output F of the network into the clean image (`denoised`). Scale
+and formula use the true sigma at any level; the time is that of the nearest level in `sigma_range`, the levels of the
+training. All levels are in the units of the network's own images.
 
 Papers  DDPM, arXiv:2006.11239 (`DiscreteTime.linear`); improved DDPM, arXiv:2102.09672 (`cosine`); latent diffusion,
-        arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); rectified flow,
-        arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM, arXiv:2206.00364 (`EDMTime`).
+        arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); progressive distillation,
+        arXiv:2202.00512 (`v`); rectified flow, arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM,
+        arXiv:2206.00364 (`EDMTime`).
 """
 
 import math
@@ -16,18 +18,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 Rule = Literal["interpolate", "nearest"]
+Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm"]
 
 
 class NetworkTime(ABC):
-    """Base class; `sigma_range` holds the levels s_t / alpha_t seen in training, lowest first."""
+    """Base class.
+
+    sigma_range       levels s_t / alpha_t of the training, lowest first
+    parametrisations  outputs that `denoised` can interpret
+    """
 
     sigma_range: tuple[float, float]
+    parametrisations: ClassVar[tuple[Parametrisation, ...]] = ("epsilon", "x0", "score")
 
     @abstractmethod
     def scale(self, sigma: Tensor) -> Tensor:
@@ -35,20 +43,47 @@ class NetworkTime(ABC):
 
     @abstractmethod
     def time(self, sigma: Tensor) -> Tensor:
-        """What the network is told at levels that lie in `sigma_range`, shape of `sigma`."""
+        """Time input of the network at levels inside `sigma_range`, shape of `sigma`."""
 
     def __call__(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, t) at the levels `sigma` (B,); outside `sigma_range` t is that of the nearest level inside."""
         return self.scale(sigma), self.time(sigma.clamp(*self.sigma_range))
 
+    def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        """The clean image z0 of the noisy image z = x_t / alpha and the output F of the network at x_t, (B, ...).
+
+        parametrisation  one of `parametrisations`
+        alpha, s         scale and noise level, broadcastable to z
+        """
+        if parametrisation == "epsilon":
+            return z - s * out
+        if parametrisation == "score":
+            # x_t has the noise alpha s and the mean alpha z0: Tweedie gives alpha z0 = x_t + (alpha s)^2 F.
+            return z + alpha * s**2 * out
+        return out
+
+
+class VariancePreserving(NetworkTime):
+    """alpha^2 + s_t^2 = 1."""
+
+    parametrisations = ("epsilon", "x0", "v", "score")
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        if parametrisation == "v":
+            # v = alpha eps - (alpha s) z0 and alpha^2 (1 + s^2) = 1.
+            return alpha**2 * z - alpha * s * out
+        return super().denoised(parametrisation, z, out, alpha, s)
+
 
 @dataclass(frozen=True)
-class DiscreteTime(NetworkTime):
+class DiscreteTime(VariancePreserving):
     """Time steps 0 ... T-1 of a variance-preserving chain, x_k = sqrt(abar_k) x0 + sqrt(1 - abar_k) eps.
 
-    alphas_cumprod  abar_k, decreasing, in (0, 1); a last step of pure noise, abar = 0, has no finite sigma and is left
-                    out
-    rule            between two steps: "interpolate" tells a fractional step, linear in ln sigma; "nearest" the integer
+    alphas_cumprod  abar_k, decreasing, in (0, 1); a last step of pure noise, abar = 0, has no finite sigma and no level
+    rule            between two steps: "interpolate" gives a fractional step, linear in ln sigma; "nearest" the integer
                     step whose sigma is closest
     """
 
@@ -56,13 +91,16 @@ class DiscreteTime(NetworkTime):
     rule: Rule = "interpolate"
 
     def __post_init__(self) -> None:
-        abar = tuple(float(a) for a in self.alphas_cumprod)
-        abar = abar[:-1] if abar and abar[-1] == 0 else abar
         if self.rule not in ("interpolate", "nearest"):
             raise ValueError(f"rule must be 'interpolate' or 'nearest', got {self.rule!r}")
+        abar = self._with_finite_levels()
         if len(abar) < 2 or not all(1 > a > b > 0 for a, b in pairwise(abar)):
             raise ValueError("alphas_cumprod must hold at least two values that decrease strictly between 1 and 0")
-        object.__setattr__(self, "alphas_cumprod", abar)
+
+    def _with_finite_levels(self) -> tuple[float, ...]:
+        """abar_k without a last step of pure noise."""
+        abar = tuple(self.alphas_cumprod)
+        return abar[:-1] if abar[-1:] == (0,) else abar
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
@@ -71,14 +109,11 @@ class DiscreteTime(NetworkTime):
     @cached_property
     def levels(self) -> Tensor:
         """sigma_k = sqrt((1 - abar_k) / abar_k), float64, (T,)."""
-        abar = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        abar = torch.tensor(self._with_finite_levels(), dtype=torch.float64)
         return ((1 - abar) / abar).sqrt()
 
-    def scale(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).rsqrt()
-
     def time(self, sigma: Tensor) -> Tensor:
-        # Neighbouring levels differ by less than float32 resolves after a logarithm; MPS knows no float64.
+        # Neighbouring levels differ by less than float32 resolves after a logarithm; MPS has no float64.
         wide = torch.float32 if sigma.device.type == "mps" else torch.float64
         levels, wanted = self.levels.to(sigma.device, wide), sigma.to(wide)
         upper = torch.searchsorted(levels, wanted.contiguous()).clamp(1, len(levels) - 1)
@@ -101,7 +136,7 @@ class DiscreteTime(NetworkTime):
         last: float | None = None,
         rule: Rule = "interpolate",
     ) -> "DiscreteTime":
-        """beta rises linearly, from 0.1 / T to 20 / T where not given (1e-4 to 0.02 at T = 1000)."""
+        """beta rises linearly, by default from 0.1 / T to 20 / T (1e-4 to 0.02 at T = 1000)."""
         first, last = 0.1 / steps if first is None else first, 20 / steps if last is None else last
         return cls.of_betas(torch.linspace(first, last, steps, dtype=torch.float64).tolist(), rule)
 
@@ -126,10 +161,10 @@ class DiscreteTime(NetworkTime):
 
 
 @dataclass(frozen=True)
-class VPTime(NetworkTime):
+class VPTime(VariancePreserving):
     """The continuous variance-preserving process: beta(t) = beta_min + t (beta_max - beta_min), t in [t_min, 1].
 
-    time_scale  the network is told time_scale * t
+    time_scale  the input of the network is time_scale * t
     """
 
     beta_min: float = 0.1
@@ -152,9 +187,6 @@ class VPTime(NetworkTime):
         )
         return low, high
 
-    def scale(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).rsqrt()
-
     def time(self, sigma: Tensor) -> Tensor:
         # 1 + sigma^2 = exp(rise t^2 / 2 + beta_min t), solved for t in the form that loses no digits near 0.
         total, rise = (sigma**2).log1p(), self.beta_max - self.beta_min
@@ -164,21 +196,21 @@ class VPTime(NetworkTime):
 
 @dataclass(frozen=True)
 class VETime(NetworkTime):
-    """The variance-exploding process: the network sees x_sigma as it is.
+    """The variance-exploding process: the network takes x_sigma unscaled.
 
-    told  what the network is told of the level: "sigma", "log" (ln sigma), or "t" in [0, 1], the place of ln sigma
-          between those of sigma_min and sigma_max
+    time_input  what the network takes as time: "sigma", "log" (ln sigma), or "t" in [0, 1], linear in ln sigma from
+                sigma_min to sigma_max
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    told: Literal["sigma", "log", "t"] = "sigma"
+    time_input: Literal["sigma", "log", "t"] = "sigma"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
-        if self.told not in ("sigma", "log", "t"):
-            raise ValueError(f"told must be 'sigma', 'log' or 't', got {self.told!r}")
+        if self.time_input not in ("sigma", "log", "t"):
+            raise ValueError(f"time_input must be 'sigma', 'log' or 't', got {self.time_input!r}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
@@ -188,9 +220,9 @@ class VETime(NetworkTime):
         return torch.ones_like(sigma)
 
     def time(self, sigma: Tensor) -> Tensor:
-        if self.told == "sigma":
+        if self.time_input == "sigma":
             return sigma
-        if self.told == "log":
+        if self.time_input == "log":
             return sigma.log()
         return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
@@ -200,18 +232,19 @@ class FlowTime(NetworkTime):
     """The straight path between image and noise.
 
     data_at     the t of the image: 0 where x_t = (1 - t) x0 + t eps (Stable Diffusion 3), 1 where x_t = t x0 +
-                (1 - t) eps (rectified flow, flow matching). The velocity is dx_t / dt, so its sign goes with this
-    margin      the network was trained for t in [margin, 1 - margin]
-    time_scale  the network is told time_scale * t
+                (1 - t) eps (rectified flow, flow matching). It sets the sign of the velocity dx_t / dt
+    margin      t of the training lies in [margin, 1 - margin]
+    time_scale  the input of the network is time_scale * t
     """
 
     data_at: Literal[0, 1] = 0
     margin: float = 1e-3
     time_scale: float = 1.0
+    parametrisations = ("epsilon", "x0", "score", "flow")
 
     def __post_init__(self) -> None:
         if self.data_at not in (0, 1):
-            raise ValueError(f"data_at must be 0 or 1, the t at which the image lies, got {self.data_at!r}")
+            raise ValueError(f"data_at, the t of the image, must be 0 or 1, got {self.data_at!r}")
         if not 0 < self.margin < 0.5:
             raise ValueError(f"margin must lie between 0 and 0.5, got {self.margin}")
 
@@ -225,14 +258,23 @@ class FlowTime(NetworkTime):
     def time(self, sigma: Tensor) -> Tensor:
         return self.time_scale * (sigma / (1 + sigma) if self.data_at == 0 else 1 / (1 + sigma))
 
+    def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        if parametrisation == "flow":
+            # alpha = 1 - tau and alpha s = tau at the distance tau from the image; the velocity away from it is
+            # eps - z0.
+            away = out if self.data_at == 0 else -out
+            return alpha * (z - s * away)
+        return super().denoised(parametrisation, z, out, alpha, s)
+
 
 @dataclass(frozen=True)
 class EDMTime(NetworkTime):
-    """EDM's preconditioning: the network sees x_sigma at unit variance and is told ln(sigma) / 4."""
+    """EDM's preconditioning: the network takes x_sigma at unit variance and ln(sigma) / 4."""
 
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    parametrisations = ("epsilon", "x0", "score", "edm")
 
     def __post_init__(self) -> None:
         if not (self.sigma_data > 0 and 0 < self.sigma_min < self.sigma_max < math.inf):
@@ -250,3 +292,9 @@ class EDMTime(NetworkTime):
 
     def time(self, sigma: Tensor) -> Tensor:
         return sigma.log() / 4
+
+    def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+        if parametrisation == "edm":
+            # alpha = c_in; c_skip = (sigma_data c_in)^2 and c_out = s sigma_data c_in.
+            return (self.sigma_data * alpha) ** 2 * z + s * self.sigma_data * alpha * out
+        return super().denoised(parametrisation, z, out, alpha, s)

@@ -7,7 +7,7 @@ Form        D(z, s) = c_skip z + c_out F(c_in z, c_noise) on [-1, 1], with
             edm     c_in = (s^2 + d^2)^(-1/2), c_skip = (d c_in)^2, c_out = s d c_in, c_noise = ln(s) / 4
             vp      c_in = (s^2 + 1)^(-1/2), c_skip = 1, c_out = -s, c_noise = 999 t(s)
             ve      c_in = 1, c_skip = 1, c_out = s, c_noise = ln(s / 2)
-            iddpm   as vp, but c_noise is the step whose level is nearest, and F says a variance too
+            iddpm   as vp, but c_noise is the step whose level is nearest, and F predicts a variance too
 Network     "DDPM++" and "NCSN++" by `deepinv`'s NCSNpp and "ADM" by its ADMUNet, which keep NVlabs' names.
 Deviates    The levels of `edm` are those of NVlabs' own sampler, 0.002 to 80, where their network lets any through.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base import Prior
 from .adm import check_label
 from .checkpoint_files import build, class_name, read_checkpoint, save_network, weights_of
 from .network_time import DiscreteTime, EDMTime, NetworkTime, VETime, VPTime
@@ -35,8 +36,8 @@ _CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPre
 class NVLabsNetwork(nn.Module):
     """F under the names of NVlabs: (B, C, H, W), c_noise (B,) and labels (B,) to (B, C, H, W).
 
-    For `ve`, whose output is the noise with its sign turned and whose c_noise is that of half the level, this says the
-    noise and is told ln s. `levels` are the M + 1 levels of `iddpm`, falling to 0.
+    For `ve`, whose output is the negative noise and whose c_noise is that of half the level, this module returns the
+    noise and takes ln s. `levels` are the M + 1 levels of `iddpm`, falling to 0.
     """
 
     u: Tensor | None
@@ -108,13 +109,13 @@ class NVLabsEDMPrior(ParametrisedPrior):
     ) -> "NVLabsEDMPrior":
         """Read a network of NVlabs: a state dict as `.safetensors` or `.pt`, or, with `trust_pickle`, its `.pkl`.
 
-        The network is known from its weights. NVlabs' code is not needed, and none of what the pickle brings is run.
+        The weights determine the network. NVlabs' code is not needed, and no code of the pickle is run.
 
-        preconditioning  where the file does not say, `edm`, or `iddpm` for a network that holds its levels
-        key              the entry to take, where a file holds several networks
-        sha256           hash of the file, which is checked; None: any file will do
+        preconditioning  None: from the pickle, else `edm`, or `iddpm` for a network that holds its levels
+        key              the entry of a file that holds several networks
+        sha256           expected hash of the file, None: not checked
 
-        ValueError, in one line, where the file or the settings do not fit.
+        Raises ValueError if the file or the settings do not fit.
         """
         if preconditioning is not None and preconditioning not in get_args(Preconditioning):
             raise ValueError(
@@ -130,11 +131,13 @@ class NVLabsEDMPrior(ParametrisedPrior):
         found = _CLASSES.get(class_name(content) or "", "edm" if levels is None else "iddpm")
         kind: Preconditioning = preconditioning or found  # type: ignore[assignment]
         if (kind == "iddpm") != (levels is not None):
-            raise ValueError(f"{weights} is of another preconditioning than {kind}: its levels `u` go with iddpm alone")
+            raise ValueError(
+                f"preconditioning={kind} does not fit {weights}: levels `u` belong to iddpm, and only to it"
+            )
         try:
             model, settings = _settings(tensors)
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"{weights} is of another network than those of NVlabs' EDM: {error}") from error
+            raise ValueError(f"{weights} must hold a network of NVlabs' EDM: {error}") from error
         network = build(
             lambda: NVLabsNetwork(model(**settings, pretrained=None), kind, levels=levels), tensors, weights
         )
@@ -147,24 +150,38 @@ class NVLabsEDMPrior(ParametrisedPrior):
 
     @classmethod
     def example(cls) -> "NVLabsEDMPrior":
-        from deepinv.models import ADMUNet
+        return cls(_example_network("edm"), shape=(1, 8, 8), class_label=1)
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = ADMUNet(
-                img_resolution=8,
-                in_channels=1,
-                out_channels=1,
-                label_dim=3,
-                model_channels=32,
-                channel_mult=(1, 1),
-                num_blocks=1,
-                attn_resolutions=(),
-                pretrained=None,
-            )
-            for parameter in model.parameters():  # some are made zero, which would hide mistakes
-                nn.init.normal_(parameter, std=0.05)
-        return cls(NVLabsNetwork(model, "edm"), shape=(1, 8, 8), class_label=1)
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        """Every preconditioning."""
+        return {
+            "example": cls.example(),
+            **{kind: cls(_example_network(kind), shape=(1, 8, 8), class_label=1) for kind in ("vp", "ve", "iddpm")},
+        }
+
+
+def _example_network(preconditioning: Preconditioning) -> NVLabsNetwork:
+    from deepinv.models import ADMUNet
+
+    iddpm = preconditioning == "iddpm"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ADMUNet(
+            img_resolution=8,
+            in_channels=1,
+            out_channels=2 if iddpm else 1,
+            label_dim=3,
+            model_channels=32,
+            channel_mult=(1, 1),
+            num_blocks=1,
+            attn_resolutions=(),
+            pretrained=None,
+        )
+        for parameter in model.parameters():  # some are zero at first, which would hide mistakes
+            nn.init.normal_(parameter, std=0.05)
+    levels = torch.cat([torch.logspace(2, -2, 50), torch.zeros(1)]) if iddpm else None
+    return NVLabsNetwork(model, preconditioning, levels=levels)
 
 
 def _schedule(network: NVLabsNetwork, sigma_data: float) -> NetworkTime:
@@ -173,7 +190,7 @@ def _schedule(network: NVLabsNetwork, sigma_data: float) -> NetworkTime:
     if network.preconditioning == "vp":
         return VPTime(0.1, 20.0, t_min=1e-5)
     if network.preconditioning == "ve":
-        return VETime(0.02, 100.0, told="log")
+        return VETime(0.02, 100.0, time_input="log")
     assert network.u is not None
     levels = network.u[:-1].flip(0).double()
     return DiscreteTime(tuple((1 / (1 + levels**2)).tolist()), "nearest")

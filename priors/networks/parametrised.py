@@ -1,8 +1,8 @@
 """Any network that was trained to denoise, as a prior: the one place for its changes of variable.
 
 Form        The image x goes to the network's range, z = c x + o with c the ratio of the two ranges, and sigma to
-            s = c sigma. The network sees x_t = alpha z and is told t (`network_time`). What it says, F, is turned into
-            the clean image z0, which goes back to image units:
+            s = c sigma. The network takes x_t = alpha z and the time t (`network_time`). Its output F is turned into
+            the clean image z0 (`NetworkTime.denoised`), which goes back to image units:
 
             epsilon   z0 = z - s F
             x0        z0 = F
@@ -10,12 +10,12 @@ Form        The image x goes to the network's range, z = c x + o with c the rati
             score     z0 = z + alpha s^2 F, F the score of p_t at x_t
             flow      z0 = alpha (z -+ s F), F = dx_t / dt on the straight path
             edm       z0 = c_skip z + c_out F
-Outside     At a level that the network was not trained for it is told the nearest one that it knows, while alpha and s
-            stay those of the true level. So D(x, 0) = x exactly, but for `x0`, where the network has the only word.
+Outside     At a level outside its training the network gets the time of the nearest trained level, while alpha and s
+            stay those of the true level. So D(x, 0) = x exactly, except for `x0`, where D is the output alone.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,74 +23,24 @@ from torch import Tensor, nn
 from invdiff.shapes import sigma_per_row
 
 from ..base import Prior
-from .network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VPTime
-
-Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm"]
-
-
-def _epsilon(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    return z - s * out
-
-
-def _x0(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    return out
-
-
-def _v(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    # v = alpha eps - (alpha s) z0 and alpha^2 (1 + s^2) = 1 on a variance-preserving path (arXiv:2202.00512).
-    return alpha**2 * z - alpha * s * out
-
-
-def _score(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    # x_t has the noise alpha s and the mean alpha z0: Tweedie gives alpha z0 = x_t + (alpha s)^2 F.
-    return z + alpha * s**2 * out
-
-
-def _flow(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    # alpha = 1 - tau and alpha s = tau at the distance tau from the image; the velocity away from it is eps - z0.
-    assert isinstance(time, FlowTime)
-    away = out if time.data_at == 0 else -out
-    return alpha * (z - s * away)
-
-
-def _edm(z: Tensor, out: Tensor, alpha: Tensor, s: Tensor, time: NetworkTime) -> Tensor:
-    # alpha = c_in = (s^2 + sigma_data^2)^(-1/2); c_skip = (sigma_data c_in)^2 and c_out = s sigma_data c_in.
-    assert isinstance(time, EDMTime)
-    return (time.sigma_data * alpha) ** 2 * z + s * time.sigma_data * alpha * out
-
-
-_DENOISED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, NetworkTime], Tensor]] = {
-    "epsilon": _epsilon,
-    "x0": _x0,
-    "v": _v,
-    "score": _score,
-    "flow": _flow,
-    "edm": _edm,
-}
-
-
-_NEEDED: dict[str, type[NetworkTime] | tuple[type[NetworkTime], ...]] = {
-    "v": (DiscreteTime, VPTime),
-    "flow": FlowTime,
-    "edm": EDMTime,
-}
+from .network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, Parametrisation, VETime, VPTime
 
 
 class ParametrisedPrior(Prior):
     """A network with a declared parametrisation and schedule; see the module's docstring for the formulas.
 
-    network            any callable that maps (B, C, H, W) and a time (B,) to (B, C, H, W); with `class_label` it gets
-                       labels (B,), int64, as its third argument. A module is put in evaluation mode and frozen
-    parametrisation    what it says: "epsilon", "x0", "v", "score", "flow" (needs FlowTime), "edm" (needs EDMTime)
-    schedule           what it calls time, with the levels it was trained for: `DiscreteTime.linear()`, `VETime()`, ...
-    shape              (C, H, W) it was trained on, None for a network that takes any size
-    channels           where `shape` is None and the network takes only this many
-    network_range      range of the images it was trained on; `value_range` is that of the images it is given here
-    learned_variance   it gives 2 C channels, of which the last C say a variance that is not used
-    class_label        the class that images belong to, for a network that wants one
-    bgr                its channels are blue, green, red
+    network            any callable that maps (B, C, H, W) and a time (B,) to (B, C, H, W); with `class_label` its third
+                       argument is labels (B,), int64. A module is put in evaluation mode and frozen
+    parametrisation    what it predicts: "epsilon", "x0", "v", "score", "flow" (needs FlowTime), "edm" (needs EDMTime)
+    schedule           its time convention and the levels of its training: `DiscreteTime.linear()`, `VETime()`, ...
+    shape              (C, H, W) of the training, None for a network that takes any size
+    channels           where `shape` is None: the number of channels, None for any
+    network_range      range of the training images; `value_range` is that of the images given here
+    learned_variance   the network has 2 C output channels, of which the last C, a variance, are not used
+    class_label        class of the images, for a class-conditional network
+    bgr                the network's channels are blue, green, red
 
-    `sigma_range` is that of the schedule in image units. ValueError where the network gives another number of channels.
+    `sigma_range` is that of the schedule in image units. ValueError where the network returns another shape.
     """
 
     def __init__(
@@ -109,13 +59,10 @@ class ParametrisedPrior(Prior):
         differentiable: bool = True,
     ) -> None:
         super().__init__()
-        if parametrisation not in _DENOISED:
+        if parametrisation not in schedule.parametrisations:
             raise ValueError(
-                f"unknown parametrisation {parametrisation!r}; there are {', '.join(get_args(Parametrisation))}"
-            )
-        if not isinstance(schedule, _NEEDED.get(parametrisation, NetworkTime)):
-            raise ValueError(
-                f"parametrisation={parametrisation!r} does not go with a {type(schedule).__name__} schedule"
+                f"parametrisation of a network with {type(schedule).__name__} must be one of "
+                f"{', '.join(schedule.parametrisations)}, got {parametrisation!r}"
             )
         for name, (low, high) in (("value_range", value_range), ("network_range", network_range)):
             if not low < high:
@@ -143,11 +90,11 @@ class ParametrisedPrior(Prior):
         s = (zoom * sigma_per_row(sigma, x)).reshape(-1).expand(len(x))
         alpha, t = self.schedule(s)
         alpha, s = sigma_per_row(alpha, z), sigma_per_row(s, z)
-        z0 = _DENOISED[self.parametrisation](z, self._ask(alpha * z, t), alpha, s, self.schedule)
+        z0 = self.schedule.denoised(self.parametrisation, z, self._output(alpha * z, t), alpha, s)
         x0 = (z0 - offset) / zoom
         return x0.flip(1) if self.bgr else x0
 
-    def _ask(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
         labels: tuple[Any, ...] = ()
         if self.class_label is not None:
             labels = (torch.full((len(x_t),), self.class_label, dtype=torch.int64, device=x_t.device),)
@@ -156,25 +103,60 @@ class ParametrisedPrior(Prior):
         wanted = (len(x_t), channels * (2 if self.learned_variance else 1), *x_t.shape[2:])
         if tuple(out.shape) != wanted:
             raise ValueError(
-                f"the network gives {tuple(out.shape)} for images {tuple(x_t.shape)}, expected {wanted}; "
-                "learned_variance says whether it gives a variance as well"
+                f"the network must return {wanted} for images {tuple(x_t.shape)}, got {tuple(out.shape)}; set "
+                "learned_variance where it predicts a variance too"
             )
         return out[:, :channels].to(x_t.dtype)
 
     @classmethod
     def example(cls) -> "ParametrisedPrior":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = _TimedConvolution(1)
-        return cls(network, "epsilon", DiscreteTime.linear(), channels=1)
+        return cls(_example_network(1), "epsilon", DiscreteTime.linear(), channels=1)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        """Every parametrisation, every kind of schedule, and the options that change input or output."""
+        if cls is not ParametrisedPrior:  # a subclass has arguments of its own
+            return super().variants()
+        grey, colour = _example_network(1), _example_network(3)
+        return {
+            "example": cls.example(),
+            "x0": cls(_shrink, "x0", VETime(), shape=(1, 8, 8)),
+            "v": cls(grey, "v", VPTime(), channels=1),
+            "score": cls(grey, "score", VPTime(), channels=1),
+            "flow": cls(grey, "flow", FlowTime(), channels=1),
+            "flow, image at 1": cls(grey, "flow", FlowTime(data_at=1), channels=1),
+            "edm": cls(grey, "edm", EDMTime(), channels=1),
+            "cosine": cls(grey, "epsilon", DiscreteTime.cosine(), channels=1),
+            "nearest step": cls(grey, "epsilon", DiscreteTime.scaled_linear(rule="nearest"), channels=1),
+            "ln sigma": cls(grey, "epsilon", VETime(time_input="log"), channels=1),
+            "t of sigma": cls(grey, "epsilon", VETime(time_input="t"), channels=1),
+            "class and variance": cls(
+                _example_network(1, out=2), "epsilon", VPTime(), channels=1, class_label=3, learned_variance=True
+            ),
+            "other ranges": cls(
+                colour, "epsilon", VPTime(), shape=(3, 8, 8), value_range=(-3, 5), network_range=(0, 255), bgr=True
+            ),
+        }
 
 
-class _TimedConvolution(nn.Module):
-    """The least network that hears both its arguments."""
+class _ExampleNetwork(nn.Module):
+    """A small network that depends on all its arguments."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+        self.convolution = nn.Conv2d(channels, out, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return torch.tanh(self.convolution(x) + sigma_per_row(t, x) / 1000)
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        code = t.to(x.dtype) / 1000 if label is None else t.to(x.dtype) / 1000 + label
+        return torch.tanh(self.convolution(x) + sigma_per_row(code, x))
+
+
+def _shrink(x: Tensor, sigma: Tensor) -> Tensor:
+    """The denoiser of independent pixels of mean 0 and standard deviation 1/2."""
+    return x / (1 + 4 * sigma_per_row(sigma, x) ** 2)
+
+
+def _example_network(channels: int, out: int | None = None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _ExampleNetwork(channels, out or channels)

@@ -2,8 +2,8 @@
 
 What makes it cheap: pixels are folded into channels first (`patch`), so that no convolution runs at full resolution;
 each residual block has one normalisation and two 3x3 convolutions; there is no attention, so the cost is linear in the
-number of pixels and any image size works. Normalisation is over the channels of one pixel, never over the image: what
-the network does to a pixel does not depend on how large the picture around it is.
+number of pixels and any image size works. Normalisation is over the channels of one pixel, never over the image: the
+output at a pixel does not depend on the size of the picture around it.
 """
 
 import math
@@ -34,7 +34,7 @@ class UNetSpec:
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if len(self.widths) != len(self.blocks):
-            raise ValueError(f"widths and blocks must have one entry a level, got {self.widths} and {self.blocks}")
+            raise ValueError(f"widths and blocks must have one entry per level, got {self.widths} and {self.blocks}")
 
     @property
     def multiple(self) -> int:
@@ -101,7 +101,7 @@ class Level(nn.ModuleList):
 
 
 def zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """Zero weights and bias: a branch that starts with no say."""
+    """Zero weights and bias: a branch that starts without influence."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
@@ -142,8 +142,8 @@ class UNet(nn.Module):
         alike = (old.patch, old.widths) == (new.patch, new.widths) and new.channels in (old.channels, 1)
         if not alike or any(before > now for before, now in zip(old.blocks, new.blocks, strict=True)):
             raise ValueError(
-                "weights to start from must be of this network, of one with fewer blocks, or of its like for colours, "
-                f"not of {old}"
+                "weights to start from must belong to this network, to one with fewer blocks, or to its version for "
+                f"colours, got {old}"
             )
         weights = trained.state_dict()
         if new.channels != old.channels:

@@ -1,4 +1,4 @@
-"""Model cards: what a prior was trained on, how, and what it can do."""
+"""Model cards: data, training and denoising of a prior."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +10,7 @@ from .training import Recipe, Trainer
 def write_card(
     path: Path, *, name: str, recipe: Recipe, trainer: Trainer, images: int, psnr: dict[float, float]
 ) -> None:
-    """A Markdown card with the measured facts; data, terms and purpose are for its author to add."""
+    """A Markdown card with the measured facts; its author adds data, licence and purpose."""
     parameters = sum(p.numel() for p in trainer.prior.parameters())
     size = "any size" if recipe.shape is None else "x".join(map(str, recipe.shape[1:]))
     command = f"invdiff train recipe={name} data=IMAGES recipe.minutes={recipe.minutes:g}"

@@ -18,7 +18,7 @@ def read_images(source: str | Path, *, channels: int, pad_to: int | None = None)
     channels  1 converts to grey, 3 to RGB
     pad_to    zero-pad smaller images to this height and width, centred
 
-    Returns uint8 arrays [H, W, C]. Raises ValueError, in one line, where there are none or one cannot be read.
+    Returns uint8 arrays [H, W, C]. Raises ValueError if there are none or one cannot be read.
     """
     source = Path(source)
     if source.is_dir():

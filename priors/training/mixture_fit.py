@@ -34,7 +34,7 @@ OVERSAMPLING = 8
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureRecipe:
-    """What mixture to fit and how.
+    """A mixture and its fit.
 
     components   Gaussians in the mixture, K
     rank         directions of each of them, r; around them it has one noise level in all pixels
@@ -62,14 +62,14 @@ class MixtureRecipe:
     def __post_init__(self) -> None:
         for name in ("components", "rank", "channels", "iterations", "batch", "held_out"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} of a mixture must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} of a mixture must be an integer >= 1, got {getattr(self, name)}")
         if self.size is not None and self.size < 2:
-            raise ValueError(f"size of a mixture's images must be at least 2 pixels, or null, got {self.size}")
+            raise ValueError(f"size of a mixture's images must be >= 2 pixels, or null, got {self.size}")
         for name in ("minutes", "noise_floor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} of a mixture must be positive and finite, got {getattr(self, name)}")
         if not 0 <= self.tolerance < math.inf:
-            raise ValueError(f"tolerance of a mixture must be 0 or more nats per image, got {self.tolerance}")
+            raise ValueError(f"tolerance of a mixture must be >= 0 nats per image, got {self.tolerance}")
 
 
 def stack_images(images: Sequence[np.ndarray], size: int | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class Components:
         for mean, directions, variances, noise in zip(
             self.means, self.directions, self.variances, self.noise, strict=True
         ):
-            # From the difference itself: |x|^2 - 2 x mean + |mean|^2 would lose what the noise is to tell apart.
+            # From the difference itself: |x|^2 - 2 x mean + |mean|^2 would lose the digits at the size of the noise.
             away = x - mean
             along = (away @ directions).double().square() @ (1 / noise - 1 / variances)
             columns.append(away.square().sum(1).double() / noise - along)
@@ -152,7 +152,7 @@ class MixtureFit:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, on_iteration: Callable[[dict[str, float | list[int]]], None] | None = None) -> LowRankMixturePrior:
-        """Iterate until a bound is reached; `on_iteration(row of the log)` is told of each. Returns the best mixture.
+        """Iterate until a bound is reached, with `on_iteration(row of the log)` after each. Returns the best mixture.
 
         A run that was stopped goes on from the last iteration that was finished.
         """
@@ -249,7 +249,7 @@ class MixtureFit:
             noise.append(max(rest, self.recipe.noise_floor**2))
             means.append(mean)
             bases.append(basis)
-            # A direction in which the images vary less than the noise is no direction of its own.
+            # A direction with less variance than the noise is not counted as one.
             variances.append(along.clamp(min=noise[-1]))
         return Components(
             weights=responsibilities.sum(0) / count,

@@ -139,8 +139,8 @@ class Trainer:
     ) -> EDMPrior:
         """Train until a bound is reached; returns the best average.
 
-        on_step(step, loss)            told of every step
-        on_validation(row of the log)  told of every validation
+        on_step(step, loss)            called after every step
+        on_validation(row of the log)  called after every validation
         """
         if (self.folder / "checkpoint.pt").exists():
             self.resume()

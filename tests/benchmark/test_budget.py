@@ -26,8 +26,9 @@ from invdiff.samplers import DAPS, DPS, EnKG, Sampler, all_samplers
 from invdiff.schedules import EDM, VP
 
 
-@pytest.mark.parametrize("sampler", [DPS(), DAPS(ode_steps=3), EnKG(ensemble=5)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("calls", [47, 100, 999])
+@pytest.mark.parametrize(
+    ("sampler", "calls"), [(DPS(), 47), (DAPS(ode_steps=3), 100), (EnKG(ensemble=5), 47), (EnKG(ensemble=5), 999)]
+)
 def test_one_step_more_would_cost_too_much(sampler: Sampler, calls: int) -> None:
     try:
         fitted = fit_calls(sampler, calls, 1.5)
@@ -56,11 +57,10 @@ def test_too_little() -> None:
         fit_seconds(DAPS(), 3, None, lambda s: s.num_steps)
 
 
-@pytest.mark.parametrize("start", [0.0, 2.0])
-def test_seconds(start: float) -> None:
-    """Half a second a step, and some before the first."""
-    fitted = fit_seconds(DAPS(schedule=EDM(steps=7)), 12.0, None, lambda s: start + 0.5 * s.num_steps)
-    assert fitted.num_steps == (12 - start) / 0.5
+def test_seconds() -> None:
+    """Half a second a step, and two before the first."""
+    fitted = fit_seconds(DAPS(schedule=EDM(steps=7)), 12.0, None, lambda s: 2.0 + 0.5 * s.num_steps)
+    assert fitted.num_steps == 20
 
 
 def test_every_sampler_can_be_fitted_or_says_why() -> None:
@@ -100,7 +100,7 @@ def test_speed() -> None:
 def timed(monkeypatch: pytest.MonkeyPatch, seconds: Iterable[float]) -> float | None:
     """What is measured where a forward and a VJP take these times, one after the other."""
     times = iter(seconds)
-    monkeypatch.setattr(budget, "_seconds", lambda *_: next(times))
+    monkeypatch.setattr(budget, "seconds_of", lambda *_: next(times))
     return measure_speed(EDMPrior.example(), (1, 16, 16), torch.device("cpu"), "float32", rows=1, repeats=2).vjp_weight
 
 

@@ -88,11 +88,11 @@ def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch, moment: str)
     assert store.table() == before
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "text"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped"])
 def test_a_damaged_file_is_set_aside(store: Store, damage: str) -> None:
     victim, data = parts(store)[1], bytearray(parts(store)[1].read_bytes())
     flipped = bytes([*data[:200], data[200] ^ 0xFF, *data[201:]])
-    contents = {"empty": b"", "truncated": bytes(data[:-100]), "flipped": flipped, "text": b"hello" * 100}[damage]
+    contents = {"empty": b"", "truncated": bytes(data[:-100]), "flipped": flipped}[damage]
     victim.write_bytes(contents)
     again = reopened(store)
     assert again.done() == {("a", 0, "key0"): 2}
@@ -124,12 +124,11 @@ def test_another_format_is_refused(store: Store) -> None:
         reopened(store)
 
 
-@pytest.mark.parametrize("name", [DATASET, "runs"])
-def test_a_file_in_the_place_of_a_folder(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("mine")
-    with pytest.raises(BadInput, match=f"{name} is a file"):
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / DATASET).write_text("mine")
+    with pytest.raises(BadInput, match=f"{DATASET} must be a folder of a benchmark, got a file"):
         Store(tmp_path).open()
-    assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / DATASET).read_text() == "mine"
 
 
 def test_what_a_kill_left_half_written_goes(store: Store) -> None:
@@ -151,16 +150,12 @@ def test_records_of_runs(store: Store) -> None:
     assert reopened(store).all_records() == {"a": record("a"), "b": record("b", "no")}
 
 
-@pytest.mark.parametrize(
-    "contents",
-    ["{", '{"run": "x"}', "[1]", json.dumps(record("y"))],
-    ids=["cut off", "foreign", "a list", "copied under another name"],
-)
+@pytest.mark.parametrize("contents", ["{", "[1]", json.dumps(record("y"))], ids=["cut off", "a list", "of another run"])
 def test_what_is_no_record_of_a_run_is_set_aside(store: Store, contents: str) -> None:
     store.write_record(record("b"))
     (store.records / "x.json").write_text(contents)
     assert store.all_records() == {"b": record("b")}, "what appears while a run is at work is passed over"
     again = reopened(store)
     assert set(again.all_records()) == {"b"}
-    assert again.messages == ["runs/x.json is damaged: moved to damaged/, the record of a run is made again"]
+    assert again.messages == ["runs/x.json is damaged: moved to damaged/, the record of the run is made again"]
     assert (store.folder / "damaged" / "x.json").read_text() == contents

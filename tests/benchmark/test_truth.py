@@ -65,11 +65,11 @@ def test_components_of_images_are_told_by_their_prior() -> None:
 def test_what_has_no_truth_says_why() -> None:
     y = torch.ones(1, 1, 16, 16)
     poisson = InverseProblem(Denoising(), PoissonNoise(0.1), y)
-    with pytest.raises(ValueError, match="EDMPrior is no prior in closed form"):
+    with pytest.raises(ValueError, match="EDMPrior has no closed form"):
         Exact.of(InverseProblem(Denoising(), GaussianNoise(0.1), y), EDMPrior.example(), 4, seed=0, image=0)
     with pytest.raises(ValueError, match="PoissonNoise is not Gaussian"):
         Exact.of(poisson, LowRankMixturePrior.example(), 4, seed=0, image=0)
-    with pytest.raises(ValueError, match="num_samples of 2 or more"):
+    with pytest.raises(ValueError, match="num_samples >= 2"):
         Exact.of(problem(), PRIOR, 1, seed=0, image=0)
 
 

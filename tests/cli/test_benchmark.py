@@ -173,7 +173,7 @@ def test_a_file_that_is_no_record(benchmark: Run) -> None:
     Path("out/runs/x.json").write_text('{"run":"x"}')
     done = benchmark(*words)
     assert (done.code, done.out.splitlines()[-1].partition(";")[0]) == (0, "0 rows computed")
-    assert done.err == "invdiff: runs/x.json is damaged: moved to damaged/, the record of a run is made again\n"
+    assert done.err == "invdiff: runs/x.json is damaged: moved to damaged/, the record of the run is made again\n"
 
 
 def test_without_what_fid_needs_it_says_so_before_it_begins(

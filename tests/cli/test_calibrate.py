@@ -34,7 +34,7 @@ def test_it_writes_the_answer_and_the_picture(invdiff: Callable, gaussian: list[
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("images=3", "images must be at least 20"),
+        ("images=3", "images must be >= 20"),
         ("size=7", "size=7 does not go with this prior"),
         ("sampler=mcg operator=hdr", "needs a linear operator"),
     ],

@@ -128,7 +128,7 @@ def test_what_it_can_be_used_with(check: Run) -> None:
     assert "sampler enkg yes" in lines
     assert "sampler dps no: it needs a differentiable operator (BlackBox is a black box)" in lines
     assert "prior digits yes" in lines
-    assert any(line.startswith("prior photo no: this prior knows images with 3 channel(s)") for line in lines)
+    assert any(line.startswith("prior photo no: this prior expects 3 channels") for line in lines)
 
 
 @pytest.mark.parametrize(

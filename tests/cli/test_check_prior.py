@@ -152,7 +152,7 @@ def test_a_function_rightly_declared(check: Run) -> None:
         ("bytes_", "it takes images in [0, 255], not in [0, 1] (its value_range)"),
         ("noise", "it gives the noise of unit variance; ParametrisedPrior(..., 'epsilon') takes it"),
         ("residual", "it gives the noise (x - D is the image)"),
-        ("half", "it wants to be told twice the noise level"),
+        ("half", "it expects twice the noise level"),
     ],
 )
 def test_another_reading_denoises_better(check: Run, name: str, said: str) -> None:
@@ -243,13 +243,13 @@ def test_photographs_for_any_size(invdiff: Run, colour_weights: Path, without_pi
         (["prior=callable", "prior.file=my_network.py:threshold"], ["threshold", "got int"]),
         (
             ["prior=callable", "prior.file=my_network.py:right", "prior.parameters={a:1}"],
-            ["cannot be called with these parameters", "'a'"],
+            ["does not take these parameters", "'a'"],
         ),
         (
             ["prior=callable", "prior.file=my_network.py:digits", "prior.parameters={a:1}"],
             ["is a EDMPrior and takes no parameters"],
         ),
-        (["prior=callable", "prior.file=my_network.py:digits", "prior.channels=3"], ["says itself what it knows"]),
+        (["prior=callable", "prior.file=my_network.py:digits", "prior.channels=3"], ["declares its shape"]),
         (["prior=diffusers"], ["prior.path"]),
         (["prior=diffusers", "prior.path=absent"], ["no such folder: absent"]),
         (["prior=deepinv_drunet"], ["give weights=", "DRUNet"]),

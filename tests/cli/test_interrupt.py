@@ -28,7 +28,7 @@ WORDS = [
 SCRIPT = """
 import os, signal, sys
 from invdiff.cli.main import main
-from invdiff.priors.edm import EDMPrior
+from invdiff.priors.networks.edm import EDMPrior
 
 calls, plain = 0, EDMPrior.denoise
 

@@ -70,11 +70,12 @@ def test_every_file(
     is_picture(tmp_path / "out/std.png", (32, 32))
 
     found = arrays("out")
-    assert set(found) == {"samples", "mean", "std", "y", "x", "names"}
+    assert set(found) == {"samples", "mean", "std", "interval", "y", "x", "names"}
     assert {name: array.shape for name, array in found.items()} == {
         "samples": (1, 2, 1, 32, 32),
         "mean": (1, 1, 32, 32),
         "std": (1, 1, 32, 32),
+        "interval": (1, 2, 1, 32, 32),
         "y": (1, 1, 32, 32),
         "x": (1, 1, 32, 32),
         "names": (1,),
@@ -84,6 +85,7 @@ def test_every_file(
     np.testing.assert_allclose(found["x"][0, 0], digits[0] / 255, atol=1e-6)
     np.testing.assert_allclose(found["mean"], found["samples"].mean(1), atol=1e-6)
     np.testing.assert_allclose(found["std"], found["samples"].std(1, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(found["interval"][:, 1], np.quantile(found["samples"], 0.95, axis=1), atol=1e-6)
     shown = np.asarray(Image.open(tmp_path / "out/samples/a_001.png"))
     assert abs(shown / 255 - found["samples"][0, 1, 0].clip(0, 1)).max() <= 0.5 / 255 + 1e-6
 
@@ -204,7 +206,7 @@ def test_the_saved_configuration_repeats_the_run(
     again = OmegaConf.load("again/here/config.yaml")
     assert again.pop("output") != config.pop("output")
     assert again == config
-    assert "GaussianBlur · digits prior · DAPS" in done.out
+    assert "GaussianBlur · digits prior · daps" in done.out
 
 
 # -- one sample, no truth, other channels ------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def test_measurements(
     assert all(row["psnr"] is None and row["baseline_psnr"] is None for row in found["images"])
     assert all(row["misfit"] is not None for row in found["images"])
     assert "true image is not known" in str(found["notes"])
-    assert set(kept) == {"samples", "mean", "std", "y", "names"}
+    assert set(kept) == {"samples", "mean", "std", "interval", "y", "names"}
     np.testing.assert_allclose(kept["y"], y.reshape(images, 1, 32, 32), rtol=1e-6)
     assert kept["samples"].shape == (images, 2, 1, 32, 32)
     is_picture(Path("out/comparison.png"), (600, 400))

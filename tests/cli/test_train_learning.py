@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from invdiff.cli.learning_run import operator_for_each
-from invdiff.learning.em import MixtureLearner
+from invdiff.learning.learners import MixtureLearner
 from invdiff.operators import Inpainting
 from invdiff.priors import load_prior
 
@@ -124,12 +124,12 @@ def test_interrupted_and_going_on(train: Run, monkeypatch: pytest.MonkeyPatch) -
         (("data=images.npz", "init=some.safetensors"), "init= goes with from=images"),
         (("data=images.npz", "operator=phase_retrieval"), "learning from measurements needs a linear operator"),
         (("data=images.npz", "noise=poisson"), "learning from measurements needs Gaussian noise, got PoissonNoise"),
-        (("data=images.npz", "learning.rounds=0"), "learning: rounds must be at least 1, got 0"),
+        (("data=images.npz", "learning.rounds=0"), "learning: rounds must be an integer >= 1, got 0"),
         (("data=images.npz", "learning.rounds=few"), "learning.rounds must be a whole number, got few"),
         (("data=images.npz", "mixture.components=30"), "components=30 need at least 60 measurements"),
         (
             ("data=images.npz", "prior=network", "recipe=digits"),
-            "a network learns from measurements of whole images: recipe.shape must be",
+            "a network learns from whole images: recipe.shape must be",
         ),
     ],
 )

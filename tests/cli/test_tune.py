@@ -161,7 +161,7 @@ def test_of_a_folder_the_last_images_validate(tune: Run, pictures: Path) -> None
         (["space.draw_std=[some,more]"], "space.draw_std: some is no choice, the setting is a number or null"),
         (["space.ode_steps=[1,2.5]"], "space.ode_steps: [1,2.5] is no range of it, the setting is a whole number"),
         (["+space.inner=[1,2]"], "space.inner: [1,2] is no range of it, the setting is one of auto, langevin"),
-        (["+space.momentum=[0,1]"], "space.momentum: 1 is no setting: daps: momentum must lie in [0, 1), got 1"),
+        (["+space.momentum=[0,1]"], "space.momentum: 1 is not allowed: daps: momentum must lie in [0, 1), got 1"),
         (["+space.schedule.steps=[2,9]"], "changes the number of network calls; budget.calls=open allows it"),
         (["space=null"], "space must hold a range for each setting"),
         (["sampler=tds"], "space is empty; +space.NAME=[low,high,log] searches a setting, one of ensemble"),

@@ -1,8 +1,9 @@
-"""The checks are checked: each broken thing is refused, and for the reason that it is broken."""
+"""Each broken operator, prior and sampler is refused, for the reason that it is broken."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -169,6 +170,18 @@ class Shape(Sound):
         return (*measurement_shape[:-1], 3)
 
 
+class WrongShape(Sound):
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape[1:]
+
+
+class WrongKind(Sound):
+    complex_measurement = True
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape
+
+
 def test_the_sound_one_passes() -> None:
     check_operator(Sound(), SHAPE)
 
@@ -191,6 +204,8 @@ def test_the_sound_one_passes() -> None:
         (OwnFunction(), "cannot be pickled"),
         (Wide(), "of float32 images gives torch.float64"),
         (WrongSpectrum(std=0.8, kernel_size=5), "not U S V'|does not solve|pinv"),
+        (WrongShape(), "measurement_shape gives"),
+        (WrongKind(), "complex_measurement is True, but forward gives torch.float32"),
         (NotOrthonormal(keep=0.5), "does not keep lengths"),
         (Shape(), "image_shape says|adjoint"),
     ],
@@ -320,7 +335,7 @@ class Free(Honest):
 
 
 class Careless(Honest):
-    """Says that it needs nothing, and takes gradients."""
+    """Takes gradients of the operator without declaring it."""
 
     def needs(self) -> Needs:
         return Needs()
@@ -358,14 +373,64 @@ class Peeks(Honest):
             yield Step(step.x + 1e-3 * problem.y.nan_to_num(0).mean((1, 2, 3), keepdim=True), step.x0, step.sigma)
 
 
+class NumPyNoise(Honest):
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        for step in super().iterate(problem, prior, rng):
+            x = step.x + 0.01 * torch.from_numpy(np.random.standard_normal(step.x.shape)).float()  # noqa: NPY002
+            yield Step(x, step.x0, step.sigma)
+
+
+class YieldsWithGradients(Honest):
+    """The mode is open at the yield: in the driver, gradients of the next step are off all the same."""
+
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        with torch.enable_grad():
+            for step in super().iterate(problem, prior, rng):
+                yield Step(step.x.detach(), step.x0.detach(), step.sigma)
+
+
+class YieldsWithoutGradients(Honest):
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        with torch.no_grad():
+            yield from super().iterate(problem, prior, rng)
+
+
+class OneScale(Honest):
+    """Divides by the largest value of the whole batch, as one step size for all rows does."""
+
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        for step in super().iterate(problem, prior, rng):
+            yield Step(step.x * (1 + 1e-3 * step.x0.abs().max()), step.x0, step.sigma)
+
+
+class CrossesTheNetwork(Honest):
+    """Takes gradients through the network without declaring them."""
+
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        for step in super().iterate(problem, prior, rng):
+            with torch.enable_grad():
+                prior.denoise(step.x.detach().requires_grad_(True), 0.1)
+            yield step
+
+    def expected_cost(self) -> Cost:
+        return Cost(forwards=2 * self.num_steps)
+
+
 def test_the_honest_one_passes() -> None:
     check_sampler(Honest())
+    check_sampler(Honest(), operator=CallableOperator(torch.tanh, image_shape=SHAPE))
 
 
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
         (GlobalNoise(), "global random state of torch"),
+        (NumPyNoise(), "global random state of NumPy"),
+        (YieldsWithGradients(), "switches gradients on for the caller; no `yield` inside"),
+        (YieldsWithoutGradients(), "switches gradients off for the caller; no `yield` inside"),
+        (OneScale(), "alone gives another sample|number of rows in a chunk"),
+        (CrossesTheNetwork(), "a graph crosses a prior"),
+        (Careless(), "accepts CallableOperator, GaussianNoise, WhitePrior, then fails"),
         (Silent(), "is not reported"),
         (Free(), "promises 8 vjps and takes 0"),
         (Promises(), "yields 3 steps and promises 5"),
@@ -383,7 +448,7 @@ def test_a_broken_sampler_is_refused(sampler: Sampler, words: str) -> None:
 
 
 def test_a_sampler_that_hides_a_need() -> None:
-    """It would fail in the middle; a pair says so at once."""
+    """It fails in the middle of a run; one that declares it is refused at the start."""
     black_box = CallableOperator(torch.square, differentiable=False, image_shape=SHAPE)
     with pytest.raises(RuntimeError):
         check_pair(Careless(), measure(black_box, SHAPE, GaussianNoise(0.1)), WhitePrior())

@@ -1,4 +1,4 @@
-"""What a check of a prior finds out about networks that were declared wrongly; the command has its own tests."""
+"""Verdicts on networks with a wrong declaration; the command has its own tests."""
 
 import math
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def noise_of(ends: tuple[float, float] = (-1.0, 1.0)) -> Callable[[Tensor, Tenso
 
 
 def best(prior: Any) -> tuple[str, float]:
-    """The reading that denoises best, and by how many dB more than what was declared."""
+    """The reading that denoises best, and its gain in dB over the declared one."""
     readings = compare_readings(prior, clean())
     words = max(readings, key=lambda key: readings[key] if math.isfinite(readings[key]) else -math.inf)
     return words, readings[words] - readings[DECLARED]
@@ -83,7 +83,7 @@ def test_the_order_of_channels() -> None:
     assert gain > 1
 
 
-def test_levels_are_those_that_the_prior_knows() -> None:
+def test_levels_lie_in_the_range_of_the_prior() -> None:
     white = WhitePrior()
     white.value_range, white.sigma_range = (-1.0, 1.0), (0.05, 1.5)
     assert levels_for(white) == [0.1, 0.2, 0.4, 1.0]
@@ -124,7 +124,7 @@ def test_a_sick_level_is_never_passed() -> None:
     assert "nan dB" in found["denoises"].words
 
 
-def test_a_reading_that_does_nothing_says_nothing() -> None:
+def test_a_reading_that_does_nothing_is_no_finding() -> None:
     """x + sigma^2 D is nearly x: better than what an untrained network makes of it, and no advice."""
     readings = compare_readings(CallablePrior(lambda x, sigma: torch.zeros_like(x)), clean())
     found = {v.rule: v.result for v in judge(WhitePrior(), [Level(0.2, 14.0, 8.0, 1.0, 0.0)], readings, None)}

@@ -39,7 +39,7 @@ def truth(prior: LatentPrior) -> Tensor:
     "sampler", [DPS(schedule=SCHEDULE), DAPS(schedule=SCHEDULE, inner="hamiltonian", chain_steps=10)]
 )
 def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) -> None:
-    """They fit the pixels that were measured far better than what the prior alone draws."""
+    """They fit the measured pixels far better than samples of the prior."""
     noise = GaussianNoise(0.1)
     y = noise.sample(
         OPERATOR(truth), [torch.Generator().manual_seed(i) for i in range(2)], OPERATOR.measured((1, 16, 16))
@@ -51,6 +51,7 @@ def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) 
     assert images.samples.shape == (2, 2, 1, 16, 16)
     assert torch.equal(images.samples[1, 0], prior.decode(posterior.samples[1, :1])[0])
     assert images.cost is posterior.cost
+    assert torch.allclose(images.misfit, posterior.misfit, rtol=1e-4)
     assert not images.diverged.any()
     drawn = prior.decode(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)))
 
@@ -61,7 +62,7 @@ def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) 
 
 
 def test_the_problem_is_that_of_the_images(prior: LatentPrior, truth: Tensor) -> None:
-    """Its likelihood is that of the decoded codes, and a sampler for linear operators says that it is none."""
+    """Its likelihood is that of the decoded codes, and a sampler for linear operators refuses it."""
     y = OPERATOR(truth)
     problem = latent_problem(OPERATOR, GaussianNoise(0.1), y, prior)
     codes = prior.encode(truth)

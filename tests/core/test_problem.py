@@ -1,4 +1,4 @@
-"""The inverse problem: everything is checked once, in words, and the likelihood is per image."""
+"""The inverse problem: checks with messages, and a likelihood per image."""
 
 from collections.abc import Callable
 
@@ -37,13 +37,13 @@ def images(count: int, seed: int = 0) -> Tensor:
         (lambda: InverseProblem(Denoising(), GaussianNoise(), torch.zeros(0, *SHAPE)), r"no image.*\(0, 1, 8, 8\)"),
         (
             lambda: InverseProblem(lambda x: x, GaussianNoise(), torch.zeros(1, *SHAPE)),
-            r"CallableOperator cannot tell the image shape from y: give image_shape=\(C, H, W\)",
+            r"CallableOperator does not determine the image shape from y: give image_shape=\(C, H, W\)",
         ),
         (
             lambda: InverseProblem(
                 SuperResolution(factor=2), GaussianNoise(), torch.zeros(1, 1, 4, 4), image_shape=(1, 4, 4)
             ),
-            "belongs to images of 1x8x8, but image_shape says 1x4x4",
+            "belongs to images of 1x8x8, but image_shape is 1x4x4",
         ),
         (
             lambda: InverseProblem(Inpainting(box=10), GaussianNoise(), torch.zeros(1, *SHAPE)),
@@ -75,7 +75,7 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
         (
             lambda: InverseProblem(Denoising(), PoissonNoise(), torch.full((1, *SHAPE), -0.5)),
-            "photon counts cannot be negative, but y holds 64 value",
+            "photon counts must be >= 0, got 64 value",
         ),
         (
             lambda: InverseProblem(
@@ -83,7 +83,7 @@ def images(count: int, seed: int = 0) -> Tensor:
                 PoissonNoise(),
                 torch.ones(1, *SHAPE, dtype=torch.complex64),
             ),
-            "PoissonNoise is noise of real measurements, and this one is complex",
+            "PoissonNoise requires a real measurement, got a complex one",
         ),
         (
             lambda: InverseProblem(
@@ -93,10 +93,31 @@ def images(count: int, seed: int = 0) -> Tensor:
         ),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(make: Callable, words: str) -> None:
+def test_a_problem_that_does_not_fit_raises_one_line(make: Callable, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_no_forward_model_runs_where_the_shapes_are_declared() -> None:
+    class Halved(Operator):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("a measurement for nothing")
+
+        def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (image_shape[0], image_shape[1] // 2, image_shape[2])
+
+    assert InverseProblem(Halved(), 0.1, torch.zeros(1, 1, 4, 8), image_shape=SHAPE).image_shape == SHAPE
+    with pytest.raises(ValueError, match="Halved measures 1x4x8 from an image of 1x8x8, but y is 1x8x8"):
+        InverseProblem(Halved(), 0.1, torch.zeros(1, *SHAPE), image_shape=SHAPE)
+    with pytest.raises(ValueError, match="Halved measures real numbers, but y is complex, complex64"):
+        InverseProblem(Halved(), 0.1, torch.zeros(1, 1, 4, 8, dtype=torch.complex64), image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("noise", ["0.1", None, True])
+def test_something_that_is_no_noise(noise: object) -> None:
+    with pytest.raises(TypeError, match="noise must be a Noise or the standard deviation of Gaussian noise, got"):
+        InverseProblem(Denoising(), noise, torch.zeros(1, *SHAPE))  # type: ignore[arg-type]
 
 
 def test_something_that_is_no_operator() -> None:
@@ -134,7 +155,7 @@ def test_a_callable_and_its_shape() -> None:
 
 
 def test_likelihood_residual_and_misfit_by_hand() -> None:
-    """Two images with their own noise and their own mask; what was not measured holds NaN in y."""
+    """Two images with their own noise and their own mask; unmeasured entries of y are NaN."""
     operator = Inpainting.random(SHAPE, keep=0.5, seed=3, images=2)
     assert operator.mask is not None
     sigma = torch.tensor([0.1, 0.4])
@@ -177,7 +198,7 @@ def test_gradients_of_images_do_not_mix() -> None:
 
 
 def test_select_takes_parameters_of_operator_and_noise_along() -> None:
-    """In the order asked for, with repetitions: what chunks and particles are made of."""
+    """In the given order, with repetitions, as for chunks and particles."""
     operator = Inpainting.random(SHAPE, keep=0.5, seed=3, images=3)
     problem = InverseProblem(operator, GaussianNoise(torch.tensor([0.1, 0.2, 0.3])), operator(images(3)))
     index = torch.tensor([2, 0, 0, 1])

@@ -1,4 +1,4 @@
-"""Random streams: what a row draws depends on what it is, never on where it runs."""
+"""Random streams: the numbers of a row depend on its seed, image and sample, never on batch or device."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_seed_0_is_a_seed() -> None:
 
 
 def test_streams_are_for_ever() -> None:
-    """Another number here means that every published result of a seed changes: the changelog has to say so."""
+    """Another number here means that every published result of a seed changes: the changelog must state it."""
     assert generator(0, "sample", 0, 0).initial_seed() == 12750949206108985319
     assert generator(1, "sample", 2, 3).initial_seed() == 16282019883069768460
     assert generator(0, "measure", 3).initial_seed() == 7216072773778891929

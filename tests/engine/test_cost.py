@@ -39,7 +39,7 @@ def test_forwards_count_images_and_not_calls() -> None:
 
 
 def test_vjps_are_counted_when_they_are_taken() -> None:
-    """A graph alone costs nothing; a backward pass does, by `grad` or by `backward`, and once each time."""
+    """A graph costs nothing; each backward pass counts once, by `grad` or by `backward`."""
     cost = Cost()
     prior = MeteredPrior(WhitePrior(), cost)
     x = images(3).requires_grad_(True)

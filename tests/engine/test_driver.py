@@ -1,8 +1,8 @@
-"""The driver: everything that is not the method, once for all samplers."""
+"""The driver: rows, chunks, gradients, failures, memory and the clock, for all samplers."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute, Interrupted, InverseProblem, Unsupported, load_prior
-from invdiff.contracts.toys import Gain, MaskedGain, WhitePrior
+from invdiff import Compute, Interrupted, InverseProblem, Unsupported
+from invdiff.contracts.toys import WhitePrior, small_operator
 from invdiff.engine.driver import Event
-from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
+from invdiff.operators import CallableOperator, Denoising, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.posterior import Cost
-from invdiff.priors import ClosedFormPrior, EDMPrior, GaussianPrior, Prior
+from invdiff.priors import EDMPrior, GaussianPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
 from invdiff.schedules import EDM
 from invdiff.streams import Streams, generator
@@ -26,10 +26,10 @@ SAMPLERS = all_samplers()
 
 @dataclass(frozen=True, kw_only=True)
 class Walk(Sampler):
-    """Noise added up, one network call a step: what the driver does to it is easy to foretell.
+    """Noise added up, one network call a step: the result is easy to predict.
 
     sleep       seconds that a step takes
-    sick        image index -> step at which it becomes what `disease` says
+    sick        image index -> step at which it becomes `disease`
     """
 
     steps: int = 4
@@ -50,7 +50,7 @@ class Walk(Sampler):
             yield Step(x, x0, float(self.steps - 1 - k))
 
     def __post_init__(self) -> None:
-        """NaN is a disease like any other here."""
+        """NaN is allowed here."""
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +73,7 @@ QUIET = Compute(device="cpu", progress=False)
 
 
 def test_any_denoiser_is_a_prior() -> None:
-    """A function (x, sigma) goes in as it is; what is none is refused before any work."""
+    """A function (x, sigma) is a prior; anything else is refused before any work."""
     prior = WhitePrior()
     given, own = (
         DPS(schedule=EDM(steps=3, sigma_max=5.0, sigma_min=0.01)).sample(numbered(2), thing, compute=QUIET)
@@ -88,33 +88,21 @@ def test_any_denoiser_is_a_prior() -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def blurred_digits() -> InverseProblem:
-    prior = load_prior("digits_mixture")
-    assert isinstance(prior, ClosedFormPrior)
-    x = prior.sample(8, torch.Generator().manual_seed(0))
-    operator = GaussianBlur(std=1.0, kernel_size=9)
-    return InverseProblem(operator, GaussianNoise(0.1), operator(x))
-
-
-def solvable(problem: InverseProblem, name: str) -> InverseProblem:
-    """The problem, or that of half of its pixels for a sampler that takes nothing else."""
-    if not SAMPLERS[name].example().needs().mask:
-        return problem
-    return InverseProblem(Inpainting(keep=0.5), problem.noise, problem.y)
-
-
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_batch_invariance_with_a_network(
-    name: str, blurred_digits: InverseProblem, digits: EDMPrior, float32: Compute
-) -> None:
+def test_batch_invariance_with_a_network(name: str, float32: Compute) -> None:
     """Image 5 alone, in a batch of 8, and as the first of a chunk of the second part: the same to 1e-4."""
-    sampler, problem = SAMPLERS[name].example(), solvable(blurred_digits, name)
-    together = sampler.sample(problem, digits, compute=float32).samples
-    alone = sampler.sample(problem.select(torch.tensor([5])), digits, first_image=5, compute=float32)
-    chunks = Compute(device="cpu", precision="float32", max_rows=2, progress=False)
-    part = sampler.sample(problem.select(torch.arange(5, 8)), digits, first_image=5, compute=chunks)
-    for other in (alone.samples[0], part.samples[0]):
+    sampler = SAMPLERS[name].example()
+    operator = small_operator(sampler)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = EDMPrior(EDMPrior.example().network, shape=None)
+    x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
+    problem = InverseProblem(operator, GaussianNoise(0.1), operator(x))
+    together = sampler.sample(problem, network, compute=float32).samples
+    alone = sampler.sample(problem.select(torch.tensor([5])), network, first_image=5, compute=float32)
+    part = problem.select(torch.arange(5, 8))
+    chunks = sampler.sample(part, network, first_image=5, compute=replace(float32, max_rows=2))
+    for other in (alone.samples[0], chunks.samples[0]):
         assert (other - together[5]).abs().max() < 1e-4
 
 
@@ -184,23 +172,19 @@ def test_compute_is_checked(options: dict, words: str) -> None:
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_callers_grad_mode_is_untouched_after_every_step(name: str, enabled: bool) -> None:
+def test_the_callers_grad_mode_is_untouched_after_every_step(enabled: bool) -> None:
     modes: list[bool] = []
     with torch.set_grad_enabled(enabled):
-        SAMPLERS[name].example().sample(
-            solvable(numbered(2), name),
-            WhitePrior(),
-            compute=QUIET,
-            callback=lambda _: modes.append(torch.is_grad_enabled()),
+        Walk().sample(
+            numbered(2), WhitePrior(), compute=QUIET, callback=lambda _: modes.append(torch.is_grad_enabled())
         )
         modes.append(torch.is_grad_enabled())
-    assert modes == [enabled] * (SAMPLERS[name].example().num_steps + 1)
+    assert modes == [enabled] * 5
 
 
 def test_gradients_are_off_inside_a_sampler() -> None:
-    """Whatever the caller has: a sampler that forgets to detach would keep the graphs of all its steps alive."""
+    """In any mode of the caller: a sampler that forgets to detach would keep the graphs of all its steps alive."""
     inside: list[bool] = []
 
     class Look(Walk):
@@ -212,18 +196,6 @@ def test_gradients_are_off_inside_a_sampler() -> None:
     with torch.enable_grad():
         Look().sample(numbered(1), WhitePrior(), compute=QUIET)
     assert inside == [False] * 4
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_caller_in_inference_mode(name: str, problem: InverseProblem) -> None:
-    """Where nothing can be differentiated: the driver steps out of it for the sampler, and back."""
-    sampler, problem = SAMPLERS[name].example(), solvable(problem, name)
-    plain = sampler.sample(problem, WhitePrior(), compute=QUIET)
-    with torch.inference_mode():
-        inside = InverseProblem(problem.operator, problem.noise, problem.y.clone())
-        found = sampler.sample(inside, WhitePrior(), compute=QUIET)
-        assert torch.is_inference_mode_enabled()
-    assert torch.equal(found.samples, plain.samples)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
@@ -243,7 +215,7 @@ def test_divergence_is_reported_at_its_step_and_others_are_unharmed(disease: flo
 
 
 def test_a_large_but_possible_estimate_is_no_divergence() -> None:
-    """A hundred times the value range away is no image; fifty times may come back."""
+    """The limit is a hundred times the value range."""
     prior = WhitePrior()
     sick = Walk(sick={0: 1}, disease=50.0).sample(numbered(1), prior, compute=QUIET)
     assert not sick.diverged.any()
@@ -255,17 +227,6 @@ def test_a_chunk_that_is_lost_stops_early_and_the_next_one_runs() -> None:
     sick = Walk(sick={0: 1}).sample(numbered(2), prior, compute=Compute(device="cpu", max_rows=1, progress=False))
     assert sick.diverged_at.tolist() == [[1], [-1]]
     assert sick.cost.forwards == 2 + cost_of_one
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_an_operator_that_fails_for_one_image(name: str) -> None:
-    y = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    sampler = SAMPLERS[name].example()
-    operator = (MaskedGain if sampler.needs().mask else Gain)(torch.tensor([1.0, 1.0, torch.nan]))
-    problem = InverseProblem(operator, GaussianNoise(0.1), y)
-    posterior = sampler.sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
-    assert posterior.diverged.tolist() == [[False] * 2, [False] * 2, [True] * 2]
-    assert posterior.mean[:2].isfinite().all()
 
 
 def test_no_step_at_all_is_an_error() -> None:
@@ -324,7 +285,7 @@ class Untouchable(WhitePrior):
 
 
 def test_a_gradient_method_on_a_black_box() -> None:
-    """Names what is missing and whose it is; nobody of this installation could do it either."""
+    """The message names the missing trait, and every sampler that would run."""
     box = CallableOperator(lambda x: x.round(), differentiable=False, image_shape=SHAPE)
     problem = InverseProblem(box, GaussianNoise(0.1), torch.zeros(1, *SHAPE))
     with pytest.raises(
@@ -361,7 +322,7 @@ def test_a_prior_that_cannot_be_differentiated() -> None:
 
 def test_a_prior_of_other_images() -> None:
     with pytest.raises(
-        Unsupported, match=r"do not match: this prior knows images of shape \(1, 16, 16\), got \(1, 8, 8\)"
+        Unsupported, match=r"do not match: this prior expects images of shape \(1, 16, 16\), got \(1, 8, 8\)"
     ):
         DPS().sample(numbered(1), GaussianPrior.example())
     colour = InverseProblem(Denoising(), GaussianNoise(0.1), torch.zeros(1, 3, 16, 16))
@@ -394,20 +355,20 @@ def test_running_out_of_memory_halves_the_chunks() -> None:
     assert prior.batches == [10, 5, *[2] * 2 * 5]
     plenty = Walk(steps=2).sample(problem, WhitePrior(), num_samples=2, compute=QUIET)
     assert torch.equal(posterior.samples, plenty.samples)
-    assert posterior.cost.forwards == 10 + 5 + 20  # what was tried in vain was computed too
+    assert posterior.cost.forwards == 10 + 5 + 20  # chunks that ran out of memory count
 
 
 def test_running_out_of_memory_is_an_error_where_nothing_smaller_is_left() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         Walk().sample(numbered(2), Greedy(rows=0), compute=QUIET)
     prior = Greedy(rows=2)
-    with pytest.raises(torch.OutOfMemoryError):  # max_rows is a word
+    with pytest.raises(torch.OutOfMemoryError):  # a given max_rows is kept
         Walk().sample(numbered(4), prior, compute=Compute(device="cpu", max_rows=3, progress=False))
     assert prior.batches == [3]
 
 
 def test_few_rows_at_a_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a CPU has not is not missed but swapped: the rows in flight are bounded beforehand."""
+    """A CPU out of memory swaps and raises no error: the rows in flight are bounded beforehand."""
     monkeypatch.setattr("invdiff.engine.driver.CPU_PIXELS", 3 * 64)
     prior = Greedy(rows=3)
     Walk(steps=1).sample(numbered(7), prior, compute=QUIET)
@@ -429,7 +390,7 @@ def test_fewer_rows_at_a_time_where_each_is_many_particles(
     assert prior.batches == batches
 
 
-def test_an_ensemble_tells_the_driver_how_many_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_particles_of_an_ensemble_count_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("invdiff.engine.driver.CPU_PIXELS", 12 * 64)
     prior = Greedy(rows=12)
     EnKG(schedule=EDM(steps=2, sigma_max=5.0, sigma_min=0.1), ensemble=4, guidance=0.0).sample(
@@ -462,7 +423,7 @@ def test_no_bar_on_short_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_any_callable_as_a_forward_model() -> None:
-    """Numpy inside, no gradient: a sampler without needs takes it, and the operator is called in batches."""
+    """Numpy inside, no gradient: a sampler without requirements accepts it, and the operator is called in batches."""
 
     def black_box(x: Tensor) -> Tensor:
         return torch.from_numpy(np.sort(x.numpy(), axis=-1))

@@ -79,7 +79,7 @@ def test_daps_beats_the_pseudo_inverse(
 
 
 def test_dps_beats_its_family_without_a_gradient(photo: Prior, photographs: Tensor) -> None:
-    """Ancestral sampling with the known pixels pasted in at every level: what guidance has to be better than."""
+    """Ancestral sampling with the known pixels pasted in at every level: the baseline without guidance."""
     problem = problem_of(Inpainting(keep=0.3), photographs)
     mask = problem.operator.mask_of((3, 64, 64))  # type: ignore[operator]
     rng = Streams([generator(0, "sample", i, 0) for i in range(3)], (3, 64, 64), "cpu")
@@ -95,7 +95,7 @@ def test_dps_beats_its_family_without_a_gradient(photo: Prior, photographs: Tens
 
 @pytest.mark.slow
 def test_brain_inpainting_gains_ten_decibels() -> None:
-    """On slices drawn from the prior itself: scans that it has not seen may not be shipped."""
+    """On slices drawn from the prior itself: no licence allows shipping unseen scans."""
     prior = load_prior("brain")
     names, images = drawn_from_prior(2, prior=prior)
     x = to_tensor(images, names)

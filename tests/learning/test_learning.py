@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem, load_prior
-from invdiff.learning.em import Learner, LearningPlan, MixtureLearner, NetworkLearner, evidence, exact_draws, refit
+from invdiff.learning.em import Learner, LearningPlan
+from invdiff.learning.learners import MixtureLearner, NetworkLearner
+from invdiff.learning.steps import evidence, exact_draws, refit
 from invdiff.operators import CallableOperator, GaussianNoise, Inpainting, LinearOperator, PoissonNoise
 from invdiff.priors import GaussianPrior, LowRankMixturePrior
 from invdiff.priors.networks.unet import UNetSpec
@@ -195,7 +197,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     learner(tmp_path).run()
     problem = masked(three_lines().sample(81, torch.Generator().manual_seed(1)))
     other = MixtureLearner(LearningPlan(held_out=10), SMALL, problem, tmp_path)
-    with pytest.raises(ValueError, match=r"holds another run: .*'measurements': 80"):
+    with pytest.raises(ValueError, match=r"must belong to this run.* got .*'measurements': 80"):
         other.run()
 
 
@@ -243,11 +245,11 @@ def photons() -> InverseProblem:
 @pytest.mark.parametrize(
     ("problem", "recipe", "words"),
     [
-        (nonlinear, SMALL, "needs a linear operator, CallableOperator is not"),
+        (nonlinear, SMALL, "needs a linear operator, got CallableOperator"),
         (photons, SMALL, "needs Gaussian noise, got PoissonNoise"),
-        (lambda: masked(torch.rand(50, *SIX)), SMALL, "at least 8 measurements beside the 48 held out, got 50"),
-        (lambda: masked(torch.rand(60, *SIX)), MixtureRecipe(components=7, rank=1), "components=7 need at least 14"),
-        (lambda: masked(torch.rand(60, *SIX)), MixtureRecipe(components=1, rank=6), "rank=6 must be less than the 6"),
+        (lambda: masked(torch.rand(50, *SIX)), SMALL, "needs >= 56 measurements, of which 48 are held out, got 50"),
+        (lambda: masked(torch.rand(60, *SIX)), MixtureRecipe(components=7, rank=1), "components=7 need >= 14"),
+        (lambda: masked(torch.rand(60, *SIX)), MixtureRecipe(components=1, rank=6), "rank must be < 6"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_at_once(
@@ -261,7 +263,7 @@ def test_what_cannot_be_learned_is_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"rounds": 0}, "rounds must be an integer >= 1, got 0"),
         ({"minutes": float("nan")}, "minutes must be positive and finite, got nan"),
     ],
 )

@@ -1,6 +1,5 @@
 """Ways in for other people's denoisers."""
 
-import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +8,7 @@ from deepinv.models import DRUNet
 from torch import Tensor, nn
 
 from invdiff.contracts.toys import WhitePrior
-from invdiff.priors import CallablePrior, DeepinvPrior, Prior, as_prior
+from invdiff.priors import CallablePrior, DeepinvPrior, as_prior
 from invdiff.shapes import sigma_per_row
 
 Normal = Callable[..., Tensor]
@@ -22,7 +21,7 @@ def halved(x: Tensor, sigma: Tensor) -> Tensor:
 def test_a_prior_stays_what_it_is() -> None:
     prior = WhitePrior()
     assert as_prior(prior) is prior
-    with pytest.raises(TypeError, match="says itself what it knows"):
+    with pytest.raises(TypeError, match="declares its shape"):
         as_prior(prior, channels=3)
 
 
@@ -32,7 +31,7 @@ def test_a_function_of_images_and_levels(normal: Normal) -> None:
     assert isinstance(prior, CallablePrior)
     assert torch.equal(prior.denoise(x, sigma), halved(x, sigma))
     assert torch.equal(prior.denoise(x, 0.5), halved(x, torch.tensor([0.5, 0.5], dtype=x.dtype)))
-    assert prior.mismatch((3, 4, 4)) == "this prior knows images with 1 channel(s), got 3"
+    assert prior.mismatch((3, 4, 4)) == "this prior expects 1 channel, got 3"
 
 
 def test_outside_its_levels_it_is_told_the_nearest(normal: Normal) -> None:
@@ -71,16 +70,16 @@ def test_a_denoiser_of_deepinv() -> None:
     assert (prior.function, prior.channels, prior.sigma_range) == (denoiser, 1, (0.01, 0.5))
 
 
-@pytest.mark.parametrize("thing", [3, "drunet", None, DRUNet, WhitePrior])
-def test_other_things(thing: object) -> None:
-    with pytest.raises(TypeError, match="an invdiff Prior, a deepinv Denoiser or a function"):
-        as_prior(thing)
+def test_other_things() -> None:
+    for thing in [3, "drunet", None, DRUNet, WhitePrior]:
+        with pytest.raises(TypeError, match="an invdiff Prior, a deepinv Denoiser or a function"):
+            as_prior(thing)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda x, sigma: x[:, :, :2], r"\(2, 1, 2, 4\) for images \(2, 1, 4, 4\)"),
+        (lambda x, sigma: x[:, :, :2], r"of shape \(2, 1, 4, 4\), got \(2, 1, 2, 4\)"),
         (lambda x, sigma: torch.cat([x, x], 1), r"\(2, 2, 4, 4\).*ParametrisedPrior"),
         (lambda x, sigma: x.numpy(), "ndarray"),
     ],
@@ -90,19 +89,13 @@ def test_an_answer_that_is_no_image(answer: Callable[[Tensor, Tensor], Tensor], 
         as_prior(answer).denoise(normal(2, 1, 4, 4), 0.5)
 
 
-@pytest.mark.parametrize("levels", [(1.0, 0.1), (-1.0, 1.0), (float("nan"), 1.0), (0.1, float("nan"))])
-def test_levels_that_are_none(levels: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="sigma_range must be"):
-        CallablePrior(halved, sigma_range=levels)
+def test_levels_that_are_none() -> None:
+    for levels in [(1.0, 0.1), (-1.0, 1.0), (float("nan"), 1.0), (0.1, float("nan"))]:
+        with pytest.raises(ValueError, match="sigma_range must be"):
+            CallablePrior(halved, sigma_range=levels)
 
 
-@pytest.mark.parametrize("values", [(1.0, 0.0), (0.0, float("nan"))])
-def test_a_range_that_is_none(values: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="value_range must be"):
-        CallablePrior(halved, value_range=values)
-
-
-def test_it_travels_to_another_process(normal: Normal) -> None:
-    prior: Prior = pickle.loads(pickle.dumps(CallablePrior.example()))
-    x = normal(1, 1, 4, 4)
-    assert torch.equal(prior(x, 0.1), CallablePrior.example()(x, 0.1))
+def test_a_range_that_is_none() -> None:
+    for values in [(1.0, 0.0), (0.0, float("nan"))]:
+        with pytest.raises(ValueError, match="value_range must be"):
+            CallablePrior(halved, value_range=values)

@@ -5,6 +5,7 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,14 @@ def test_one_of_several_entries(tmp_path: Path) -> None:
     assert "step, ema" in refusal(lambda: read_tensors(path, key="model"))
 
 
-@pytest.mark.parametrize("trust_pickle", [False, True])
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-def test_nothing_in_a_malicious_pickle_runs(tmp_path: Path, how: str, trust_pickle: bool) -> None:
+def test_nothing_in_a_malicious_pickle_runs(tmp_path: Path, how: str) -> None:
     mark = tmp_path / "mark"
     path = write({**WEIGHTS, "extra": Evil(mark)}, tmp_path / "a.pt", how)
-    words = refusal(lambda: read_tensors(path, trust_pickle=trust_pickle))
+    words = refusal(lambda: read_tensors(path))
+    assert all(part in words for part in ("it names", "none of its code was run", "trust_pickle=true"))
+    refusal(lambda: read_tensors(path, trust_pickle=True))
     assert not mark.exists()
-    assert trust_pickle or ("it names" in words and "nothing of it was run" in words and "trust_pickle=true" in words)
     pickle.loads(pickle.dumps(Evil(mark)))
     assert mark.exists(), "it would have left its mark"
 
@@ -94,17 +95,17 @@ def test_weights_of_a_pickled_network_need_an_opt_in(tmp_path: Path, how: str) -
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"weight": (2, 3), "bias": (2,)}
 
 
-@pytest.mark.parametrize("keep", [0, 1, 40, 0.5, 0.98])
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "safetensors"])
-def test_a_truncated_file_is_refused(tmp_path: Path, how: str, keep: float) -> None:
-    large = {"weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
-    path = write(large, tmp_path / f"a.{'safetensors' if how == 'safetensors' else 'pt'}", how)
-    data = path.read_bytes()
-    path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
-    for trust_pickle in (False, True):
-        words = refusal(lambda: read_checkpoint(path, trust_pickle=trust_pickle))  # noqa: B023, called at once
-        assert "cannot be read" in words
-        assert str(path) in words
+def test_a_truncated_file_is_refused(tmp_path: Path, how: str) -> None:
+    for keep in [0, 1, 40, 0.5, 0.98]:
+        large = {"weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0))}
+        path = write(large, tmp_path / f"a.{'safetensors' if how == 'safetensors' else 'pt'}", how)
+        data = path.read_bytes()
+        path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+        for trust_pickle in (False, True):
+            words = refusal(lambda: read_checkpoint(path, trust_pickle=trust_pickle))  # noqa: B023, called at once
+            assert "cannot be read" in words
+            assert str(path) in words
 
 
 def test_a_header_that_lies_about_its_length(tmp_path: Path) -> None:
@@ -113,18 +114,18 @@ def test_a_header_that_lies_about_its_length(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(lambda: read_checkpoint(path))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
-    path = write({**WEIGHTS, "bias": torch.tensor([1.0, bad])}, tmp_path / "a.pt", "zip")
-    words = refusal(lambda: read_tensors(path))
-    assert "NaN or infinity in bias" in words
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    for bad in [float("nan"), float("inf")]:
+        path = write({**WEIGHTS, "bias": torch.tensor([1.0, bad])}, tmp_path / "a.pt", "zip")
+        words = refusal(partial(read_tensors, path))
+        assert "NaN or infinity in bias" in words
 
 
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
         ({"weight": WEIGHTS["weight"]}, "lacks bias"),
-        ({**WEIGHTS, "scale": torch.ones(1)}, "scale has no place"),
+        ({**WEIGHTS, "scale": torch.ones(1)}, "has no scale"),
         ({**WEIGHTS, "weight": torch.ones(2, 4)}, r"weight is (2, 4) instead of (2, 3)"),
     ],
 )

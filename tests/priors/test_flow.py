@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from invdiff.priors import FlowPrior
-from invdiff.priors.networks.ncsnpp import NCSNppNetwork, NCSNppSpec
+from invdiff.priors.networks.ncsnpp_network import NCSNppNetwork, NCSNppSpec
 
 TIMES = torch.linspace(0.01, 0.99, 10, dtype=torch.float64)
 

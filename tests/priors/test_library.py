@@ -1,12 +1,13 @@
-"""Loading priors: by name, and from files of either kind."""
+"""Loading priors: by name, from files of either kind, and from installed packages."""
 
 from pathlib import Path
 
 import pytest
 
 from invdiff import load_prior
-from invdiff.priors import EDMPrior
+from invdiff.priors import EDMPrior, GaussianPrior
 from invdiff.priors.closed_form.low_rank import LowRankMixturePrior
+from invdiff.priors.library import registered
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,44 @@ def test_files_that_cannot_be_read(tmp_path: Path, contents: bytes | None) -> No
         path.write_bytes(contents)
     with pytest.raises(ValueError, match=r"prior weights (not found|cannot be read): .*prior\.safetensors"):
         load_prior(weights=path)
+
+
+# -- entry points ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package `other-priors` that registers priors."""
+    (tmp_path / "other_priors.py").write_text(
+        "from invdiff.priors import GaussianPrior\n"
+        "make, number = GaussianPrior.example, lambda: 3\n"
+        "def broken():\n    raise OSError('no file\\nhere')\n"
+    )
+    info = tmp_path / "other_priors-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-priors\nVersion: 1.0\n")
+    names = ("smooth = other_priors:make", "number = other_priors:number", "broken = other_priors:broken")
+    points = "\n".join((*names, "gone = other_priors:gone", "digits = other_priors:make"))
+    (info / "entry_points.txt").write_text(f"[invdiff.priors]\n{points}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_prior_of_an_installed_package(package: None) -> None:
+    assert registered().keys() >= {"smooth", "number", "broken"}
+    assert isinstance(load_prior("smooth"), GaussianPrior)
+    assert isinstance(load_prior("digits"), EDMPrior), "bundled names come first"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("number", "prior number of other-priors: other_priors:number must return an invdiff Prior, got int"),
+        ("broken", "prior broken of other-priors failed to load: OSError: no file here"),
+        ("gone", "prior gone of other-priors failed to load: AttributeError"),
+        ("nothing", "unknown prior 'nothing'; known are photo, .*smooth"),
+    ],
+)
+def test_priors_of_packages_that_cannot_be_used(package: None, name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        load_prior(name)
+    assert "\n" not in str(error.value)

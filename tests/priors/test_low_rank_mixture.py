@@ -28,17 +28,17 @@ def dense(factors: Tensor = FACTORS) -> GaussianMixturePrior:
     return GaussianMixturePrior(WEIGHTS, MEANS, factors @ factors.mT + identity)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 1e-3, 0.3, 100.0])
-def test_it_is_the_dense_mixture(sigma: float) -> None:
-    lean, full = LowRankMixturePrior(WEIGHTS, MEANS, FACTORS, NOISE), dense()
-    x = full.sample(5, torch.Generator().manual_seed(0)) + sigma * draw(5, *SHAPE, seed=3)
-    v = draw(5, *SHAPE, seed=4)
-    assert torch.allclose(lean.log_prob(x, sigma), full.log_prob(x, sigma), rtol=1e-9)
-    assert torch.allclose(lean.denoise(x, sigma), full.denoise(x, sigma), rtol=1e-8, atol=1e-11)
-    assert torch.allclose(lean.score(x, sigma), full.score(x, sigma), rtol=1e-7, atol=1e-9)
-    assert torch.allclose(lean.jvp(x, sigma, v), full.jvp(x, sigma, v), rtol=1e-7, atol=1e-9)
-    assert torch.allclose(lean.mean, full.mean)
-    assert torch.allclose(lean.std, full.std)
+def test_it_is_the_dense_mixture() -> None:
+    for sigma in [0.0, 1e-3, 0.3, 100.0]:
+        lean, full = LowRankMixturePrior(WEIGHTS, MEANS, FACTORS, NOISE), dense()
+        x = full.sample(5, torch.Generator().manual_seed(0)) + sigma * draw(5, *SHAPE, seed=3)
+        v = draw(5, *SHAPE, seed=4)
+        assert torch.allclose(lean.log_prob(x, sigma), full.log_prob(x, sigma), rtol=1e-9)
+        assert torch.allclose(lean.denoise(x, sigma), full.denoise(x, sigma), rtol=1e-8, atol=1e-11)
+        assert torch.allclose(lean.score(x, sigma), full.score(x, sigma), rtol=1e-7, atol=1e-9)
+        assert torch.allclose(lean.jvp(x, sigma, v), full.jvp(x, sigma, v), rtol=1e-7, atol=1e-9)
+        assert torch.allclose(lean.mean, full.mean)
+        assert torch.allclose(lean.std, full.std)
 
 
 def test_samples_have_the_covariance() -> None:
@@ -94,21 +94,19 @@ def test_a_file_keeps_everything(dtype: torch.dtype, tolerance: float, tmp_path:
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "prior.safetensors"
-    with pytest.raises(ValueError, match="not found"):
-        LowRankMixturePrior.load(path)
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="cannot be read"):
-        LowRankMixturePrior.load(path)
     EDMPrior.example().save(path)
-    with pytest.raises(ValueError, match="of another kind"):
+    with pytest.raises(ValueError, match="must be of kind low_rank_mixture, got network"):
         LowRankMixturePrior.load(path)
     prior = LowRankMixturePrior(WEIGHTS, MEANS, FACTORS, NOISE)
     prior.save(path)
     tensors = load_file(path)
     header = {"invdiff": json.dumps({"kind": "low_rank_mixture", "shape": [2, 3, 5], "value_range": [0, 1]})}
-    for spoilt in ({"means": torch.full_like(tensors["means"], torch.nan)}, {"noise_std": torch.zeros(3)}):
+    for spoilt, words in (
+        ({"means": torch.full_like(tensors["means"], torch.nan)}, "NaN or infinity in means"),
+        ({"noise_std": torch.zeros(3)}, "do not fit their header: .*positive"),
+    ):
         save_file({**tensors, **spoilt}, path, metadata=header)
-        with pytest.raises(ValueError, match=r"do not fit their header: .*(finite|positive)"):
+        with pytest.raises(ValueError, match=words):
             LowRankMixturePrior.load(path)
     del tensors["factors"]
     save_file(tensors, path, metadata=header)
@@ -119,7 +117,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factors", "noise", "words"),
     [
-        (FACTORS[:2], NOISE, r"\(3, 30, r\), r <= 30, got \(2, 30, 4\)"),
+        (FACTORS[:2], NOISE, r"\(3, 30, r <= 30\), got \(2, 30, 4\)"),
         (FACTORS * torch.nan, NOISE, "factors must be finite"),
         (FACTORS, NOISE[:2], "3 positive numbers"),
         (FACTORS, NOISE * torch.nan, "3 positive numbers"),

@@ -63,29 +63,29 @@ def both(name: str, sigma: float = 0.2) -> tuple[LowRankMixturePosterior, Gaussi
 
 
 @every
-@pytest.mark.parametrize("sigma", [1e-3, 0.2, 5.0])
-def test_weights_moments_and_evidence(name: str, sigma: float) -> None:
-    lean, dense = both(name, sigma)
-    assert torch.allclose(lean.weights, dense.weights, rtol=1e-6, atol=1e-9)
-    assert torch.allclose(lean.mean, dense.mean, rtol=1e-7, atol=1e-9)
-    assert torch.allclose(lean.std, dense.std, rtol=1e-6, atol=1e-9)
-    wanted = DENSE.log_evidence(problem(OPERATORS[name], sigma))
-    assert torch.allclose(lean.evidence, wanted, rtol=1e-7)
-    assert torch.equal(PRIOR.log_evidence(problem(OPERATORS[name], sigma)), lean.evidence)
+def test_weights_moments_and_evidence(name: str) -> None:
+    for sigma in [1e-3, 0.2, 5.0]:
+        lean, dense = both(name, sigma)
+        assert torch.allclose(lean.weights, dense.weights, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(lean.mean, dense.mean, rtol=1e-7, atol=1e-9)
+        assert torch.allclose(lean.std, dense.std, rtol=1e-6, atol=1e-9)
+        wanted = DENSE.log_evidence(problem(OPERATORS[name], sigma))
+        assert torch.allclose(lean.evidence, wanted, rtol=1e-7)
+        assert torch.equal(PRIOR.log_evidence(problem(OPERATORS[name], sigma)), lean.evidence)
 
 
 @every
-@pytest.mark.parametrize("sigma", [0.0, 1e-2, 0.5, 50.0])
-def test_density_denoiser_and_jacobian(name: str, sigma: float) -> None:
-    lean, dense = both(name)
-    x = dense.sample(4, torch.Generator().manual_seed(7)) + sigma * draw(4, *SHAPE, seed=8)
-    v = draw(4, *SHAPE, seed=9)
-    assert torch.allclose(lean.log_prob(x, sigma), dense.log_prob(x, sigma), rtol=1e-7, atol=1e-7)
-    assert torch.allclose(lean.denoise(x, sigma), dense.denoise(x, sigma), rtol=1e-7, atol=1e-9)
-    assert torch.allclose(lean.jvp(x, sigma, v), dense.jvp(x, sigma, v), rtol=1e-6, atol=1e-8)
+def test_density_denoiser_and_jacobian(name: str) -> None:
+    for sigma in [0.0, 1e-2, 0.5, 50.0]:
+        lean, dense = both(name)
+        x = dense.sample(4, torch.Generator().manual_seed(7)) + sigma * draw(4, *SHAPE, seed=8)
+        v = draw(4, *SHAPE, seed=9)
+        assert torch.allclose(lean.log_prob(x, sigma), dense.log_prob(x, sigma), rtol=1e-7, atol=1e-7)
+        assert torch.allclose(lean.denoise(x, sigma), dense.denoise(x, sigma), rtol=1e-7, atol=1e-9)
+        assert torch.allclose(lean.jvp(x, sigma, v), dense.jvp(x, sigma, v), rtol=1e-6, atol=1e-8)
 
 
-@every
+@pytest.mark.parametrize("name", ["mask", "few views", "coils"])
 def test_draws(name: str) -> None:
     """Mean and covariance of the draws, in the eigenbasis of the dense covariance."""
     lean, dense = both(name)
@@ -157,13 +157,13 @@ def test_a_posterior_can_be_pickled() -> None:
 
 
 def test_a_second_measurement_is_refused() -> None:
-    with pytest.raises(ValueError, match="a posterior already"):
+    with pytest.raises(ValueError, match="cannot take a second measurement"):
         both("mask")[0].posterior(problem(OPERATORS["mask"]))
 
 
 def test_matrices_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whitening, "DENSE_LIMIT", 10)
-    with pytest.raises(ValueError, match=r"decomposes the .* matrix of CT, and more than 10"):
+    with pytest.raises(ValueError, match=r"decomposes the .* matrix of CT, the limit is 10"):
         PRIOR.posterior(problem(CT(views=4)))
 
 

@@ -75,7 +75,7 @@ def test_it_finds_a_mixture_that_is_known(make: Fit, truth: LowRankMixturePrior,
 @pytest.mark.parametrize("floor", [1e-4, 0.065])
 def test_the_likelihood_never_falls(make: Fit, floor: float) -> None:
     """The M step is exact, also where the floor binds: for some components here, then for most."""
-    fit = make(noise_floor=floor, iterations=25, components=5)
+    fit = make(noise_floor=floor, iterations=12, components=5)
     fit.run()
     climb = np.diff([row["log_likelihood"] for row in rows(fit)])
     assert not any(row["reseeded"] for row in rows(fit))
@@ -117,9 +117,8 @@ def test_densities_agree_with_the_prior_that_is_made_of_them(make: Fit, images: 
     assert rows(fit)[-1]["held_out"] == pytest.approx(float(mine.mean()), abs=1e-3)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 10_000])
-def test_the_batch_changes_nothing(make: Fit, batch: int) -> None:
-    a, b = make("a", iterations=3), make("b", iterations=3, batch=batch)
+def test_the_batch_changes_nothing(make: Fit) -> None:
+    a, b = make("a", iterations=2), make("b", iterations=2, batch=7)
     a.run()
     b.run()
     assert all(torch.allclose(x, y, rtol=1e-9, atol=1e-12) for x, y in zip(parameters(a), parameters(b), strict=True))
@@ -256,12 +255,12 @@ def test_another_mixture_in_the_same_folder_is_refused(make: Fit) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"components": 0}, "components of a mixture must be at least 1, got 0"),
-        ({"rank": 0}, "rank of a mixture must be at least 1"),
-        ({"size": 1}, "size of a mixture's images must be at least 2 pixels"),
+        ({"components": 0}, "components of a mixture must be an integer >= 1, got 0"),
+        ({"rank": 0}, "rank of a mixture must be an integer >= 1"),
+        ({"size": 1}, "size of a mixture's images must be >= 2 pixels"),
         ({"minutes": 0.0}, "minutes of a mixture must be positive and finite"),
         ({"noise_floor": math.nan}, "noise_floor of a mixture must be positive and finite, got nan"),
-        ({"tolerance": math.nan}, "tolerance of a mixture must be 0 or more"),
+        ({"tolerance": math.nan}, "tolerance of a mixture must be >= 0"),
     ],
 )
 def test_bad_recipes_are_named(changes: dict, words: str) -> None:

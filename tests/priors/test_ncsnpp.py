@@ -199,6 +199,7 @@ def test_denoiser_of_its_home(kind: dict, tmp_path: Path, normal: Callable) -> N
     layers, channels = layers_of(kind), kind.get("channels", 3)
     torch.save(checkpoint(kind, layers), tmp_path / "a.pth")
     prior = load(tmp_path / "a.pth", kind)
+    assert prior.sigma_range == pytest.approx((0.01, 50.0) if kind["fourier"] else (0.0005, 76.0), rel=1e-2)
     x, eps = (normal(10, channels, SIDE, SIDE, seed=seed) for seed in (1, 2))
     t = torch.linspace(0.01, 1, 10, dtype=torch.float64).reshape(-1, 1, 1, 1)
     with torch.no_grad():
@@ -220,13 +221,8 @@ def test_denoiser_of_its_home(kind: dict, tmp_path: Path, normal: Callable) -> N
     assert (error < 1e-4).all(), error
 
 
-def test_levels_are_those_of_the_file(kind: dict, tmp_path: Path) -> None:
-    torch.save(checkpoint(kind, layers_of(kind)), tmp_path / "a.pth")
-    wanted = (0.01, 50.0) if kind["fourier"] else (0.0005, 76.0)
-    assert load(tmp_path / "a.pth", kind).sigma_range == pytest.approx(wanted, rel=1e-2)
-
-
-def test_round_trip_through_safetensors_is_bit_equal(kind: dict, tmp_path: Path, normal: Callable) -> None:
+def test_round_trip_through_safetensors_is_bit_equal(tmp_path: Path, normal: Callable) -> None:
+    kind = KINDS["vp, NCSN++"]
     layers = layers_of(kind)
     torch.save(checkpoint(kind, layers), tmp_path / "a.pth")
     prior = load(tmp_path / "a.pth", kind)
@@ -252,8 +248,6 @@ def test_the_last_weights_instead_of_the_averaged_ones(tmp_path: Path, normal: C
         (lambda c: c["model"].pop("module.all_modules.3.bias"), {}, "averaged weights"),
         (lambda c: c["ema"]["shadow_params"].pop(), {}, "averaged weights.*ema=false"),
         (lambda c: c["ema"].clear(), {}, "averaged weights"),
-        (lambda c: c["ema"]["shadow_params"][4].fill_(torch.nan), {}, "NaN or infinity in all_modules.3.weight"),
-        (lambda c: c["model"].pop("module.all_modules.3.bias"), {"ema": False}, "lacks all_modules.3.bias"),
         (lambda c: c["model"].pop("module.sigmas"), {"ema": False}, "sigmas"),
         (lambda c: c.update(model={"weight": torch.ones(2)}), {"ema": False}, "NCSN"),
         (lambda c: None, {"sde": "subvp"}, "'subvp'"),
@@ -275,11 +269,3 @@ def test_a_network_of_discrete_levels_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(kind, layers_of(kind)), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="continuous levels"):
         NCSNppPrior.load(tmp_path / "a.pth", image_size=SIDE, sde="ve")
-
-
-def test_images_of_another_shape_are_not_accepted(tmp_path: Path) -> None:
-    kind = KINDS["vp, NCSN++"]
-    torch.save(checkpoint(kind, layers_of(kind)), tmp_path / "a.pth")
-    prior = load(tmp_path / "a.pth", kind)
-    assert prior.mismatch((1, SIDE, SIDE)) is None
-    assert "(3, 8, 8)" in str(prior.mismatch((3, SIDE, SIDE)))

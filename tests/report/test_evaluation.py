@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from invdiff.operators import Denoising, GaussianNoise, Inpainting, Operator
 from invdiff.posterior import Cost, Posterior
 from invdiff.problem import InverseProblem
-from invdiff.scores import SCORES, aligned, evaluate, metrics
+from invdiff.scores import SCORES, evaluate, metrics
 
 
 class Squares(Operator):
@@ -44,7 +45,7 @@ def score(
     problem = InverseProblem(operator, GaussianNoise(sigma), y)
     flags = torch.full(samples.shape[:2], -1) if diverged_at is None else diverged_at
     names = [f"image_{i}" for i in range(len(x))]
-    found = evaluate(problem, Posterior(samples, flags, Cost()), names, x if truth else None)
+    found = evaluate(Posterior(samples, flags, Cost(), problem), names, x if truth else None)
     json.dumps(found, allow_nan=False)
     return found
 
@@ -245,15 +246,16 @@ def test_aligned_samples_can_be_averaged(signed: tuple[Tensor, Tensor]) -> None:
     problem = InverseProblem(Magnitude(), GaussianNoise(0.1), x.abs())
     flags = torch.full((2, 4), -1)
     flags[0, 0] = 3
-    posterior = Posterior(samples, flags, Cost())
+    posterior = Posterior(samples, flags, Cost(), problem)
     for truth, signs in ((None, (-1, -1)), (x, (1, 1))):
-        found = aligned(problem, posterior, truth)
+        found = posterior.aligned if truth is None else posterior.facing(truth)
         assert torch.equal(found.diverged, posterior.diverged)
         for i, sign in enumerate(signs):
             torch.testing.assert_close(found.samples[i], sign * samples[i].abs())
     assert torch.equal(posterior.samples, signed[1]), "what the sampler gave is kept"
     unmoved = InverseProblem(Denoising(), GaussianNoise(0.1), x)
-    assert aligned(unmoved, posterior) is posterior
+    kept = replace(posterior, problem=unmoved)
+    assert kept.aligned is kept.facing(x) is kept
 
 
 def test_best_of_only_where_it_is_asked_for(signed: tuple[Tensor, Tensor]) -> None:
@@ -265,7 +267,7 @@ def test_best_of_only_where_it_is_asked_for(signed: tuple[Tensor, Tensor]) -> No
     # The one with the smallest misfit is not the one nearest to the truth.
     y = x + torch.tensor([0.08, 0.17]).reshape(2, 1, 1, 1)
     problem = InverseProblem(Magnitude(), GaussianNoise(0.1), y)
-    found = evaluate(problem, Posterior(samples, flags, Cost()), ["a", "b"], x, best_of=True)
+    found = evaluate(Posterior(samples, flags, Cost(), problem), ["a", "b"], x, best_of=True)
     for i, (oracle, fits) in enumerate([(1, 1), (0, 3)]):
         row = found["images"][i]
         assert row["psnr_best_oracle"] == pytest.approx(metrics.psnr(samples[i, oracle].abs(), x[i]))
@@ -274,5 +276,5 @@ def test_best_of_only_where_it_is_asked_for(signed: tuple[Tensor, Tensor]) -> No
     for name in ("psnr_best_oracle", "psnr_best_misfit"):
         assert found["mean"][name] == pytest.approx(np.mean([row[name] for row in found["images"]]))
 
-    nothing = evaluate(problem, Posterior(samples, torch.zeros(2, 4), Cost()), ["a", "b"], x, best_of=True)
+    nothing = evaluate(Posterior(samples, torch.zeros(2, 4), Cost(), problem), ["a", "b"], x, best_of=True)
     assert nothing["images"][0]["psnr_best_oracle"] is None

@@ -1,12 +1,12 @@
-"""AFDPS: its step particle by particle, its Gaussian start, and where the published form stops."""
+"""AFDPS: its step particle by particle, its Gaussian start, and the limit of the published form."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 
+from helpers import Dense, Levels, Scripted, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import Denoising, GaussianNoise
@@ -23,26 +23,18 @@ def double(value: float) -> float:
 
 
 @pytest.mark.parametrize("annealed", [False, True])
-def test_a_run_equals_the_equations(
-    annealed: bool,
-    dense_operator: type,
-    gaussian: Callable,
-    smooth: Callable,
-    normal: Callable,
-    scripted: type,
-    levels: type,
-) -> None:
+def test_a_run_equals_the_equations(annealed: bool) -> None:
     """Matrices in place of directions: drift S + grad l, and rate d_u l + (lap l + |grad l|^2) / 2 + S . grad l."""
     count, sigmas, spread = 3, (0.9, 0.5, 0.2, 0.0), 0.7
     matrix, mean, covariance = normal(3, 4, seed=1), 0.1 * normal(4, seed=2), smooth(2, 2, std=0.3)
     y, eye = normal(1, 3, seed=3), torch.eye(4, dtype=torch.float64)
     numbers = [normal(1, count, *SHAPE, seed=10 + k) for k in range(4)]
 
-    operator = dense_operator(matrix, SHAPE)
-    sampler = AFDPS(schedule=levels(values=sigmas), ensemble=count, resample_below=0.0, annealed=annealed)
+    operator = Dense(matrix, SHAPE)
+    sampler = AFDPS(schedule=Levels(values=sigmas), ensemble=count, resample_below=0.0, annealed=annealed)
     weights = Weights(1, count, 0.0)
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    rng = scripted([numbers[0], numbers[1], zero, numbers[2], zero, numbers[3]])
+    rng = Scripted([numbers[0], numbers[1], zero, numbers[2], zero, numbers[3]])
     problem, prior = InverseProblem(operator, GaussianNoise(spread), y), gaussian(mean.reshape(SHAPE), covariance)
     with torch.no_grad():
         path = sampler.evolve(problem, prior, rng, weights)
@@ -78,9 +70,9 @@ def test_a_run_equals_the_equations(
 
 @pytest.mark.parametrize("annealed", [False, True])
 def test_the_posterior_and_evidence_of_a_gaussian(annealed: bool) -> None:
-    """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.5, which is as much as full strength bears at these steps.
+    """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.5, the least at which full strength is stable here.
 
-    The evidence of full strength is a mean of numbers far too uneven to be seen.
+    The evidence of full strength is a mean over weights too uneven to be compared.
     """
     problem = InverseProblem(Denoising(), GaussianNoise(0.5), torch.full((1, 1, 1, 2), 0.8))
     schedule = EDM(steps=120, sigma_max=4.0 if annealed else 2.0, sigma_min=0.005)
@@ -96,7 +88,7 @@ def test_the_posterior_and_evidence_of_a_gaussian(annealed: bool) -> None:
     assert float(cloud.log_evidence.exp().mean().log()) == pytest.approx(exact, abs=0.2)
 
 
-def test_full_strength_on_sharp_data_diverges_and_says_so() -> None:
+def test_full_strength_on_sharp_data_is_reported_as_divergence() -> None:
     problem = InverseProblem(Denoising(), GaussianNoise(0.02), torch.full((1, 1, 4, 4), 0.8))
     schedule = EDM(steps=60, sigma_max=20.0, sigma_min=0.01)
     for annealed in (False, True):

@@ -45,7 +45,7 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
         (BLACK_BOX, GaussianNoise(0.1), EnKG, "enkg: CallableOperator is a black box"),
     ],
 )
-def test_the_choice_can_run_and_says_why(operator: Operator, noise: Noise, kind: type[Sampler], words: str) -> None:
+def test_the_choice_runs_and_has_a_reason(operator: Operator, noise: Noise, kind: type[Sampler], words: str) -> None:
     problem, prior = InverseProblem(operator, noise, operator(torch.full((1, *SHAPE), 0.5))), WhitePrior()
     sampler, reason = Auto().resolve(problem, prior)
     assert type(sampler) is kind

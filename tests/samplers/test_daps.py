@@ -1,16 +1,17 @@
-"""DAPS: exact where it can be, the paper's own chain digit by digit, and the rules every sampler keeps."""
+"""DAPS: exact draws against the posterior, and the paper's chains digit by digit."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain as chain_lists
+from itertools import pairwise, repeat
 
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import Answers, Levels, Normals, Scripted, assert_law, dense, flat, gaussian, normal, published, smooth
 from invdiff import Compute, InverseProblem, Unsupported
-from invdiff.contracts.toys import Gain, WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
@@ -20,29 +21,51 @@ from invdiff.operators import (
     Inpainting,
     LinearCallableOperator,
     LinearOperator,
+    Noise,
     PoissonNoise,
     SuperResolution,
     as_operator,
 )
-from invdiff.priors import GaussianPrior
+from invdiff.priors import GaussianPrior, Prior
 from invdiff.samplers import DAPS
 from invdiff.samplers.splitting.daps import gaussian_draw
 from invdiff.schedules import EDM
 
+PUBLISHED = DAPS(
+    schedule=EDM(steps=200, sigma_max=100.0 / 2, sigma_min=0.1 / 2),
+    ode_steps=5,
+    ode_sigma_min=0.01 / 2,
+    inner="langevin",
+    prior_std=None,
+    draw_std=None,
+    chain_steps=100,
+    step_size=1e-4 / 4,
+    step_size_ratio=0.01,
+    tau=0.01 / 2,
+)
 SMALL = (1, 4, 4)
 SHAPE = (1, 8, 8)
-INNER = ["langevin", "hamiltonian", "metropolis", "closed_form"]
 QUIET = Compute(device="cpu", progress=False)
 
 
-def run(sampler: DAPS, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
+def run(sampler: DAPS, problem: InverseProblem, prior: Prior, rng: object) -> list[Step]:
     """All steps, with random numbers under the test's control and gradients off as in the driver."""
     with torch.no_grad():
         return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
 
 
-def as_real(y: Tensor) -> Tensor:
-    return torch.view_as_real(y).flatten(1) if y.is_complex() else y.flatten(1)
+def chains(
+    sampler: DAPS, problem: InverseProblem, estimates: list[Tensor], width: float, rng: object, levels: int = 1
+) -> list[Tensor]:
+    """x0 at each of `levels` equal levels, drawn about the given estimates x0_hat with this width."""
+    schedule = Levels(values=(*[width] * levels, 0.0))
+    sampler = replace(sampler, schedule=schedule, ode_steps=1, prior_std=None)
+    return [step.x0 for step in run(sampler, problem, Answers(*estimates), rng)]
+
+
+def chain(sampler: DAPS, problem: InverseProblem, x0_hat: Tensor, width: float, rng: object) -> Tensor:
+    (x0,) = chains(sampler, problem, [x0_hat], width, rng)
+    return x0
 
 
 # -- exactness ---------------------------------------------------------------------------------------------------------
@@ -57,12 +80,10 @@ LINEAR = {
 
 
 @pytest.mark.parametrize("name", list(LINEAR))
-def test_exact_for_an_isotropic_gaussian(
-    name: str, gaussian: Callable, normals: type, normal: Callable, assert_law: Callable
-) -> None:
+def test_exact_for_an_isotropic_gaussian(name: str) -> None:
     """Step 1 is the posterior mean, step 2 draws with its true width: the posterior itself, at any number of steps.
 
-    Two images with their own noise levels at once; nothing else in the suite would notice a level that went astray.
+    Two images with their own noise levels at once; no other test compares laws at two levels in one batch.
     """
     operator, levels, s, rows = LINEAR[name], (0.1, 0.3), 0.25, 6000
     mean = 0.5 + 0.2 * normal(16, seed=1)
@@ -74,55 +95,55 @@ def test_exact_for_an_isotropic_gaussian(
         schedule=EDM(steps=10, sigma_max=20.0, sigma_min=0.02), prior_std=s, draw_std=None, inner="closed_form"
     )
     prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
-    x = run(sampler, problem, prior, normals(2 * rows, SMALL))[-1].x.unflatten(0, (2, rows))
+    x = run(sampler, problem, prior, Normals(2 * rows, SMALL))[-1].x.unflatten(0, (2, rows))
 
-    matrix = as_real(operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL))).T
+    matrix = dense(operator, SMALL)
     for image, sigma in enumerate(levels):
         variance = sigma**2 / (2 if clean.is_complex() else 1)
         covariance = torch.linalg.inv(torch.eye(16) / s**2 + matrix.T @ matrix / variance)
-        target = covariance @ (mean / s**2 + matrix.T @ as_real(clean)[image] / variance)
+        target = covariance @ (mean / s**2 + matrix.T @ flat(clean)[image] / variance)
         assert_law(x[image], target, covariance)
 
 
-def test_exact_draw_with_any_width(normals: type, normal: Callable, assert_law: Callable) -> None:
+def test_exact_draw_with_any_width() -> None:
     """The conditional alone: N(x; m, w^2 I) times the likelihood."""
     operator, sigma, width, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 6000
     y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
-    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, normals(rows, SMALL))
-    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, Normals(rows, SMALL))
+    matrix = dense(operator, SMALL)
     covariance = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
     assert_law(x, covariance @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2), covariance)
 
 
-def test_a_draw_with_less_spread_keeps_its_mean(normals: type, normal: Callable, assert_law: Callable) -> None:
+def test_a_draw_with_less_spread_keeps_its_mean() -> None:
     """`draw_std`: the perturbation of the prior alone is smaller; the solve still weighs by the true width."""
     operator, sigma, width, spread, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 0.1, 6000
     y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
-    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, normals(rows, SMALL), spread=spread)
-    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, Normals(rows, SMALL), spread=spread)
+    matrix = dense(operator, SMALL)
     exact = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
     target = exact @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2)
     data, rest = exact @ matrix.T / sigma**2, exact / width**2  # x = data y' + rest x'
     assert_law(x, target, sigma**2 * data @ data.T + spread**2 * rest @ rest.T)
 
 
-def test_draw_std_narrows_the_draw_and_not_the_weight(gaussian: Callable, normals: type) -> None:
-    """In a whole run, where nothing is measured, the last draw has the spread that was asked for."""
+def test_draw_std_narrows_the_draw_and_not_the_weight() -> None:
+    """In a whole run, where nothing is measured, the last draw has the spread `draw_std`."""
     prior = gaussian(torch.full(SMALL, 0.5), 0.25**2 * torch.eye(16))
     mask = torch.zeros(4, 4)
     mask[0, 0] = 1
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), torch.zeros(1, *SMALL).double())
     problem = problem.select(torch.zeros(4000, dtype=torch.long))
     sampler = DAPS(schedule=EDM(steps=1, sigma_max=20.0), ode_steps=1, prior_std=0.25, draw_std=0.06)
-    x = run(sampler, problem, prior, normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
+    x = run(sampler, problem, prior, Normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
     assert float(x.std()) == pytest.approx(0.06, rel=0.02)
-    exact = run(replace(sampler, draw_std=None), problem, prior, normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
+    exact = run(replace(sampler, draw_std=None), problem, prior, Normals(4000, SMALL))[-1].x.flatten(1)[:, 1:]
     assert float(exact.std()) == pytest.approx(0.25, rel=0.02)
 
 
-def test_conjugate_gradients_and_the_spectrum_give_the_same_samples(gaussian: Callable, smooth: Callable) -> None:
+def test_conjugate_gradients_and_the_spectrum_give_the_same_samples() -> None:
     """An operator without a decomposition is solved by iteration: same numbers drawn, same images."""
     shape = (1, 8, 8)
     spectral = GaussianBlur(std=1.0, kernel_size=7)
@@ -144,7 +165,7 @@ def test_conjugate_gradients_and_the_spectrum_give_the_same_samples(gaussian: Ca
 
 
 @pytest.mark.parametrize("tau", [0.1, None])
-def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, normals: type, normal: Callable) -> None:
+def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None) -> None:
     """Precision h = 1/r^2 + a^2/tau^2, stationary variance 1 / (h (1 - eta h / 2)): a factor 2 anywhere would show.
 
     tau=None believes the noise itself; its level here is that tau.
@@ -155,8 +176,8 @@ def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, no
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1 if tau is None else 7.0), y).select(
         torch.zeros(rows, dtype=torch.long)
     )
-    sampler = replace(DAPS.published(), chain_steps=steps, tau=tau)
-    x = sampler._langevin(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
+    sampler = replace(PUBLISHED, chain_steps=steps, step_size=eta, tau=tau)
+    x = chain(sampler, problem, start, width, Normals(rows, (1, 1, 4)))
     h = 1 / width**2 + mask.flatten() / 0.1**2
     target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
     variance = 1 / (h * (1 - eta * h / 2))
@@ -165,26 +186,22 @@ def test_langevin_chain_has_the_law_of_unadjusted_langevin(tau: float | None, no
     assert ((values.var(0) / variance - 1).abs() < 5 * (2 / rows) ** 0.5).all()
 
 
-def test_langevin_with_a_complex_measurement(normals: type) -> None:
+def test_langevin_with_a_complex_measurement() -> None:
     """|r|^2 sums both parts: tau is the level of each real part, and `tau=None` the likelihood of complex noise."""
     operator = LinearCallableOperator(lambda x: torch.complex(x, 2 * x), image_shape=(1, 1, 2))
     y = operator(torch.tensor([[[[1.0, -0.5]]]], dtype=torch.float64))
     problem = InverseProblem(operator, GaussianNoise(0.5), y)
     x0, eta = torch.zeros(1, 1, 1, 2, dtype=torch.float64), 1e-3
 
-    class Silent:
-        def normal(self) -> Tensor:
-            return torch.zeros(1, 1, 1, 2, dtype=torch.float64)
-
     truth = torch.tensor([1.0, -0.5], dtype=torch.float64)
     for tau, variance_of_a_part in ((0.2, 0.2**2), (None, 0.5**2 / 2)):
-        sampler = replace(DAPS.published(), chain_steps=1, tau=tau)
-        moved = sampler._langevin(problem, x0, 1.0, eta, Silent())  # type: ignore[arg-type]
+        sampler = replace(PUBLISHED, chain_steps=1, step_size=eta, tau=tau)
+        moved = chain(sampler, problem, x0, 1.0, Scripted(repeat(x0)))
         assert torch.allclose(moved.flatten(), eta * 5 * truth / variance_of_a_part)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float, normals: type, normal: Callable) -> None:
+def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float) -> None:
     """Two steps of it are an autoregression, whose variance is 1 / (h (1 - eta h / (2 + 2 momentum))).
 
     At momentum 0 that is Langevin's; a wrong size of the kicks would show as another temperature.
@@ -194,7 +211,7 @@ def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float, norma
     y, start = normal(1, 1, 1, 4, seed=1), normal(1, 1, 1, 4, seed=2)
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.1), y).select(torch.zeros(rows, dtype=torch.long))
     sampler = DAPS(inner="hamiltonian", momentum=momentum, chain_steps=steps, step_size=eta)
-    x = sampler._hamiltonian(problem, start.expand(rows, 1, 1, 4), width, eta, normals(rows, (1, 1, 4)))
+    x = chain(sampler, problem, start, width, Normals(rows, (1, 1, 4)))
     h = 1 / width**2 + mask.flatten() / 0.1**2
     target = (start.flatten() / width**2 + torch.where(mask != 0, y, 0).flatten() / 0.1**2) / h
     variance = 1 / (h * (1 - eta * h / (2 + 2 * momentum)))
@@ -203,48 +220,43 @@ def test_hamiltonian_chain_has_the_law_of_damped_dynamics(momentum: float, norma
     assert ((values.var(0) / variance - 1).abs() < 5 * (2 / rows) ** 0.5).all()
 
 
-def test_without_momentum_the_hamiltonian_chain_is_langevin(scripted: type, normal: Callable) -> None:
-    """Digit by digit, given the same numbers: the velocity that it starts from is forgotten at once."""
+def test_without_momentum_the_hamiltonian_chain_is_langevin() -> None:
+    """Digit by digit, given the same numbers: the initial velocity has no effect."""
     shape, steps = (3, *SMALL), 12
     problem = InverseProblem(CallableOperator(lambda x: x**2), GaussianNoise(0.2), normal(*shape), image_shape=SMALL)
     x0_hat, numbers = 0.5 + 0.3 * normal(*shape, seed=1), [normal(*shape, seed=2 + k) for k in range(steps)]
-    sampler = DAPS(momentum=0.0, chain_steps=steps, step_size=1e-3)
-    plain = sampler._langevin(problem, x0_hat, 0.3, 1e-3, scripted(numbers))
-    damped = sampler._hamiltonian(problem, x0_hat, 0.3, 1e-3, scripted([normal(*shape, seed=99), *numbers]))
-    assert (damped - plain).abs().max() < 1e-13
-    with_momentum = replace(sampler, momentum=0.5)._hamiltonian(
-        problem, x0_hat, 0.3, 1e-3, scripted([normal(*shape, seed=99), *numbers])
+    start, velocity = normal(*shape, seed=98), normal(*shape, seed=99)
+    plain, damped, with_momentum = (
+        chain(
+            DAPS(inner=inner, momentum=momentum, chain_steps=steps, step_size=1e-3),  # type: ignore[arg-type]
+            problem,
+            x0_hat,
+            0.3,
+            Scripted([start, *first, *numbers]),
+        )
+        for inner, momentum, first in (
+            ("langevin", 0.0, []),
+            ("hamiltonian", 0.0, [velocity]),
+            ("hamiltonian", 0.5, [velocity]),
+        )
     )
+    assert (damped - plain).abs().max() < 1e-13
     assert (with_momentum - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("tau", [0.2, None])
-def test_metropolis_leaves_the_conditional_as_it_is(
-    tau: float | None, normals: type, normal: Callable, assert_law: Callable
-) -> None:
-    """Started in the law that it should have, it stays in it, at any step size; and it does move."""
+def test_a_metropolis_chain_ends_in_the_conditional(tau: float | None) -> None:
+    """From any start, at any step size, and whatever the noise level where tau replaces it."""
     operator, width, rows = GaussianBlur(std=0.8, kernel_size=5), 0.4, 6000
     y, centre = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
     noise = GaussianNoise(0.2 if tau is None else 7.0)
     problem = InverseProblem(operator, noise, y).select(torch.zeros(rows, dtype=torch.long))
-    matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *SMALL)).flatten(1).T
+    matrix = dense(operator, SMALL)
     covariance = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / 0.2**2)
     mean = covariance @ (centre.flatten() / width**2 + matrix.T @ y.flatten() / 0.2**2)
-    start = (mean + normal(rows, 16, seed=3) @ torch.linalg.cholesky(covariance).T).reshape(rows, *SMALL)
-
-    class FixedTarget(DAPS):
-        """The chain starts at x0_hat, which is also the middle of its target: here the two are told apart."""
-
-        def _energy(self, problem: InverseProblem, x0_hat: Tensor, width: float, x0: Tensor) -> Tensor:
-            return super()._energy(problem, centre, width, x0)
-
-    sampler = FixedTarget(inner="metropolis", chain_steps=1, tau=tau)
-    rng, x, moved = normals(rows, SMALL, seed=4), start, []
-    for _ in range(25):
-        before, x = x, sampler._metropolis(problem, x, width, 0.03, rng)
-        moved.append(float((x != before).flatten(1).any(1).double().mean()))
-    assert 0.15 < sum(moved) / 25 < 0.7
-    assert float((x - start).square().mean() / covariance.diagonal().mean()) > 0.5
+    sampler = DAPS(inner="metropolis", chain_steps=150, step_size=0.03, tau=tau)
+    x = chain(sampler, problem, centre, width, Normals(rows, SMALL))
+    assert (mean - centre.flatten()).abs().max() > 0.3, "the start must be far from the law"
     assert_law(x, mean, covariance)
 
 
@@ -254,7 +266,7 @@ def authors_energy(x: Tensor, x0_hat: Tensor, sigma: float, matrix: Tensor, y: T
 
 
 @pytest.mark.parametrize("inner", ["hamiltonian", "metropolis"])
-def test_a_chain_equals_the_authors(inner: str, dense: Callable, scripted: type, normal: Callable) -> None:
+def test_a_chain_equals_the_authors(inner: str) -> None:
     """Their other two chains on [-1, 1], image by image, with eta and tau rescaled as for Langevin."""
     operator, images, steps = LINEAR["blur"], 3, 15
     matrix = dense(operator, SMALL)
@@ -290,12 +302,12 @@ def test_a_chain_equals_the_authors(inner: str, dense: Callable, scripted: type,
     problem = InverseProblem(operator, GaussianNoise(1.0), ((y + 1) / 2).reshape(images, *SMALL))
     sampler = DAPS(inner=inner, momentum=momentum, chain_steps=steps, step_size=eta / 4, tau=tau / 2)  # type: ignore[arg-type]
     start = ((x0_hat + 1) / 2).reshape(images, *SMALL)
-    found = sampler._chain()(problem, start, sigma / 2, eta / 4, scripted(script))
+    found = chain(sampler, problem, start, sigma / 2, Scripted([start, *script]))
     assert (2 * found.flatten(1) - 1 - expected).abs().max() < 1e-11
 
 
-def test_metropolis_needs_nothing_but_values(normal: Callable) -> None:
-    """A black box that counts photons: no gradient of any kind, and the images come to fit."""
+def test_metropolis_needs_nothing_but_values() -> None:
+    """A black box with photon counts: without any gradient, the images fit y."""
     box = CallableOperator(
         lambda x: torch.from_numpy((255 * x.numpy()).round() / 255), differentiable=False, image_shape=SMALL
     )
@@ -320,51 +332,63 @@ def with_singular_values(values: Tensor, seed: int = 0) -> LinearCallableOperato
     return LinearCallableOperator(lambda x: (x.flatten(1) @ matrix.to(x.dtype).T).reshape(x.shape), image_shape=SMALL)
 
 
+def step_sizes(
+    sampler: DAPS, problem: InverseProblem, x0_hat: Tensor, width: float, probe: Tensor, levels: int = 1
+) -> list[Tensor]:
+    """(R,) at each level: from the distance that a chain of one step with a noise of 1 moves an x0_hat that fits y."""
+    one, accept = torch.ones_like(x0_hat), torch.full((len(x0_hat), 2), 1e3)
+    between = [one, accept] if sampler.inner == "metropolis" else [one]
+    between = [one, *between] if sampler.inner == "hamiltonian" else between
+    script = chain_lists([one, probe], *[[*between, one]] * levels)
+    found = chains(replace(sampler, chain_steps=1, momentum=0.0), problem, [x0_hat], width, Scripted(script), levels)
+    moved = [(x0 - x0_hat).square().flatten(1).mean(1) for x0 in found]
+    return moved if sampler.inner == "metropolis" else [m / 2 for m in moved]  # eta of a proposal, or 2 eta
+
+
+def fitted(operator: LinearOperator | CallableOperator, noise: Noise, x0_hat: Tensor) -> InverseProblem:
+    """A problem that x0_hat solves exactly: the likelihood does not move it."""
+    return InverseProblem(operator, noise, operator(x0_hat), image_shape=tuple(x0_hat.shape[1:]))
+
+
 @pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
 @pytest.mark.parametrize("tau", [0.2, None])
-def test_the_step_size_is_half_of_what_the_stiffest_direction_allows(
-    inner: str, tau: float | None, normal: Callable
-) -> None:
-    """One level for each image; within 10 % after the first level, and better from level to level."""
+def test_the_step_size_is_half_of_what_the_stiffest_direction_allows(inner: str, tau: float | None) -> None:
+    """One for each image; within 10 % after the first level, and better from level to level."""
     values = torch.cat([torch.tensor([5.0]), torch.linspace(1.0, 0.1, 15)]).double()
     operator, sigma, width = with_singular_values(values), torch.tensor([0.1, 0.3, 2.0]), 0.2
-    problem = InverseProblem(operator, GaussianNoise(sigma), normal(3, *SMALL, seed=1))
-    sampler = DAPS(inner=inner, step_size=None, tau=tau)  # type: ignore[arg-type]
     x0_hat, probe = normal(3, *SMALL, seed=2), normal(3, *SMALL, seed=3)
+    problem = fitted(operator, GaussianNoise(sigma), x0_hat)
+    sampler = DAPS(inner=inner, step_size=None, tau=tau)  # type: ignore[arg-type]
     stiffest = 5.0**2 / (sigma.double() ** 2 if tau is None else torch.full((3,), tau).double() ** 2)
     expected = 0.5 / (stiffest + 1 / width**2)
-    for k, tolerance in enumerate((0.1, 1e-4, 1e-4)):
-        eta, probe = sampler._chain_step(problem, x0_hat, width, k, probe)
-        assert isinstance(eta, Tensor)
-        assert eta.shape == (3, 1, 1, 1)
-        assert torch.allclose(eta.flatten(), expected, rtol=tolerance, atol=0)
-        assert (eta.flatten() >= expected * (1 - 1e-6)).all()  # power iterations come from below
+    for eta, tolerance in zip(
+        step_sizes(sampler, problem, x0_hat, width, probe, levels=3), (0.1, 1e-4, 1e-4), strict=True
+    ):
+        assert torch.allclose(eta, expected, rtol=tolerance, atol=0)
+        assert (eta >= expected * (1 - 1e-6)).all()  # power iterations come from below
 
 
-def test_metropolis_measures_the_trace(normal: Callable) -> None:
+def test_metropolis_measures_the_trace() -> None:
     """2.4^2 over the summed precision of all directions: exact where they are pixels, otherwise an estimate of it."""
     sigma, width = torch.tensor([0.05, 0.5]), 0.2
     mask = torch.arange(16).reshape(4, 4) % 4 == 0
-    problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(sigma), normal(2, *SMALL, seed=1))
-    sampler = DAPS(inner="metropolis", step_size=None)
-    eta, _ = sampler._chain_step(problem, normal(2, *SMALL, seed=2), width, 0, normal(2, *SMALL, seed=3))
-    assert isinstance(eta, Tensor)
-    assert torch.allclose(eta.flatten(), 2.4**2 / (4 / sigma.double() ** 2 + 16 / width**2), rtol=1e-6)
+    x0_hat = normal(2, *SMALL, seed=2)
+    problem = fitted(Inpainting(mask=mask), GaussianNoise(sigma), x0_hat)
+    (eta,) = step_sizes(DAPS(inner="metropolis", step_size=None), problem, x0_hat, width, normal(2, *SMALL, seed=3))
+    assert torch.allclose(eta, 2.4**2 / (4 / sigma.double() ** 2 + 16 / width**2), rtol=1e-6)
 
 
-def test_metropolis_moves_where_the_data_are_sharp(normals: type, normal: Callable) -> None:
+def test_metropolis_moves_where_the_data_are_sharp() -> None:
     """In equilibrium about a quarter of the proposals is accepted, however sharp the likelihood."""
-    rows, width = 200, 0.25
+    rows = 200
     problem = InverseProblem(Denoising(), GaussianNoise(0.01), normal(1, *SHAPE, seed=1)).select(
         torch.zeros(rows, dtype=torch.long)
     )
     sampler = DAPS(inner="metropolis", step_size=None, chain_steps=1)
-    x = problem.y + 0.01 * normal(rows, *SHAPE, seed=2)
-    eta, _ = sampler._chain_step(problem, x, width, 0, normal(rows, *SHAPE, seed=3))
-    rng, moved = normals(rows, SHAPE), []
+    x, rng, moved = problem.y + 0.01 * normal(rows, *SHAPE, seed=2), Normals(rows, SHAPE), []
     for _ in range(20):
-        before, x = x, sampler._metropolis(problem, x, width, eta, rng)
-        moved.append(float((x != before).flatten(1).any(1).double().mean()))
+        before, x = x, chain(sampler, problem, x, 0.25, rng)
+        moved.append(float(((x - before).abs() > 1e-9).flatten(1).any(1).double().mean()))
     assert 0.1 < sum(moved) / 20 < 0.5
 
 
@@ -381,53 +405,53 @@ def test_an_operator_of_large_norm_does_not_diverge(inner: str) -> None:
     assert errors[1] < 0.15
 
 
-def test_a_direction_that_saturates_is_waited_for(normal: Callable) -> None:
-    """Nothing changes in an image that is clipped everywhere; at the next level the stiffness is there all the same."""
-    problem = InverseProblem(
-        CallableOperator(lambda x: x.clamp(0, 1)), GaussianNoise(0.1), 0.5 + normal(2, *SMALL), image_shape=SMALL
-    )
-    sampler, probe = DAPS(inner="langevin", step_size=None), normal(2, *SMALL, seed=1)
+def test_the_stiffness_of_a_saturated_image_is_found_at_the_next_level() -> None:
+    """A probe that changes nothing, in an image that is clipped everywhere, is kept for the next level."""
     clipped, grey = torch.full((2, *SMALL), 2.0).double(), torch.full((2, *SMALL), 0.5).double()
     clipped[1] = 0.5
-    eta, probe = sampler._chain_step(problem, clipped, 0.2, 0, probe)
-    assert isinstance(eta, Tensor)
-    assert torch.allclose(eta.flatten(), 0.5 / torch.tensor([25.0, 125.0]).double())
-    eta, _ = sampler._chain_step(problem, grey, 0.2, 1, probe)
-    assert isinstance(eta, Tensor)
-    assert torch.allclose(eta.flatten(), 0.5 / torch.tensor([125.0, 125.0]).double())
+    operator, zeros = CallableOperator(lambda x: x.clamp(0, 1)), torch.zeros(2, *SMALL).double()
+    problem = InverseProblem(operator, GaussianNoise(0.1), grey, image_shape=SMALL)
+    ones, probe = zeros + 1, normal(2, *SMALL, seed=1)
+    script = [zeros, probe, ones, zeros, ones, zeros]
+    sampler = DAPS(inner="langevin", step_size=None, chain_steps=1)
+    # Neither the clipped image, where A has no slope, nor one that fits y is moved by the likelihood.
+    found = chains(sampler, problem, [clipped, grey], 0.2, Scripted(script), levels=2)
+    for x0, start, stiffness in zip(found, (clipped, grey), ([25.0, 125.0], [125.0, 125.0]), strict=True):
+        eta = (x0 - start).square().flatten(1).mean(1) / 2
+        assert torch.allclose(eta, 0.5 / torch.tensor(stiffness).double())
 
 
-def test_stiffness_of_a_single_pixel(normal: Callable) -> None:
-    """It is looked for within the range of images, also where the stiffest direction is one pixel of many."""
+def test_stiffness_of_a_single_pixel() -> None:
+    """It is measured within the range of images, also where the stiffest direction is one pixel of many."""
     shape = (1, 64, 64)
     weights = torch.full(shape, 0.1).double()
     weights[0, 5, 7] = 4.0
     operator = CallableOperator(lambda x: weights * x.clamp(0, 1), image_shape=shape)
-    problem = InverseProblem(operator, GaussianNoise(0.1), normal(1, *shape))
-    sampler, probe, x0_hat = DAPS(inner="langevin", step_size=None), normal(1, *shape, seed=1), 0.5 + 0 * weights[None]
-    for k in range(3):
-        eta, probe = sampler._chain_step(problem, x0_hat, 0.25, k, probe)
+    x0_hat = torch.full((1, *shape), 0.5).double()
+    problem = fitted(operator, GaussianNoise(0.1), x0_hat)
+    sampler = DAPS(inner="langevin", step_size=None)
+    *_, eta = step_sizes(sampler, problem, x0_hat, 0.25, normal(1, *shape, seed=1), levels=3)
     assert float(eta) == pytest.approx(0.5 / (1600 + 16), rel=0.01)
 
 
 def test_a_measured_step_size_cuts_slopes_off_and_a_given_one_does_not() -> None:
-    """Far from where it was measured, a slope may be steeper than it can bear; a published step is what it is."""
-    problem = InverseProblem(Denoising(), GaussianNoise(0.01), torch.zeros(1, *SMALL).double())
-    x0_hat, x0 = torch.zeros(1, *SMALL).double(), torch.zeros(1, *SMALL).double()
-    x0[0, 0, 0, 0], x0[0, 0, 0, 1] = 3.0, -0.01
-    slope = x0 * (1 + 1e4)
-    eta = torch.full((1, 1, 1, 1), 1e-4).double()
-    given = DAPS(step_size=1e-4)._slope(problem, x0_hat, 1.0, 1e-4, x0)
-    measured = DAPS(step_size=None)._slope(problem, x0_hat, 1.0, eta, x0)
-    assert torch.allclose(given, slope)
-    assert torch.allclose(measured, slope.clamp(-1e3, 1e3))
+    """Far from where it was measured, a slope may exceed the limit of the step; a given step size has none."""
+    y, x0_hat = torch.zeros(1, *SMALL).double(), torch.zeros(1, *SMALL).double()
+    y[0, 0, 0, 0], y[0, 0, 0, 1] = 3.0, -0.01
+    problem, slope = InverseProblem(Denoising(), GaussianNoise(0.01), y), -1e4 * y
+    sampler, probe = DAPS(inner="langevin", step_size=1e-4, chain_steps=1), normal(1, *SMALL, seed=1)
+    given = chain(sampler, problem, x0_hat, 1.0, Scripted(repeat(x0_hat)))
+    assert torch.allclose(given, -1e-4 * slope, rtol=1e-5)
+    measured = chain(replace(sampler, step_size=None), problem, x0_hat, 1.0, Scripted([x0_hat, probe, x0_hat]))
+    eta = 0.5 / (1e4 + 1)
+    assert torch.allclose(measured, -eta * slope.clamp(-10 / eta**0.5, 10 / eta**0.5), rtol=1e-5)
     assert measured[0, 0, 0, 0] < given[0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
 @pytest.mark.parametrize("gain", [1e-3, 1e-1])
 def test_photon_counts_down_to_zero(inner: str, gain: float) -> None:
-    """Their likelihood has a wall at zero, a thousand times steeper than the rest: no chain is thrown off by it."""
+    """Their likelihood has a wall at zero, a thousand times steeper than the rest: no chain diverges."""
     truth = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = PoissonNoise(gain)
     y = noise.sample(truth, [torch.Generator().manual_seed(i) for i in range(2)])
@@ -477,9 +501,7 @@ class AuthorsDAPS:
 
 
 @pytest.mark.parametrize("name", ["inpainting", "super_resolution", "blur"])
-def test_every_step_equals_the_authors(
-    name: str, dense: Callable, smooth: Callable, gaussian: Callable, scripted: type, normal: Callable
-) -> None:
+def test_every_step_equals_the_authors(name: str) -> None:
     """Our [0, 1] with sigma / 2, tau / 2, eta / 4 against their [-1, 1]: the same images, step by step."""
     shape, images, levels, chain = (1, 8, 8), 3, 8, 12
     operator = {**LINEAR, "inpainting": Inpainting(keep=0.4)}[name]
@@ -497,9 +519,9 @@ def test_every_step_equals_the_authors(
     script = [start]
     for k in range(levels):
         script += [*chains[k], *([noises[k]] if k < levels - 1 else [])]
-    sampler = replace(DAPS.published(), schedule=replace(DAPS.published().schedule, steps=levels), chain_steps=chain)
+    sampler = replace(PUBLISHED, schedule=replace(PUBLISHED.schedule, steps=levels), chain_steps=chain)
     prior = gaussian((mean.reshape(shape) + 1) / 2, covariance / 4)
-    found = run(sampler, problem, prior, scripted([n.reshape(images, *shape) for n in script]))
+    found = run(sampler, problem, prior, Scripted([n.reshape(images, *shape) for n in script]))
 
     authors = AuthorsDAPS(mean, covariance, matrix, y, levels=levels, ode=5)
     x = 2 * (authors.sigmas[0] / 2) * start - 1  # u = sigma n is x = 2 u - 1
@@ -537,17 +559,9 @@ def propagate(sampler: DAPS, s: float, y: float | None) -> tuple[float, float]:
     return m, v
 
 
-PUBLISHED = DAPS.published()
-
-
 def test_published_numbers() -> None:
-    """5-step Euler, 200 levels from 100 to 0.1, tau 0.01, eta 1e-4 on [-1, 1]: halved and quartered once."""
-    assert (PUBLISHED.num_steps, PUBLISHED.ode_steps, PUBLISHED.chain_steps) == (200, 5, 100)
-    schedule = PUBLISHED.schedule
-    assert isinstance(schedule, EDM)
-    assert (2 * schedule.sigma_max, 2 * schedule.sigma_min, schedule.rho) == (100.0, 0.1, 7.0)
-    assert (2 * PUBLISHED.ode_sigma_min, 2 * (PUBLISHED.tau or 0), 4 * PUBLISHED.step_size) == (0.01, 0.01, 1e-4)
-    assert PUBLISHED.prior_std is None
+    """In the experiment; on [-1, 1] 200 levels from 100 to 0.1, 5 Euler steps down to 0.01, tau 0.01, eta 1e-4."""
+    assert published("daps") == PUBLISHED
 
 
 def test_the_recursion_has_the_reference_numbers() -> None:
@@ -559,13 +573,13 @@ def test_the_recursion_has_the_reference_numbers() -> None:
     assert 4 * null == pytest.approx(0.199, abs=1e-3)
 
 
-def compare_with_the_recursion(sampler: DAPS, rows: int, normals: type) -> None:
+def compare_with_the_recursion(sampler: DAPS, rows: int) -> None:
     shape, s, y = (1, 4, 8), 0.25, 0.8
     mask = torch.arange(32).reshape(4, 8) % 2 == 0
     prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), s**2 * torch.eye(32, dtype=torch.float64))
     measured = torch.where(mask, y, 0.0).expand(rows, *shape).double()
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(0.025), measured)
-    x = run(sampler, problem, prior, normals(rows, shape))[-1].x
+    x = run(sampler, problem, prior, Normals(rows, shape))[-1].x
     for seen in (True, False):
         values = x[:, 0, mask == seen].flatten()
         mean, variance = propagate(sampler, s, y if seen else None)
@@ -574,17 +588,17 @@ def compare_with_the_recursion(sampler: DAPS, rows: int, normals: type) -> None:
 
 
 @pytest.mark.parametrize("prior_std", [None, 0.25])
-def test_the_algorithm_follows_the_recursion(prior_std: float | None, normals: type) -> None:
+def test_the_algorithm_follows_the_recursion(prior_std: float | None) -> None:
     """The whole algorithm, shortened: every draw, grid and step size enters the variance."""
     sampler = replace(
         PUBLISHED, schedule=EDM(steps=12, sigma_max=50.0, sigma_min=0.05), chain_steps=25, prior_std=prior_std
     )
-    compare_with_the_recursion(sampler, 400, normals)
+    compare_with_the_recursion(sampler, 400)
 
 
 @pytest.mark.slow
-def test_the_published_algorithm_follows_the_recursion(normals: type) -> None:
-    compare_with_the_recursion(PUBLISHED, 200, normals)
+def test_the_published_algorithm_follows_the_recursion() -> None:
+    compare_with_the_recursion(PUBLISHED, 200)
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
@@ -620,79 +634,21 @@ def test_one_chain_that_diverges_leaves_the_others_alone_and_is_reported() -> No
     assert sick.mean[others].isfinite().all()
 
 
-@pytest.mark.parametrize("inner", INNER)
-def test_a_row_does_not_know_the_others(inner: str) -> None:
-    problem, prior = small_problem(images=8)
-    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, chain_steps=10)  # type: ignore[arg-type]
-    alone = sampler.sample(problem.select(torch.tensor([5])), prior, first_image=5)
-    others = torch.full_like(problem.y, 3.0)
-    others[5] = problem.y[5]
-    replaced = sampler.sample(InverseProblem(problem.operator, problem.noise, others), prior)
-    assert (alone.samples[0] - replaced.samples[5]).abs().max() < 1e-5
+@pytest.mark.parametrize("inner", ["langevin", "closed_form"])
+def test_unmeasured_entries_behind_a_mask_of_deepinv(inner: str) -> None:
+    """It multiplies, and NaN times zero is NaN."""
+    from deepinv.physics import Inpainting as Physics
 
-
-@pytest.mark.parametrize("inner", INNER)
-def test_an_operator_that_fails_for_one_image_is_reported_and_harms_no_other(inner: str) -> None:
-    """Metropolis would stand still on NaN, and look well."""
-    y = small_problem(images=3)[0].y
-    sampler = DAPS(schedule=SHORT, inner=inner, chain_steps=5)  # type: ignore[arg-type]
-    well, sick = (
-        sampler.sample(
-            InverseProblem(Gain(torch.tensor([1.0, gain, 1.0])), GaussianNoise(0.1), y), WhitePrior(), compute=QUIET
-        )
-        for gain in (1.0, torch.nan)
-    )
-    assert sick.diverged[:, 0].tolist() == [False, True, False]
-    assert (sick.samples[[0, 2]] - well.samples[[0, 2]]).abs().max() < 1e-5
-
-
-class Watched(GaussianPrior):
-    """Remembers whether anything could have recorded a graph through its calls."""
-
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        assert not x.requires_grad
-        return super().denoise(x, sigma)
-
-
-@pytest.mark.parametrize("inner", INNER)
-def test_cost_is_what_it_declares_and_no_graph_crosses_the_network(inner: str) -> None:
-    problem, _ = small_problem(images=2)
-    prior = Watched(torch.full((1, 8, 8), 0.5), 0.04 * torch.eye(64))
-    prior.differentiable = False  # the sampler must not ask for it
-    sampler = DAPS(schedule=SHORT, ode_steps=3, inner=inner, chain_steps=7)  # type: ignore[arg-type]
-    cost = sampler.sample(problem, prior, num_samples=3).cost
-    assert sampler.expected_cost().forwards == 6 * 3
-    assert sampler.expected_cost().vjps == 0
-    assert (cost.forwards, cost.vjps) == (6 * 6 * 3, 0)
-    # Langevin, Hamiltonian: one call and one product with the Jacobian a step, and as much four times for the step
-    # size; Metropolis: one call a step, one for the start, three for the step size; closed form: one call, one adjoint,
-    # one solve.
-    calls = {"closed_form": 3, "metropolis": 7 + 1 + 3}.get(inner, (7 + 4) * 2)
-    assert cost.operator_calls == 6 * 6 * calls
-
-
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("foreign", [False, True])
-def test_what_was_not_measured_does_not_matter(inner: str, foreign: bool) -> None:
-    """Also behind deepinv's mask, which multiplies: NaN times zero is NaN."""
-    shape = (1, 8, 8)
     mask = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.5
-    operator = Inpainting(mask=mask)
-    if foreign:
-        from deepinv.physics import Inpainting as Physics
-
-        operator = as_operator(Physics(img_size=shape, mask=mask.float()))
-    y = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * mask
-    prior = GaussianPrior(torch.full(shape, 0.5), 0.04 * torch.eye(64))
-    sampler = DAPS(schedule=SHORT, ode_steps=2, inner=inner, chain_steps=5)  # type: ignore[arg-type]
-    results = [
-        sampler.sample(InverseProblem(operator, GaussianNoise(0.1), torch.where(mask, y, value)), prior)
-        for value in (0.0, 9.0, torch.nan)
-    ]
-    assert not results[0].diverged.any()
-    for other in results[1:]:
-        assert torch.equal(results[0].samples, other.samples)
+    operator = as_operator(Physics(img_size=SHAPE, mask=mask.float()))
+    y = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * mask
+    sampler = DAPS(schedule=SHORT, inner=inner, chain_steps=5)  # type: ignore[arg-type]
+    zero, other = (
+        sampler.sample(InverseProblem(operator, GaussianNoise(0.1), torch.where(mask, y, value)), WhitePrior())
+        for value in (0.0, torch.nan)
+    )
+    assert not zero.diverged.any()
+    assert torch.equal(zero.samples, other.samples)
 
 
 def test_auto_takes_the_closed_form_where_there_is_one() -> None:
@@ -708,8 +664,8 @@ def test_auto_takes_the_closed_form_where_there_is_one() -> None:
         assert not auto.sample(other, prior).diverged.any()
 
 
-def test_closed_form_with_a_linear_black_box(gaussian: Callable) -> None:
-    """It needs an adjoint and a solve, but no autograd: a linear operator that hides its graph will do."""
+def test_closed_form_with_a_linear_black_box() -> None:
+    """It requires an adjoint and a solve, but no autograd: a linear operator without a graph is enough."""
 
     class Opaque(LinearOperator):
         differentiable = False
@@ -727,19 +683,3 @@ def test_closed_form_with_a_linear_black_box(gaussian: Callable) -> None:
     opaque = InverseProblem(Opaque(), GaussianNoise(0.1), problem.y)
     sampler = DAPS(schedule=SHORT, ode_steps=1, inner="closed_form")
     assert not sampler.sample(opaque, prior).diverged.any()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"inner": "mala"}, "inner must be one of auto, langevin, hamiltonian, metropolis, closed_form, got 'mala'"),
-        ({"ode_steps": 0}, "ode_steps must be positive, got 0"),
-        ({"tau": 0.0}, "tau must be positive, got 0.0"),
-        ({"prior_std": -1.0}, "prior_std must be positive, got -1.0"),
-        ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
-    ],
-)
-def test_bad_settings_are_named(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        DAPS(**options)

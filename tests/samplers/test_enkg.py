@@ -1,17 +1,16 @@
-"""EnKG: the authors' algorithm particle by particle, the algebra of ensembles, and the rules every sampler keeps."""
+"""EnKG: the authors' algorithm particle by particle, and the algebra of ensembles."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import Levels, Remembering, Scripted, dense, gaussian, normal, published, smooth
 from invdiff import Compute, InverseProblem, Unsupported
-from invdiff.contracts.toys import Gain, WhitePrior
+from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.step import Step
 from invdiff.operators import (
     CallableOperator,
@@ -30,6 +29,20 @@ from invdiff.samplers import DPS, EnKG
 from invdiff.samplers.ensemble.enkg import as_vectors
 from invdiff.schedules import EDM
 
+# 80 levels from 80 to 0.002 and 1024 particles, on [-1, 1].
+PUBLISHED = EnKG(
+    schedule=EDM(steps=80, sigma_max=80.0 / 2, sigma_min=0.002 / 2),
+    ensemble=1024,
+    guidance=2.0,
+    guidance_end=1.0,
+    updates=2,
+    skip_start=0.05,
+    skip_end=0.05,
+    ode_steps=None,
+    ode_sigma_min=0.002 / 2,
+    normaliser="frobenius",
+    stochastic=False,
+)
 SMALL = (1, 4, 4)
 SHAPE = (1, 8, 8)
 QUIET = Compute(device="cpu", progress=False)
@@ -41,25 +54,12 @@ def run(sampler: EnKG, problem: InverseProblem, prior: Prior, rng: object) -> li
         return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
 
 
-class Remembering(Prior):
-    """Another prior that keeps what it answered last: at the end of a run, every particle of the ensemble."""
-
-    def __init__(self, prior: Prior) -> None:
-        super().__init__()
-        self.prior = prior
-        self.last = torch.empty(0)
-
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        self.last = self.prior.denoise(x, sigma)
-        return self.last
-
-
-def whole(sampler: EnKG, problem: InverseProblem, prior: Prior, start: Tensor, scripted: type) -> Tensor:
+def whole(sampler: EnKG, problem: InverseProblem, prior: Prior, start: Tensor) -> Tensor:
     """All particles at the end of a run from `start` (R, J, C, H, W)."""
     memory = Remembering(prior)
     sampler = replace(sampler, particles_at_once=start.shape[0] * start.shape[1])
-    last = run(sampler, problem, memory, scripted([start]))[-1].x
-    ensemble = memory.last.unflatten(0, start.shape[:2])
+    last = run(sampler, problem, memory, Scripted([start]))[-1].x
+    ensemble = memory.estimate.unflatten(0, start.shape[:2])
     assert torch.allclose(last, ensemble[:, 0])
     return ensemble
 
@@ -132,9 +132,7 @@ OPERATORS = {
 
 @pytest.mark.parametrize("ratio", [1.0, 0.25])
 @pytest.mark.parametrize("name", list(OPERATORS))
-def test_a_whole_run_equals_the_authors(
-    name: str, ratio: float, dense: Callable, smooth: Callable, gaussian: Callable, scripted: type, normal: Callable
-) -> None:
+def test_a_whole_run_equals_the_authors(name: str, ratio: float) -> None:
     """Our [0, 1] with halved levels against their [-1, 1]: the same images after every step, two images at once."""
     operator, images, particles, steps = OPERATORS[name], 2, 6, 20
     matrix, covariance, mean = dense(operator, SHAPE), smooth(8, 8, std=0.5), 0.2 * normal(64, seed=1)
@@ -143,12 +141,10 @@ def test_a_whole_run_equals_the_authors(
     y_unit = torch.where(seen, (y + 1) / 2, torch.nan).reshape(images, *operator(torch.zeros(1, *SHAPE)).shape[1:])
     start = normal(images, particles, *SHAPE, seed=4)
 
-    published = EnKG.published()
-    sampler = replace(
-        published, schedule=replace(published.schedule, steps=steps), ensemble=particles, guidance_end=ratio
-    )
+    schedule = replace(PUBLISHED.schedule, steps=steps)  # type: ignore[call-arg]
+    sampler = replace(PUBLISHED, schedule=schedule, ensemble=particles, guidance_end=ratio)
     prior = gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4)
-    found = run(sampler, InverseProblem(operator, GaussianNoise(0.025), y_unit), prior, scripted([start]))
+    found = run(sampler, InverseProblem(operator, GaussianNoise(0.025), y_unit), prior, Scripted([start]))
     assert len(found) == steps
     assert found[-1].sigma == 0
     for image in range(images):
@@ -161,22 +157,16 @@ def test_a_whole_run_equals_the_authors(
 
 
 def test_published_numbers() -> None:
-    """80 levels from 80 to 0.002 and 1024 particles, on [-1, 1]: 71 guided steps, 1588 network calls a particle."""
-    published = EnKG.published()
-    schedule = published.schedule
-    assert isinstance(schedule, EDM)
-    assert (2 * schedule.sigma_max, 2 * schedule.sigma_min, schedule.rho, schedule.steps) == (80.0, 0.002, 7.0, 80)
-    assert (2 * published.ode_sigma_min, published.guidance, published.updates) == (0.002, 2.0, 2)
-    assert sum(published._guided(i) for i in range(80)) == 71
-    assert [published._ode_steps(i) for i in (0, 4, 5, 72, 76, 79)] == [20, 20, 19, 3, 2, 1]
-    assert published.expected_cost().forwards == 1588 * 1024
+    """In the experiment; 71 steps with two corrections each make 1588 network calls a particle."""
+    assert published("enkg") == PUBLISHED
+    assert PUBLISHED.expected_cost().forwards == 1588 * 1024
 
 
 # -- the algebra of one correction -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def setting(smooth: Callable, gaussian: Callable, normal: Callable) -> tuple[InverseProblem, GaussianPrior, Tensor]:
+def setting() -> tuple[InverseProblem, GaussianPrior, Tensor]:
     """Three images with five particles each, a blur, everything affine."""
     operator = GaussianBlur(std=0.8, kernel_size=5)
     problem = InverseProblem(operator, GaussianNoise(0.1), 0.5 + 0.3 * normal(3, *SMALL, seed=2))
@@ -184,25 +174,39 @@ def setting(smooth: Callable, gaussian: Callable, normal: Callable) -> tuple[Inv
     return problem, prior, 0.5 + normal(3, 5, *SMALL, seed=3)
 
 
+def clean(prior: Prior, x: Tensor, sigma: float) -> Tensor:
+    """Three steps of the flow from sigma to 0, (B, C, H, W)."""
+    return probability_flow(prior, x, [*karras_levels(sigma, EnKG().ode_sigma_min, 3), 0.0])
+
+
 def correction(sampler: EnKG, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """One correction and the predicted measurements that it comes from."""
+    """One correction (R, J, C, H, W) and the predicted measurements (R, J, M) that it comes from.
+
+    Of two equal levels the first has no correction and leaves x as it is.
+    """
+    memory = Remembering(prior)
+    schedule = Levels(values=(sigma, sigma, 0.0))
+    sampler = replace(
+        sampler, schedule=schedule, guidance=1.0, updates=1, skip_start=0.0, skip_end=0.0, ode_steps=3, stochastic=False
+    )
+    run(replace(sampler, particles_at_once=x.shape[0] * x.shape[1]), problem, memory, Scripted([x / sigma]))
     with torch.no_grad():
-        predicted = sampler._measure(problem, sampler._clean(prior, x, sigma, 3))
-        return sampler._correction(problem, x, predicted), predicted
+        predicted = problem.operator(clean(prior, x.flatten(0, 1), sigma)).flatten(1)
+    return x - memory.images.unflatten(0, x.shape[:2]), predicted.unflatten(0, x.shape[:2])
 
 
 @pytest.mark.parametrize("normaliser", ["frobenius", "spread"])
 def test_affine_problems_are_linearised_exactly(
     normaliser: str, setting: tuple[InverseProblem, GaussianPrior, Tensor]
 ) -> None:
-    """What the particles learn from each other is C_xx B^T e: ensemble covariance and the true Jacobian B."""
+    """The correction is C_xx B^T e: ensemble covariance and the true Jacobian B."""
     problem, prior, x = setting
     sampler = EnKG(ensemble=5, normaliser=normaliser)  # type: ignore[arg-type]
     found, predicted = correction(sampler, problem, prior, x, 0.7)
 
-    basis = torch.cat([torch.zeros(1, 16), torch.eye(16)]).double().reshape(1, 17, *SMALL)
+    basis = torch.cat([torch.zeros(1, 16), torch.eye(16)]).double().reshape(17, *SMALL)
     with torch.no_grad():
-        affine = problem.operator(sampler._clean(prior, basis, 0.7, 3)[0]).flatten(1)
+        affine = problem.operator(clean(prior, basis, 0.7)).flatten(1)
     jacobian = (affine[1:] - affine[0]).T
     for image in range(3):
         deviation = (x[image] - x[image].mean(0)).flatten(1)
@@ -226,11 +230,8 @@ def test_corrections_stay_in_the_span_of_the_ensemble(setting: tuple[InverseProb
 
 @pytest.mark.parametrize("normaliser", ["frobenius", "spread"])
 @pytest.mark.parametrize("kind", ["one particle", "identical particles"])
-def test_who_has_nobody_to_learn_from_is_not_corrected(
-    normaliser: str,
-    kind: str,
-    setting: tuple[InverseProblem, GaussianPrior, Tensor],
-    scripted: type,
+def test_identical_particles_are_not_corrected(
+    normaliser: str, kind: str, setting: tuple[InverseProblem, GaussianPrior, Tensor]
 ) -> None:
     """0 / 0 is no correction, and no NaN."""
     problem, prior, x = setting
@@ -241,24 +242,24 @@ def test_who_has_nobody_to_learn_from_is_not_corrected(
         stochastic=False,
         normaliser=normaliser,  # type: ignore[arg-type]
     )
-    guided = run(sampler, problem, prior, scripted([start]))
-    free = run(replace(sampler, guidance=0.0), problem, prior, scripted([start]))
+    guided = run(sampler, problem, prior, Scripted([start]))
+    free = run(replace(sampler, guidance=0.0), problem, prior, Scripted([start]))
     for ours, theirs in zip(guided, free, strict=True):
         assert (ours.x - theirs.x).abs().max() < 1e-12
 
 
-def test_an_operator_that_tells_nothing_corrects_nothing(scripted: type, normal: Callable) -> None:
-    """All predictions are the same, their mean is off by rounding: that must not be taken for a direction."""
+def test_a_constant_operator_corrects_nothing() -> None:
+    """All predictions are the same, their mean is off by rounding: rounding is no direction."""
     flat = CallableOperator(lambda x: 0 * x + 0.1, image_shape=SHAPE)
     problem = InverseProblem(flat, GaussianNoise(0.1), torch.full((1, *SHAPE), 0.7))
     sampler = EnKG(schedule=EDM(steps=8, sigma_max=10.0, sigma_min=0.02), ensemble=7, guidance=2.0, stochastic=False)
     start = normal(1, 7, *SHAPE, seed=1).float()
-    guided = run(sampler, problem, WhitePrior(), scripted([start]))[-1].x
-    free = run(replace(sampler, guidance=0.0), problem, WhitePrior(), scripted([start]))[-1].x
+    guided = run(sampler, problem, WhitePrior(), Scripted([start]))[-1].x
+    free = run(replace(sampler, guidance=0.0), problem, WhitePrior(), Scripted([start]))[-1].x
     assert (guided - free).abs().max() < 1e-4
 
 
-def test_the_step_with_more_particles(gaussian: Callable, normal: Callable) -> None:
+def test_the_step_with_more_particles() -> None:
     """Fewer particles than pixels: the published step shrinks like 1 / sqrt(J); ours is guidance / 32 of the spread."""
     shape = (1, 48, 48)
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), torch.rand(1, *shape).double())
@@ -277,7 +278,7 @@ def test_the_step_with_more_particles(gaussian: Callable, normal: Callable) -> N
 
 
 def test_with_the_published_number_of_particles_both_normalisers_agree(
-    setting: tuple[InverseProblem, GaussianPrior, Tensor], normal: Callable
+    setting: tuple[InverseProblem, GaussianPrior, Tensor],
 ) -> None:
     problem, prior, _ = setting
     problem, x = problem.select(torch.tensor([0])), 0.5 + normal(1, 1024, *SMALL, seed=5)
@@ -297,23 +298,23 @@ SHORT = EnKG(
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_without_guidance_every_particle_follows_the_flow(
-    steps: int, setting: tuple[InverseProblem, GaussianPrior, Tensor], scripted: type
+    steps: int, setting: tuple[InverseProblem, GaussianPrior, Tensor]
 ) -> None:
     problem, prior, start = setting
     schedule = EDM(steps=steps, sigma_max=20.0, sigma_min=0.01)
-    found = whole(EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=False), problem, prior, start, scripted)
+    found = whole(EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=False), problem, prior, start)
     flowed = probability_flow(prior, 20.0 * start.flatten(0, 1), schedule.sigmas())
     assert (found.flatten(0, 1) - flowed).abs().max() < 1e-12
 
 
 def test_an_ancestral_step_without_guidance_is_ancestral_sampling(
-    setting: tuple[InverseProblem, GaussianPrior, Tensor], scripted: type, normal: Callable
+    setting: tuple[InverseProblem, GaussianPrior, Tensor],
 ) -> None:
     problem, prior, start = setting
     schedule = EDM(steps=4, sigma_max=10.0, sigma_min=0.1)
     noises = [normal(3, 5, *SMALL, seed=10 + k) for k in range(4)]
     sampler = EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=True)
-    found = run(sampler, problem, prior, scripted([start, *noises]))
+    found = run(sampler, problem, prior, Scripted([start, *noises]))
     x = 10.0 * start[:, 0]
     for (sigma, after), noise, step in zip(pairwise(schedule.sigmas().tolist()), noises, found, strict=True):
         x0 = prior.denoise(x, sigma)
@@ -324,8 +325,8 @@ def test_an_ancestral_step_without_guidance_is_ancestral_sampling(
 
 @pytest.mark.parametrize("normaliser", ["frobenius", "spread"])
 @pytest.mark.parametrize("power", [-40, 40])
-def test_the_unit_of_the_measurement_does_not_matter(normaliser: str, power: int, normal: Callable) -> None:
-    """In float32 too, where the square of a square would be 0 or infinite, and guidance off without a word."""
+def test_the_unit_of_the_measurement_does_not_matter(normaliser: str, power: int) -> None:
+    """In float32 too, where the square of a square would be 0 or infinite, and guidance without effect."""
     blur, unit = GaussianBlur(std=1.0, kernel_size=5), 2.0**power
     y = blur(0.4 + 0.25 * normal(2, *SHAPE, seed=1).float())
     sampler = replace(SHORT, normaliser=normaliser)  # type: ignore[arg-type]
@@ -342,42 +343,35 @@ def test_the_unit_of_the_measurement_does_not_matter(normaliser: str, power: int
     assert (scaled - plain).abs().max() < 1e-4
 
 
-def test_particles_have_no_order(
-    setting: tuple[InverseProblem, GaussianPrior, Tensor], scripted: type, normal: Callable
-) -> None:
+def test_particles_have_no_order(setting: tuple[InverseProblem, GaussianPrior, Tensor]) -> None:
     problem, prior, start = setting
     sampler, order = replace(SHORT, ensemble=5), torch.tensor([3, 0, 4, 1, 2])
-    plain = whole(sampler, problem, prior, start, scripted)
-    permuted = whole(sampler, problem, prior, start[:, order], scripted)
+    plain = whole(sampler, problem, prior, start)
+    permuted = whole(sampler, problem, prior, start[:, order])
     assert (permuted - plain[:, order]).abs().max() < 1e-10
 
 
-def test_a_translated_problem_has_translated_samples(
-    setting: tuple[InverseProblem, GaussianPrior, Tensor], gaussian: Callable, scripted: type, normal: Callable
-) -> None:
+def test_a_translated_problem_has_translated_samples(setting: tuple[InverseProblem, GaussianPrior, Tensor]) -> None:
     problem, prior, start = setting
     shift = normal(*SMALL, seed=7)
     moved = InverseProblem(problem.operator, problem.noise, problem.y + problem.operator(shift[None]))
     sampler = replace(SHORT, ensemble=5)
-    plain = whole(sampler, problem, prior, start, scripted)
-    there = whole(sampler, moved, gaussian(prior.mean + shift, prior.covariance), start + shift / 10.0, scripted)
+    plain = whole(sampler, problem, prior, start)
+    there = whole(sampler, moved, gaussian(prior.mean + shift, prior.covariance), start + shift / 10.0)
     assert (there - plain - shift).abs().max() < 1e-9
 
 
-def test_on_a_gaussian_it_fits_the_data_and_keeps_the_prior_elsewhere(
-    gaussian: Callable, scripted: type, normal: Callable
-) -> None:
+def test_on_a_gaussian_it_fits_the_data_and_keeps_the_prior_elsewhere() -> None:
     """Published settings, 10 pixels, 5 of their combinations measured: no uncertainty is left where there is data."""
     matrix = torch.linalg.qr(normal(10, 10, seed=1))[0][:5]  # orthonormal rows
     operator = LinearCallableOperator(lambda x: x.flatten(1) @ matrix.to(x).T, image_shape=(1, 1, 10))
     truth, sigma_y = normal(10, seed=2), 0.1
     y = matrix @ truth + sigma_y * normal(5, seed=3)
     prior = gaussian(torch.zeros(1, 1, 10), torch.eye(10))
-    sampler = replace(
-        EnKG.published(), schedule=EDM(steps=80, sigma_max=80.0, sigma_min=0.002), ensemble=512, ode_sigma_min=0.002
-    )
+    schedule = EDM(steps=80, sigma_max=80.0, sigma_min=0.002)
+    sampler = replace(PUBLISHED, schedule=schedule, ensemble=512, ode_sigma_min=0.002)
     problem = InverseProblem(operator, GaussianNoise(sigma_y), y[None])
-    x = whole(sampler, problem, prior, normal(1, 512, 1, 1, 10, seed=4), scripted)[0].flatten(1)
+    x = whole(sampler, problem, prior, normal(1, 512, 1, 1, 10, seed=4))[0].flatten(1)
 
     residual = x @ matrix.T - y
     assert float(residual.square().mean().sqrt()) < sigma_y  # of the prior's own images: about 1.4
@@ -388,7 +382,7 @@ def test_on_a_gaussian_it_fits_the_data_and_keeps_the_prior_elsewhere(
     assert (x @ unseen).mean(0).abs().max() < 0.35
 
 
-def test_guidance_pulls_towards_the_data(normal: Callable) -> None:
+def test_guidance_pulls_towards_the_data() -> None:
     blur = GaussianBlur(std=1.0, kernel_size=5)
     problem = InverseProblem(blur, GaussianNoise(0.1), blur(0.4 + 0.25 * normal(2, *SHAPE, seed=1).float()))
     sampler = replace(SHORT, schedule=EDM(steps=20, sigma_max=10.0, sigma_min=0.01), ensemble=48)
@@ -402,7 +396,7 @@ def test_guidance_pulls_towards_the_data(normal: Callable) -> None:
 # -- measurements ------------------------------------------------------------------------------------------------------
 
 
-def test_complex_measurements_are_pairs_of_real_ones(scripted: type, normal: Callable, gaussian: Callable) -> None:
+def test_complex_measurements_are_pairs_of_real_ones() -> None:
     def fourier(x: Tensor) -> Tensor:
         return torch.fft.fft2(x, norm="ortho")[..., :3]
 
@@ -411,13 +405,13 @@ def test_complex_measurements_are_pairs_of_real_ones(scripted: type, normal: Cal
     start = normal(2, 6, *SMALL, seed=2)
     pair = CallableOperator(lambda x: torch.view_as_real(fourier(x)))
     results = [
-        run(SHORT, InverseProblem(operator, GaussianNoise(0.1), data, image_shape=SMALL), prior, scripted([start]))
+        run(SHORT, InverseProblem(operator, GaussianNoise(0.1), data, image_shape=SMALL), prior, Scripted([start]))
         for operator, data in ((CallableOperator(fourier), y), (pair, torch.view_as_real(y)))
     ]
     assert torch.allclose(results[0][-1].x, results[1][-1].x, rtol=0, atol=1e-12)
 
 
-def test_parameters_and_masks_of_each_image(normal: Callable) -> None:
+def test_parameters_and_masks_of_each_image() -> None:
     """A mask for every image and NaN where it is 0: as if each were alone with its own mask."""
     operator = Inpainting.random(SHAPE, keep=0.5, seed=1, images=3)
     y = operator(0.4 + 0.25 * normal(3, *SHAPE, seed=1).float())
@@ -445,7 +439,7 @@ def test_parameters_and_masks_of_each_image(normal: Callable) -> None:
         assert (found.samples[0] - together.samples[i]).abs().max() < 1e-5
 
 
-def test_vectors_leave_out_what_was_not_measured(normal: Callable) -> None:
+def test_vectors_leave_out_what_was_not_measured() -> None:
     """One mask per image against one measurement, and against four predictions, per image."""
     operator = Inpainting.random(SMALL, keep=0.5, seed=1, images=3)
     y, predicted = normal(3, *SMALL, seed=1), normal(12, *SMALL, seed=2)
@@ -460,8 +454,8 @@ def black_box(operator: Operator) -> CallableOperator:
     return CallableOperator(lambda x: torch.from_numpy(operator(x).numpy()), differentiable=False, image_shape=SHAPE)
 
 
-def test_a_black_box_is_enough(normal: Callable) -> None:
-    """Numpy inside: the same samples as with an operator that could be differentiated, and any noise will do."""
+def test_a_black_box_is_enough() -> None:
+    """NumPy inside: the same samples as with an operator that could be differentiated, with any noise."""
     blur = GaussianBlur(std=1.0, kernel_size=5)
     y = blur(0.4 + 0.25 * normal(2, *SHAPE, seed=1).float()).clamp(min=0)
     problem = InverseProblem(black_box(blur), GaussianNoise(0.1), y)
@@ -513,49 +507,8 @@ def test_no_more_than_particles_at_once_go_through_network_and_operator() -> Non
     assert max(calls) == 5
 
 
-@pytest.mark.parametrize(("ode_steps", "updates"), [(1, 2), (3, 1), (None, 2)])
-def test_cost_is_what_it_declares(ode_steps: int | None, updates: int) -> None:
-    sampler = replace(SHORT, ode_steps=ode_steps, updates=updates)
-    cost = sampler.sample(small_problem(), WhitePrior(), num_samples=2, compute=QUIET).cost
-    assert cost.forwards == 6 * sampler.expected_cost().forwards
-    assert cost.vjps == sampler.expected_cost().vjps == 0
-    assert cost.operator_calls == 6 * 6 * updates * sum(sampler._guided(i) for i in range(8))
-
-
-def test_no_graph_crosses_the_network() -> None:
-    class Watched(WhitePrior):
-        def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-            assert not torch.is_grad_enabled()
-            assert not x.requires_grad
-            return super().denoise(x, sigma)
-
-    SHORT.sample(small_problem(), Watched(), compute=QUIET)
-
-
-def test_a_row_does_not_know_the_others() -> None:
-    problem = small_problem(images=6)
-    alone = SHORT.sample(problem.select(torch.tensor([4])), WhitePrior(), first_image=4, compute=QUIET)
-    others = torch.full_like(problem.y, 3.0)
-    others[4] = problem.y[4]
-    among = SHORT.sample(InverseProblem(problem.operator, problem.noise, others), WhitePrior(), compute=QUIET)
-    assert (alone.samples[0] - among.samples[4]).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("disease", [torch.nan, torch.inf])
-def test_an_operator_that_fails_for_one_image_is_reported_and_harms_no_other(disease: float) -> None:
-    y = small_problem().y
-    well, sick = (
-        SHORT.sample(
-            InverseProblem(Gain(torch.tensor([1.0, gain, 1.0])), GaussianNoise(0.1), y), WhitePrior(), compute=QUIET
-        )
-        for gain in (1.0, disease)
-    )
-    assert sick.diverged[:, 0].tolist() == [False, True, False]
-    assert (sick.samples[[0, 2]] - well.samples[[0, 2]]).abs().max() < 1e-5
-
-
 def test_one_particle_that_fails_is_reported() -> None:
-    """A black box that breaks on a single particle: its ensemble is lost, and says so."""
+    """A black box that breaks on a single particle: its ensemble is reported as diverged."""
 
     def breaks(x: Tensor) -> Tensor:
         y = x.clone()
@@ -565,23 +518,3 @@ def test_one_particle_that_fails_is_reported() -> None:
     problem = InverseProblem(CallableOperator(breaks), GaussianNoise(0.1), small_problem().y, image_shape=SHAPE)
     found = replace(SHORT, particles_at_once=1000).sample(problem, WhitePrior(), compute=QUIET)
     assert found.diverged[:, 0].tolist() == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"ensemble": 0}, "enkg: ensemble must be positive, got 0"),
-        ({"updates": 0}, "enkg: updates must be positive, got 0"),
-        ({"particles_at_once": -1}, "enkg: particles_at_once must be positive, got -1"),
-        ({"ode_sigma_min": 0.0}, "enkg: ode_sigma_min must be positive, got 0.0"),
-        ({"ode_steps": 0}, "enkg: ode_steps must be at least 1, or null, got 0"),
-        ({"guidance": -1.0}, "enkg: guidance must not be negative .* got -1.0"),
-        ({"guidance_end": 1.5}, r"enkg: .* guidance_end lie in \[0, 1\], got .* and 1.5"),
-        ({"skip_start": 0.6, "skip_end": 0.4}, "fractions of the steps, got 0.6 and 0.4"),
-        ({"skip_end": -0.1}, "fractions of the steps, got .* and -0.1"),
-        ({"normaliser": "none"}, "normaliser must be spread or frobenius, got 'none'"),
-    ],
-)
-def test_bad_settings_are_named(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        EnKG(**options)

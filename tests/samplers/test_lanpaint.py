@@ -1,7 +1,6 @@
 """LanPaint: the authors' update digit by digit, the law of its dynamics, and the posterior as its steps grow."""
 
-import math
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import Levels, Normals, Remembering, Scripted, assert_law, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
@@ -33,9 +33,7 @@ def run(sampler: LanPaint, problem: InverseProblem, prior: Prior, rng: object) -
         return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
 
 
-def test_a_run_equals_the_update_of_the_authors(
-    gaussian: Callable, smooth: Callable, normal: Callable, scripted: type, levels: type
-) -> None:
+def test_a_run_equals_the_update_of_the_authors() -> None:
     """Images in [-1, 1] and variance-preserving coordinates, as in their code; they step along the flow."""
     sigmas, lam, step, inner = (2.0, 0.7, 0.2, 0.0), 4.0, 0.3, 3
     mean, covariance = 0.5 + 0.1 * normal(4, seed=2), smooth(2, 2, std=0.3)
@@ -43,10 +41,10 @@ def test_a_run_equals_the_update_of_the_authors(
     per_level = 1 + 2 * (inner - 1)
     numbers = [normal(1, *SHAPE, seed=10 + k) for k in range(2 + 3 * (per_level + 1))]
     sampler = LanPaint(
-        schedule=levels(values=sigmas), inner_steps=inner, step_size=step, lam=lam, eta=0.0, known="exact"
+        schedule=Levels(values=sigmas), inner_steps=inner, step_size=step, lam=lam, eta=0.0, known="exact"
     )
     prior = gaussian(mean.reshape(SHAPE), covariance)
-    found = run(sampler, masked_problem(y, 0.1), prior, scripted(numbers))
+    found = run(sampler, masked_problem(y, 0.1), prior, Scripted(numbers))
 
     draws = iter(n.flatten() for n in numbers)
     z_mean, z_covariance, z_y = 2 * mean - 1, 4 * covariance, 2 * y.flatten() - 1
@@ -90,7 +88,7 @@ def test_a_run_equals_the_update_of_the_authors(
 
 @pytest.mark.parametrize("friction", [0.3, 0.8, 3.0])
 @pytest.mark.parametrize("pull", [1.0, 6.0, 300.0])
-def test_the_oscillator_is_solved_exactly(friction: float, pull: float, scripted: type) -> None:
+def test_the_oscillator_is_solved_exactly(friction: float, pull: float) -> None:
     """dy = q dt, dq = G (C - A y) dt - G q dt + G D dW, with v = q / sqrt(G); covariance by Van Loan's exponential."""
     s, time, force, g = 0.7, 0.4, 1.3, 5 * friction**2
     drift = torch.tensor([[0, 1], [-g * pull, -g]], dtype=torch.float64)
@@ -106,7 +104,7 @@ def test_the_oscillator_is_solved_exactly(friction: float, pull: float, scripted
     step = Relaxation.of(number(pull), number(time), number(s), friction)
 
     def after(x: float, v: float, *z: float) -> Tensor:
-        new = step(number(x), number(v), number(force), scripted([number(n) for n in z]))
+        new = step(number(x), number(v), number(force), Scripted([number(n) for n in z]))
         return torch.stack([t for t in new if t is not None]).flatten()
 
     start = torch.tensor([0.4 - force / pull, -0.2 * g**0.5], dtype=torch.float64)
@@ -117,32 +115,37 @@ def test_the_oscillator_is_solved_exactly(friction: float, pull: float, scripted
     assert (spread @ spread.T - covariance).abs().max() < 1e-6
 
 
-def test_a_strong_friction_forgets_the_velocity(normal: Callable) -> None:
+def test_a_strong_friction_forgets_the_velocity() -> None:
     pull, time, s = 2 * torch.ones(1, *SHAPE).double(), 0.3 * torch.ones(1, *SHAPE).double(), torch.ones(1, 1, 1, 1)
     plain, damped = Relaxation.of(pull, time, s, None), Relaxation.of(pull, time, s, 1e3)
     for found, wanted in ((damped.turn[0], plain.turn[0]), (damped.spread[0], plain.spread[0])):
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def settled(sampler: LanPaint, problem: InverseProblem, prior: Prior, values: tuple[float, ...], rows: int) -> Tensor:
+    """The image at rest at the last level but two, before the step to the next one."""
+    memory = Remembering(prior)
+    sampler = replace(sampler, schedule=Levels(values=values))
+    with torch.no_grad():
+        steps = sampler.iterate(problem, memory, Normals(rows, SHAPE))  # type: ignore[arg-type]
+        for _ in range(len(values) - 2):
+            next(steps)
+    return memory.images
+
+
 @pytest.mark.parametrize("friction", [None, 1.0])
 @pytest.mark.parametrize("lam", [0.0, 2.0])
-def test_a_level_comes_to_rest_where_the_guided_score_says(
-    lam: float, friction: float | None, gaussian: Callable, smooth: Callable, normals: type, assert_law: Callable
-) -> None:
+def test_the_law_at_rest_is_that_of_the_guided_score(lam: float, friction: float | None) -> None:
     """On a Gaussian the guided score is linear, and the law at rest of its dynamics solves a Lyapunov equation.
 
-    It is not N(x_k; y, s^2) p_s(x_u | x_k): known pixels feel nothing of unknown ones, or too much.
+    It is not N(x_k; y, s^2) p_s(x_u | x_k): known pixels are coupled to unknown ones too weakly or too strongly.
     """
     rows, s, sigma = 2000, 0.3, 0.1
     mean, covariance = torch.full((4,), 0.5).double(), smooth(2, 2, std=0.3)
     y = torch.tensor([0.9, 0.0, 0.0, 0.3]).double()
     problem = masked_problem(y.reshape(1, *SHAPE), sigma, rows=rows)
     sampler = LanPaint(inner_steps=200, step_size=0.1, lam=lam, friction=friction)
-    rng = normals(rows, SHAPE)
-    known = Known.of(problem, rng.normal(), [1.0, 0.01, 0.0])
-    with torch.no_grad():
-        level = torch.full((rows, 1, 1, 1), s).double()
-        x = sampler._settle(gaussian(mean.reshape(SHAPE), covariance), rng.normal(), level, known, rng)
+    x = settled(sampler, problem, gaussian(mean.reshape(SHAPE), covariance), (s, 0.01, 0.0), rows)
 
     # dx = (offset - pull x) dt + s sqrt(2) dW
     prior_pull = s**2 * torch.linalg.inv(covariance + s**2 * torch.eye(4))
@@ -161,20 +164,14 @@ def test_a_level_comes_to_rest_where_the_guided_score_says(
 
 
 @pytest.mark.parametrize("friction", [None, 1.0])
-def test_a_level_below_the_noise_of_y_comes_to_rest_at_the_posterior(
-    friction: float | None, gaussian: Callable, smooth: Callable, normals: type, assert_law: Callable
-) -> None:
+def test_a_level_below_the_noise_of_y_comes_to_rest_at_the_posterior(friction: float | None) -> None:
     """Of the image with the noise of that level: p_s(x) N(y; x_k, sigma_y^2 - s^2), whatever the guidance."""
     rows, s, sigma = 2000, 0.15, 0.2
     mean, covariance = torch.full((4,), 0.5).double(), smooth(2, 2, std=0.15)
     y, mask = torch.tensor([0.9, 0.0, 0.0, 0.3]).double(), MASK.flatten().double()
     problem = masked_problem(y.reshape(1, *SHAPE), sigma, rows=rows)
     sampler = LanPaint(inner_steps=200, step_size=0.1, friction=friction)
-    rng = normals(rows, SHAPE)
-    known = Known.of(problem, rng.normal(), [1.0, 0.01, 0.0])
-    with torch.no_grad():
-        level = torch.full((rows, 1, 1, 1), s).double()
-        x = sampler._settle(gaussian(mean.reshape(SHAPE), covariance), rng.normal(), level, known, rng)
+    x = settled(sampler, problem, gaussian(mean.reshape(SHAPE), covariance), (0.25, 0.16, s, 0.01, 0.0), rows)
     prior_precision = torch.linalg.inv(covariance + s**2 * torch.eye(4))
     law = torch.linalg.inv(prior_precision + torch.diag(mask) / (sigma**2 - s**2))
     assert_law(x, law @ (prior_precision @ mean + mask * y / (sigma**2 - s**2)), law)
@@ -191,11 +188,11 @@ def two_modes() -> GaussianMixturePrior:
     return GaussianMixturePrior(torch.tensor([0.4, 0.6], dtype=torch.float64), means, covariance.expand(2, 2, 2))
 
 
-def errors(prior: Any, y: float, noise: tuple[float, ...], normals: type, rows: int = 2000, **settings: Any) -> Tensor:
+def errors(prior: Any, y: float, noise: tuple[float, ...], rows: int = 2000, **settings: Any) -> Tensor:
     """Of mean and standard deviation of every pixel, in posterior standard deviations, for each noise level."""
     measured = torch.tensor([y, 0]).double().expand(len(noise), 1, 1, 2)
     problem = masked_problem(measured, torch.tensor(noise).double(), PAIR, rows)
-    x = run(LanPaint(**settings), problem, prior, normals(rows * len(noise), (1, 1, 2)))[-1].x
+    x = run(LanPaint(**settings), problem, prior, Normals(rows * len(noise), (1, 1, 2)))[-1].x
     found = []
     for image, draws in enumerate(x.unflatten(0, (len(noise), rows))):
         posterior = prior.posterior(problem.select(torch.tensor([image * rows])))
@@ -218,18 +215,18 @@ MANY: dict[str, Any] = {"schedule": EDM(steps=40, sigma_max=5.0, sigma_min=0.005
     ],
     ids=["gaussian", "gaussian guided", "two modes", "two modes guided"],
 )
-def test_more_steps_end_in_the_posterior(prior: Any, y: float, noise: Any, settings: dict, normals: type) -> None:
+def test_more_steps_end_in_the_posterior(prior: Any, y: float, noise: Any, settings: dict) -> None:
     """5 standard errors of 2000 draws are 0.11 of a mean and 0.08 of a deviation. Two noise levels are one batch.
 
-    Of the modes the unknown pixel knows nothing but what the known one tells.
+    The mode of the unknown pixel is determined by the known one alone.
     """
-    few = errors(prior, y, noise, normals, **settings, **FEW)
-    many = errors(prior, y, noise, normals, **settings, **MANY)
+    few = errors(prior, y, noise, **settings, **FEW)
+    many = errors(prior, y, noise, **settings, **MANY)
     assert float(many.max()) < 0.11
     assert float(few.max()) > 2.5 * float(many.max())
 
 
-def test_levels_of_a_row_pass_through_the_noise_of_y(normal: Callable) -> None:
+def test_levels_of_a_row_pass_through_the_noise_of_y() -> None:
     y = normal(4, *SHAPE)
     noise = torch.tensor([0.15, 0.2, 1e-4, 0.9]).double()
     known = Known.of(masked_problem(y, noise), y, [1.0, 0.5, 0.1, 0.0])
@@ -239,7 +236,7 @@ def test_levels_of_a_row_pass_through_the_noise_of_y(normal: Callable) -> None:
 
 
 @pytest.mark.parametrize("known", ["noisy", "exact"])
-def test_noise_below_the_last_level_counts_as_none(known: Any, gaussian: Callable, smooth: Callable) -> None:
+def test_noise_below_the_last_level_counts_as_none(known: Any) -> None:
     prior = GaussianPrior(torch.full(SHAPE, 0.5), smooth(2, 2, std=0.3).float())
     y = torch.tensor([0.9, 0.0, 0.0, 0.3]).reshape(1, *SHAPE)
     sampler = LanPaint(schedule=EDM(steps=4, sigma_max=5.0, sigma_min=0.01), known=known)
@@ -252,20 +249,3 @@ def test_a_measurement_noisier_than_the_first_level_is_refused() -> None:
     prior = GaussianPrior(torch.full(SHAPE, 0.5), torch.eye(4))
     with pytest.raises(ValueError, match=r"noise of y, 2, is not below the first noise level, 1: raise schedule"):
         LanPaint(schedule=EDM(steps=4, sigma_max=1.0)).sample(problem, prior, compute=QUIET)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"inner_steps": -1}, "inner_steps and lam must not be negative, got -1 and 5.0"),
-        ({"lam": -0.5}, "inner_steps and lam must not be negative, got 4 and -0.5"),
-        ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
-        ({"friction": 0.0}, "friction must be positive and finite, got 0.0"),
-        ({"friction": math.inf}, "friction must be positive and finite, got inf"),
-        ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
-        ({"known": "yes"}, "known must be noisy or exact, got 'yes'"),
-    ],
-)
-def test_bad_settings_are_named(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        LanPaint(**options)

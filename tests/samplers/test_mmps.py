@@ -1,11 +1,10 @@
 """MMPS: the authors' posterior mean, exactness for Gaussian images, and the bias that is left for others."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import Dense, Levels, Normals, Scripted, affine_law, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearCallableOperator
 from invdiff.priors import GaussianMixturePrior
@@ -35,12 +34,10 @@ class Bent(Prior):
 
 @pytest.mark.parametrize("solver", ["gmres", "cg"])
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
-def test_posterior_mean_is_the_papers_formula(
-    solver: str, sigma: float, dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable
-) -> None:
+def test_posterior_mean_is_the_papers_formula(solver: str, sigma: float) -> None:
     """D + s^2 J^T A^T (R + s^2 A J^T A^T)^-1 (y - A D) by dense algebra, J by autograd column by column."""
     matrix, y = normal(4, 9, seed=1), normal(3, 4, seed=2)
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.3), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
     prior = gaussian(0.5 + 0.1 * normal(*SHAPE, seed=3), smooth(3, 3, std=0.4))
     x = 0.5 + sigma * normal(3, *SHAPE, seed=4)
     found = MMPS(solver=solver, iterations=4).posterior_mean(problem, prior, x, sigma)  # type: ignore[arg-type]
@@ -52,10 +49,10 @@ def test_posterior_mean_is_the_papers_formula(
         assert (found[row].flatten() - wanted).abs().max() < 1e-5 * (1 + wanted.abs().max())
 
 
-def test_gmres_solves_what_is_not_symmetric(dense_operator: type, normal: Callable) -> None:
-    """For the Jacobian of a network conjugate gradients end elsewhere; J^T and not J is what is applied."""
+def test_gmres_solves_what_is_not_symmetric() -> None:
+    """For the Jacobian of a network conjugate gradients end elsewhere; J^T is applied, not J."""
     matrix, y, sigma = normal(4, 9, seed=1), normal(1, 4, seed=2), 0.7
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.5), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.5), y)
     prior, x = Bent(0.25 * normal(9, 9, seed=5)), normal(1, *SHAPE, seed=4)
     d = prior.denoise(x, sigma).flatten()
     jacobian = torch.autograd.functional.jacobian(lambda v: prior.denoise(v, sigma), x).reshape(9, 9)
@@ -69,12 +66,10 @@ def test_gmres_solves_what_is_not_symmetric(dense_operator: type, normal: Callab
     assert errors["cg"] > 1e-3
 
 
-def test_an_iteration_of_cg_is_the_steepest_descent_of_the_authors(
-    dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable
-) -> None:
+def test_an_iteration_of_cg_is_the_steepest_descent_of_the_authors() -> None:
     """Published with one iteration from v = 0: v = (r.r / r.M r) r."""
     matrix, y, sigma = normal(4, 9, seed=1), normal(1, 4, seed=2), 0.8
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.3), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
     prior, x = gaussian(0.5 + 0.1 * normal(*SHAPE, seed=3), smooth(3, 3, std=0.4)), normal(1, *SHAPE, seed=4)
     d = prior.denoise(x, sigma).flatten()
     jacobian = torch.autograd.functional.jacobian(lambda v: prior.denoise(v, sigma), x).reshape(9, 9)
@@ -86,16 +81,14 @@ def test_an_iteration_of_cg_is_the_steepest_descent_of_the_authors(
 
 
 @pytest.mark.parametrize("solver", ["gmres", "cg"])
-def test_more_iterations_than_there_are_measurements_change_nothing(
-    solver: str, dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable
-) -> None:
+def test_more_iterations_than_there_are_measurements_change_nothing(solver: str) -> None:
     """Rounding is not blown up to directions, in float32 either, and a row that fits already stays."""
     matrix = normal(2, 9, seed=1).float()
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.4)).float()
     x = normal(2, *SHAPE, seed=4).float()
     y = normal(2, 2, seed=2).float()
     y[1] = (prior.denoise(x, 1.0).flatten(1) @ matrix.T)[1]
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.1), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.1), y)
     exact, more = (
         MMPS(solver=solver, iterations=k).posterior_mean(problem, prior, x, 1.0)  # type: ignore[arg-type]
         for k in (2, 9)
@@ -104,18 +97,16 @@ def test_more_iterations_than_there_are_measurements_change_nothing(
     assert (more[1] - prior.denoise(x, 1.0)[1]).abs().max() < 1e-4
 
 
-def test_a_run_is_the_ancestral_sampler_of_the_authors(
-    dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable, scripted: type, levels: type
-) -> None:
+def test_a_run_is_the_ancestral_sampler_of_the_authors() -> None:
     """x_s = x - tau (x - D_y) + sigma_s sqrt(tau) z with tau = 1 - (sigma_s / sigma_t)^2."""
     sigmas = (5.0, 1.0, 0.2, 0.0)
     matrix, y = normal(4, 9, seed=1), normal(2, 4, seed=2)
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.3), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.4))
     numbers = [normal(2, *SHAPE, seed=k) for k in range(4)]
-    sampler = MMPS(schedule=levels(values=sigmas), iterations=4)
+    sampler = MMPS(schedule=Levels(values=sigmas), iterations=4)
     with torch.no_grad():
-        found = list(sampler.iterate(problem, prior, scripted(numbers)))
+        found = list(sampler.iterate(problem, prior, Scripted(numbers)))
     x = sigmas[0] * numbers[0]
     for step, sigma_t, sigma_s, z in zip(found, sigmas, sigmas[1:], numbers[1:], strict=False):
         tau = 1 - (sigma_s / sigma_t) ** 2
@@ -123,7 +114,7 @@ def test_a_run_is_the_ancestral_sampler_of_the_authors(
         assert (step.x - x).abs().max() < 1e-12
 
 
-def test_complex_measurements_are_two_real_ones(gaussian: Callable, smooth: Callable, normal: Callable) -> None:
+def test_complex_measurements_are_two_real_ones() -> None:
     prior = gaussian(torch.full((1, 4, 4), 0.5), smooth(4, 4, std=0.3))
 
     def fourier(x: Tensor) -> Tensor:
@@ -150,15 +141,13 @@ def test_complex_measurements_are_two_real_ones(gaussian: Callable, smooth: Call
 # -- the law -----------------------------------------------------------------------------------------------------------
 
 
-def test_exact_for_gaussian_images(
-    dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable, affine_law: Callable
-) -> None:
-    """Mean and covariance without Monte Carlo: what is left falls with the steps, towards nothing."""
+def test_exact_for_gaussian_images() -> None:
+    """Mean and covariance without Monte Carlo: the error falls to 0 with the number of steps."""
     matrix = normal(4, 9, seed=1)
     prior = gaussian(0.5 + 0.2 * normal(*SHAPE, seed=3), smooth(3, 3, std=0.3))
     y = matrix @ prior.sample(1, torch.Generator().manual_seed(5)).flatten()
     exact = prior.condition(matrix, y, 0.2)
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.2), y[None])
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.2), y[None])
     errors = []
     for steps in (10, 40, 160):
         sampler = MMPS(schedule=EDM(steps=steps, sigma_max=20.0, sigma_min=0.001), iterations=4)
@@ -180,18 +169,12 @@ def test_exact_for_gaussian_images(
     ],
 )
 def test_the_law_of_two_pixels_is_that_of_an_independent_computation(
-    eta: float,
-    noise: float,
-    mean: tuple[float, float],
-    variance: tuple[float, float],
-    dense_operator: type,
-    gaussian: Callable,
-    affine_law: Callable,
+    eta: float, noise: float, mean: tuple[float, float], variance: tuple[float, float]
 ) -> None:
     """N(0, [[1, .8], [.8, 1]]), the first of them measured as 1; 100 EDM steps from 80. The numbers are those of a
     propagation of moments in NumPy, of Tweedie moment projection, which is this method with the system solved."""
     prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.8], [0.8, 1.0]]), (-1.0, 1.0))
-    operator = dense_operator(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
+    operator = Dense(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
     problem = InverseProblem(operator, GaussianNoise(noise), torch.ones(1, 1).double())
     sampler = MMPS(schedule=EDM(steps=100, sigma_max=80.0, sigma_min=0.002), iterations=1, eta=eta)
     found_mean, covariance = affine_law(sampler, problem, prior)
@@ -199,32 +182,30 @@ def test_the_law_of_two_pixels_is_that_of_an_independent_computation(
     assert covariance.diagonal().tolist() == pytest.approx(variance, abs=1e-3)
 
 
-def test_few_iterations_leave_an_error(
-    dense_operator: type, gaussian: Callable, smooth: Callable, normal: Callable
-) -> None:
+def test_few_iterations_leave_an_error() -> None:
     """With one of four the linear system is not solved, and no number of steps makes up for it."""
     matrix, y = normal(4, 9, seed=1), normal(1, 4, seed=2)
-    problem = InverseProblem(dense_operator(matrix, SHAPE), GaussianNoise(0.2), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.2), y)
     prior, x = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.3)), normal(1, *SHAPE, seed=4)
     exact = MMPS(iterations=4).posterior_mean(problem, prior, x, 0.5)
     errors = [float((MMPS(iterations=k).posterior_mean(problem, prior, x, 0.5) - exact).abs().max()) for k in (1, 2, 3)]
     assert errors[0] > errors[1] > errors[2] > 1e-4
 
 
-def test_biased_for_a_mixture_at_any_number_of_steps(normals: type, dense_operator: type) -> None:
-    """Two modes with a measurement that speaks for one of them, 10 to 1: moment matching does not weigh them right."""
+def test_biased_for_a_mixture_at_any_number_of_steps() -> None:
+    """Two modes with a measurement that favours one of them, 10 to 1: moment matching does not weigh them right."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64).reshape(2, 1, 1, 2)
     prior = GaussianMixturePrior.isotropic(torch.tensor([0.5, 0.5], dtype=torch.float64), means, torch.tensor(0.2))
     rows, matrix = 1500, torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     y = torch.tensor([[0.3]], dtype=torch.float64)
-    one = InverseProblem(dense_operator(matrix, (1, 1, 2)), GaussianNoise(0.5), y)
+    one = InverseProblem(Dense(matrix, (1, 1, 2)), GaussianNoise(0.5), y)
     wanted = float(prior.posterior(one).mean[0, 0, 0])
     problem = one.select(torch.zeros(rows, dtype=torch.long))
     found = []
     for steps in (40, 120):
         sampler = MMPS(schedule=EDM(steps=steps, sigma_max=20.0, sigma_min=0.01), iterations=1)
         with torch.no_grad():
-            *_, last = sampler.iterate(problem, prior, normals(rows, (1, 1, 2)))
+            *_, last = sampler.iterate(problem, prior, Normals(rows, (1, 1, 2)))
         found.append(float(last.x[:, 0, 0, 0].mean()))
     assert all(abs(mean - wanted) > 0.05 for mean in found), (found, wanted)
     assert abs(found[0] - found[1]) < 0.5 * abs(found[1] - wanted), (found, wanted)
@@ -250,28 +231,3 @@ def test_it_beats_the_pseudo_inverse_on_digits(operator: Inpainting | GaussianBl
         (x.clamp(0, 1) - truth).square().flatten(1).mean(1) for x in (found.samples[:, 0], operator.pinv(y))
     )
     assert float((baseline / error).log10().mean()) > 0.4
-
-
-def test_cost_is_what_it_declares() -> None:
-    """Of the operator a call for the residual, and a call and an adjoint for each iteration."""
-    prior = load_prior("digits_mixture")
-    operator = Inpainting(keep=0.5)
-    problem = InverseProblem(operator, GaussianNoise(0.1), operator(prior.sample(2, torch.Generator().manual_seed(0))))
-    for iterations, solver in ((1, "gmres"), (3, "cg")):
-        sampler = MMPS(schedule=EDM(steps=3), iterations=iterations, solver=solver)  # type: ignore[arg-type]
-        cost = sampler.sample(problem, prior, compute=QUIET).cost
-        assert (cost.forwards, cost.vjps) == (2 * 3, 2 * 3 * iterations)
-        assert cost.operator_calls == 2 * 3 * (1 + 2 * iterations)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-        ({"solver": "lu"}, "solver must be gmres or cg, got 'lu'"),
-        ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
-    ],
-)
-def test_bad_settings_are_named(options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        MMPS(**options)

@@ -65,7 +65,7 @@ def test_a_chain_is_resampled_where_its_effective_number_is_low(threshold: float
     assert weights.resamplings.tolist() == [0, times]
     assert ancestors[0].tolist() == [0, 1, 2, 3]
     assert ancestors[1].tolist() == ([0, 0, 0, 0] if times else [0, 1, 2, 3])
-    assert torch.allclose(weights.log_evidence, before)  # what the weights say is kept, not lost
+    assert torch.allclose(weights.log_evidence, before)  # resampling keeps the evidence
     assert weights.log_weights[1].tolist() == ([0.0] * 4 if times else [9.0, 0, 0, 0])
     assert torch.allclose(weights.ess[:, 0], effective(normalised(torch.tensor([[0.0] * 4, [9.0, 0, 0, 0]]).double())))
 
@@ -144,7 +144,7 @@ def test_the_evidence_is_unbiased(threshold: float) -> None:
     """The mean over 200 chains of 50 particles, to four standard errors."""
     ratio = (filtered(200, 50, threshold)[0].log_evidence - exact()[0]).exp()
     assert float(ratio.mean() - 1) == pytest.approx(0, abs=4 * float(ratio.std()) / 200**0.5)
-    assert float(ratio.std()) < 1.5  # else the line above says nothing
+    assert float(ratio.std()) < 1.5  # else the line above proves nothing
 
 
 def test_weights_that_are_forgotten_between_resamplings_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_largest_curvature_is_that_of_the_likelihood() -> None:
 
 
 def test_a_spectrum_explains_all_that_an_image_can() -> None:
-    """nll(x) is the misfit in its coordinates plus what is left, masks and levels per image included."""
+    """nll(x) is the misfit in its coordinates plus a constant, masks and levels per image included."""
     for operator in (GaussianBlur(std=0.8, kernel_size=5), Inpainting(keep=0.4)):
         noise = GaussianNoise(torch.tensor([0.1, 0.3]))
         x = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

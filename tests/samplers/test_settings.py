@@ -1,64 +1,107 @@
-"""Settings that stand in two places say the same: class and config, published numbers and paper experiment."""
+"""Settings: bad values are named, and every configuration that holds settings makes a sampler."""
 
+import math
+import re
 from dataclasses import fields, replace
 from importlib.resources import files
+from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
+from helpers import composed
 from invdiff.samplers import all_samplers
 
-
-def composed(*overrides: str) -> object:
-    with initialize_config_module("invdiff.configs", version_base="1.3"):
-        return instantiate(compose("reconstruct", list(overrides)).sampler)
+FILTER: list[dict[str, Any]] = [{"ensemble": 0}, {"particles_at_once": 0}, {"resample_below": 1.5}]
+# The first setting of each is the one to be named.
+BAD: dict[str, list[dict[str, Any]]] = {
+    "afdps": FILTER,
+    "daps": [
+        {"inner": "mala"},
+        {"ode_steps": 0},
+        {"tau": 0.0},
+        {"prior_std": -1.0},
+        {"step_size": 0.0},
+        {"momentum": 1.0},
+    ],
+    "dps": [{"zeta": -1.0}, {"guidance": "nrom"}],
+    "enkg": [
+        {"ensemble": 0},
+        {"updates": 0},
+        {"particles_at_once": -1},
+        {"ode_sigma_min": 0.0},
+        {"ode_steps": 0},
+        {"guidance": -1.0},
+        {"guidance_end": 1.5},
+        {"skip_start": 0.6, "skip_end": 0.4},
+        {"skip_end": -0.1},
+        {"normaliser": "none"},
+    ],
+    "fkc": [*FILTER, {"inverse_temperature": -1.0}, {"prior_std": -1.0}, {"curvature": -1.0}],
+    "lanpaint": [
+        {"inner_steps": -1},
+        {"lam": -0.5},
+        {"step_size": 0.0},
+        {"friction": 0.0},
+        {"friction": math.inf},
+        {"eta": 1.5},
+        {"known": "yes"},
+    ],
+    "mcg": [{"zeta": -1.0}, {"project_above": -0.1}, {"weight": "fbp"}],
+    "mcgdiff": [*FILTER, {"eta": 0.0}, {"eta": 1.1}, {"kappa": 0.0}],
+    "mmps": [{"iterations": 0}, {"solver": "lu"}, {"eta": 1.5}],
+    "pigdm": [{"prior_std": 0.0}, {"weight": "paper"}, {"eta": -0.1}],
+    "pnpdm": [
+        {"iterations": 0},
+        {"rho": math.inf},
+        {"rho_min": -0.1},
+        {"rho_min": 3.0, "rho": 1.0},
+        {"decay": 0.0},
+        {"decay": 1.1},
+        {"eta": -0.1},
+        {"chain_steps": 0},
+        {"step_size": 0.0},
+        {"inner": "mala"},
+    ],
+    "reddiff": [{"learning_rate": 0.0}, {"lam": -1.0}, {"weighting": "cubic"}, {"data_term": "mean"}],
+    "tds": [*FILTER, {"prior_std": 0.0}],
+}
 
 
 @pytest.mark.parametrize("name", all_samplers())
-def test_config_has_the_defaults_of_the_class(name: str) -> None:
-    assert composed(f"sampler={name}", "operator=denoising") == all_samplers()[name]()  # nothing recommended there
-
-
-@pytest.mark.parametrize("name", all_samplers())
-def test_paper_experiment_has_the_published_settings(name: str) -> None:
-    assert composed(f"experiment=paper/{name}_inpainting") == all_samplers()[name].published()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("name", all_samplers())
-def test_a_setting_that_is_not_a_number_is_refused(name: str) -> None:
+def test_bad_settings_are_named(name: str) -> None:
+    """With the sampler and the value; NaN passes every comparison, and is refused for every number."""
     sampler = all_samplers()[name]()
-    settings = [f.name for f in fields(sampler) if isinstance(getattr(sampler, f.name), float)]
-    for setting in settings:
-        with pytest.raises(ValueError, match=setting):
-            replace(sampler, **{setting: float("nan")})
+    numbers = [f.name for f in fields(sampler) if isinstance(getattr(sampler, f.name), float)]
+    for settings in [*BAD.get(name, []), *({number: math.nan} for number in numbers)]:
+        field, value = next(iter(settings.items()))
+        given = "" if value is math.nan else f".* got .*{re.escape(repr(value))}"
+        with pytest.raises(ValueError, match=f"^{name}: .*{field}.*{given}"):
+            replace(sampler, **settings)
 
 
-def recommended() -> list[str]:
-    folder = files("invdiff.configs") / "recommended"
+def names(group: str) -> list[str]:
+    """Of the files of a folder of the configuration."""
+    folder = files("invdiff.configs").joinpath(group)
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-@pytest.mark.parametrize("pair", recommended())
-def test_recommended_settings_are_taken_and_give_way(pair: str) -> None:
-    """Of a sampler and an operator by the name of the file; a published experiment overrules them."""
-    name, _, operator = pair.partition("_")
-    assert composed(f"sampler={name}", f"operator={operator}") != all_samplers()[name]()
-    published = composed(f"experiment=paper/{name}_inpainting", f"operator={operator}")
-    assert published == all_samplers()[name].published()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", all_samplers())
+def test_experiments_of_the_papers(name: str) -> None:
+    """Each makes its sampler, and an operator and a noise for photographs of 256 pixels."""
+    experiments = [paper for paper in names("experiment/paper") if paper.partition("_")[0] == name]
+    assert f"{name}_inpainting" in experiments
+    for experiment in experiments:
+        config = composed(f"experiment=paper/{experiment}")
+        sampler, operator, noise = instantiate(config.sampler), instantiate(config.operator), instantiate(config.noise)
+        assert type(sampler) is all_samplers()[name], experiment
+        assert operator.mismatch((3, 256, 256)) is None, experiment
+        assert float(noise.sigma) > 0, experiment
 
 
-def papers() -> list[str]:
-    folder = files("invdiff.configs") / "experiment" / "paper"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-@pytest.mark.parametrize("name", papers())
-def test_paper_experiments_compose_for_photographs_of_256_pixels(name: str) -> None:
-    """With every value known to its class, and an operator that takes such photographs."""
-    with initialize_config_module("invdiff.configs", version_base="1.3"):
-        config = compose("reconstruct", [f"experiment=paper/{name}"])
-    sampler, operator, noise = instantiate(config.sampler), instantiate(config.operator), instantiate(config.noise)
-    assert type(sampler) is all_samplers()[name.partition("_")[0]]
-    assert operator.mismatch((3, 256, 256)) is None
-    assert float(noise.sigma) > 0
+def test_recommended_settings_make_samplers() -> None:
+    """The file name gives the sampler and the operator."""
+    for pair in names("recommended"):
+        name, _, operator = pair.partition("_")
+        sampler = instantiate(composed(f"sampler={name}", f"operator={operator}").sampler)
+        assert type(sampler) is all_samplers()[name], pair

@@ -143,7 +143,7 @@ class ParticleSampler(Sampler):
         )
         middle = torch.full((len(cloud.weights),), 0.5, dtype=torch.float64)
         samples = take(cloud.particles, systematic(cloud.weights, middle, num_samples))
-        return Posterior(samples, found.diverged_at.expand(-1, num_samples).contiguous(), found.cost)
+        return Posterior(samples, found.diverged_at.expand(-1, num_samples).contiguous(), found.cost, problem)
 
     def denoise(self, prior: Prior, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Clean estimates of all particles, (R, N, C, H, W); the noise level is a float or one per chain, (R,)."""

@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar, Literal
 from invdiff.priors.ode import probability_flow
 from invdiff.ranges import Count, Positive, Range
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.chains import ClosedForm, Conditional, Draw, Hamiltonian, Langevin, Metropolis, has_closed_form
+from invdiff.samplers.chains import Conditional, chosen, needs_of
 from invdiff.schedules import EDM, Schedule, karras
 
 
@@ -72,12 +72,7 @@ class DAPS(Sampler):
     tau: Positive | None = None
 
     def needs(self) -> Needs:
-        closed_form = self.inner == "closed_form"
-        return Needs(
-            linear=closed_form,
-            gaussian_noise=closed_form,
-            differentiable=self.inner not in ("closed_form", "metropolis"),
-        )
+        return needs_of(self.inner)
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.num_steps * self.ode_steps)
@@ -85,7 +80,7 @@ class DAPS(Sampler):
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.sigmas().tolist()
         x = sigmas[0] * rng.normal()
-        conditional = self._inner(problem, rng)
+        conditional = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, self.momentum)
         for k, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             x0_hat = probability_flow(prior, x, self._ode_levels(sigma))  # step 1: where x would flow to
             width = conditional_std(sigma, self.prior_std)
@@ -94,14 +89,6 @@ class DAPS(Sampler):
             x0 = conditional.draw(target, rng, self._step_size(k))  # step 2
             x = x0 + sigma_next * rng.normal() if sigma_next > 0 else x0  # step 3: decoupled from the x before
             yield Step(x, x0, sigma_next)
-
-    def _inner(self, problem: InverseProblem, rng: Streams) -> Draw:
-        if self.inner == "closed_form" or (self.inner == "auto" and has_closed_form(problem)):
-            return ClosedForm()
-        probe = rng.normal() if self.step_size is None else None
-        if self.inner == "hamiltonian":
-            return Hamiltonian(self.chain_steps, probe, momentum=self.momentum)
-        return (Metropolis if self.inner == "metropolis" else Langevin)(self.chain_steps, probe)
 
     def _step_size(self, k: int) -> float | None:
         """Step size of the chain at level k; None: measured."""

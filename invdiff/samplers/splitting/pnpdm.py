@@ -24,7 +24,7 @@ import torch
 
 from invdiff.ranges import Count, Positive, Range, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.chains import ClosedForm, Conditional, Draw, Langevin, has_closed_form
+from invdiff.samplers.chains import Conditional, chosen, needs_of
 from invdiff.samplers.moves import ddim_step
 from invdiff.schedules import EDM, Schedule
 
@@ -76,8 +76,7 @@ class PnPDM(Sampler):
         return self.iterations
 
     def needs(self) -> Needs:
-        closed_form = self.inner == "closed_form"
-        return Needs(linear=closed_form, gaussian_noise=closed_form, differentiable=not closed_form)
+        return needs_of(self.inner)
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=sum(len(self.levels(k)) - 1 for k in range(self.iterations)))
@@ -86,7 +85,7 @@ class PnPDM(Sampler):
         y = problem.y
         grey = sum(prior.value_range) / 2
         x = torch.full((problem.images, *problem.image_shape), grey, dtype=y.real.dtype, device=y.device)
-        likelihood = self._inner(problem, rng)
+        likelihood = chosen(self.inner, problem, rng, self.chain_steps, self.step_size)
         for k in range(self.iterations):
             levels = self.levels(k)
             x = likelihood.draw(Conditional(problem, x, levels[0]), rng, self.step_size)  # z
@@ -98,8 +97,3 @@ class PnPDM(Sampler):
         """The levels that iteration k walks, down to 0: its rho, the grid's below it, and 0."""
         rho = max(self.rho * self.decay**k, self.rho_min)
         return [rho, *(level for level in self.grid.sigmas().tolist() if level < rho)]
-
-    def _inner(self, problem: InverseProblem, rng: Streams) -> Draw:
-        if self.inner == "closed_form" or (self.inner == "auto" and has_closed_form(problem)):
-            return ClosedForm()
-        return Langevin(self.chain_steps, rng.normal() if self.step_size is None else None)

@@ -1,0 +1,51 @@
+"""Weights files of the package's own priors: `.safetensors` tensors with a JSON header under the key `invdiff`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_weights(path: str | Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write one file; `header["kind"]` names the class that reads it, none for networks."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, str(path), metadata={"invdiff": json.dumps(header)})
+
+
+def weights_kind(path: str | Path) -> str | None:
+    """`kind` of the header, None for networks. Raises ValueError as `read_weights`."""
+    return _read(Path(path), tensors=False)[0].get("kind")
+
+
+def read_weights(path: str | Path, kind: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and float32 tensors of a file written by `write_weights`; no code is executed.
+
+    Raises ValueError, one line, where the file is missing, damaged, not finite or of another kind.
+    """
+    path = Path(path)
+    header, tensors = _read(path, tensors=True)
+    if header.get("kind") != kind:
+        names = [name or "network" for name in (kind, header.get("kind"))]
+        raise ValueError(f"prior weights must be of kind {names[0]}, got {names[1]}: {path}")
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"prior weights are damaged: {path} holds NaN or infinity in {bad[0]}")
+    return header, {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"prior weights not found: {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("invdiff", "null"))
+            found = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"prior weights have no invdiff header: {path}; `invdiff train` writes files with one")
+    return header, found

@@ -1,0 +1,197 @@
+"""Shared by the tests: random numbers under their control, dense operators, and comparisons with a known law."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from invdiff.operators import Operator, SpectralOperator
+from invdiff.priors import GaussianPrior, Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler
+from invdiff.schedules import Schedule
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers, drawn in double so that every precision has the same ones."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=wide).to(dtype)
+
+
+def smooth(height: int, width: int, std: float, length: float = 1.5) -> Tensor:
+    """A covariance under which neighbouring pixels are alike, float64 (n, n)."""
+
+    def axis(n: int) -> Tensor:
+        i = torch.arange(n, dtype=torch.float64)
+        return torch.exp(-(((i[:, None] - i) / length) ** 2) / 2) + 0.02 * torch.eye(n, dtype=torch.float64)
+
+    return std**2 * torch.kron(axis(height), axis(width))
+
+
+def gaussian(mean: Tensor, covariance: Tensor, value_range: tuple[float, float] = (0.0, 1.0)) -> GaussianPrior:
+    """A Gaussian prior in float64 with the value range of pictures."""
+    prior = GaussianPrior(mean.double(), covariance.double())
+    prior.value_range = value_range
+    return prior
+
+
+class Answers(Prior):
+    """The given estimates (1 or R, C, H, W), one for each call; the last one stays."""
+
+    def __init__(self, *estimates: Tensor) -> None:
+        super().__init__()
+        self.estimates = list(estimates)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        estimate = self.estimates.pop(0) if len(self.estimates) > 1 else self.estimates[0]
+        return estimate.expand_as(x)
+
+
+class Remembering(Prior):
+    """Another prior, with the images and the estimate of its last call."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.value_range = prior, prior.value_range
+        self.images = self.estimate = torch.empty(0)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        self.images, self.estimate = x, self.prior.denoise(x, sigma)
+        return self.estimate
+
+
+# -- streams and schedules ---------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Streams that return the given tensors one after the other: an update rule can be compared digit by digit."""
+
+    def __init__(self, numbers: Iterable[Tensor]) -> None:
+        self.numbers = iter(numbers)
+
+    def normal(self, shape: tuple[int, ...] | None = None, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        return next(self.numbers)
+
+
+class Normals:
+    """Streams of one generator for all rows, in float64: cheap where a test compares laws and not rows."""
+
+    def __init__(self, rows: int, shape: tuple[int, ...], seed: int = 0) -> None:
+        self.rows, self.shape = rows, shape
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, shape: tuple[int, ...] | None = None, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        dtype = torch.complex128 if dtype.is_complex else torch.float64
+        return torch.randn(self.rows, *(shape or self.shape), generator=self.generator, dtype=dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Schedule):
+    """Exactly these noise levels."""
+
+    values: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        return len(self.values) - 1
+
+    def sigmas(self) -> Tensor:
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+class Dense(SpectralOperator):
+    """A matrix (M, C H W) with its singular value decomposition, in the precision of the image."""
+
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        left, values, right = torch.linalg.svd(matrix.double())
+        n, m = right.shape[0], len(values)
+        self.left, self.right = torch.zeros(len(matrix), n, dtype=torch.float64), right
+        self.left[:, :m] = left[:, :m]
+        self.values = torch.nn.functional.pad(values, (0, n - m))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shape
+
+    def singular_values(self, like: Tensor) -> Tensor:
+        return self.values.to(like).reshape(1, *self.shape)
+
+    def vt(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.right.to(x).T).reshape(-1, *self.shape)
+
+    def v(self, z: Tensor) -> Tensor:
+        return (z.flatten(1) @ self.right.to(z)).reshape(-1, *self.shape)
+
+    def ut(self, y: Tensor) -> Tensor:
+        return (y @ self.left.to(y)).reshape(-1, *self.shape)
+
+    def u(self, z: Tensor) -> Tensor:
+        return z.flatten(1) @ self.left.to(z).T
+
+
+def flat(y: Tensor) -> Tensor:
+    """Rows as real vectors (B, M): two entries for a complex number."""
+    return (torch.view_as_real(y) if y.is_complex() else y).flatten(1)
+
+
+def dense(operator: Operator, shape: tuple[int, ...], image: int = 0) -> Tensor:
+    """The matrix of a linear operator for one image, float64 (M, C H W), in the real vectors of `flat`."""
+    one = operator.select(torch.tensor([image]))
+    n = torch.Size(shape).numel()
+    return flat(one(torch.eye(n, dtype=torch.float64).reshape(n, *shape))).T
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `invdiff reconstruct` with these overrides."""
+    with initialize_config_module("invdiff.configs", version_base="1.3"):
+        return compose("reconstruct", list(overrides))
+
+
+def published(name: str) -> Sampler:
+    """The published settings of a sampler, from its experiment on inpainting."""
+    return instantiate(composed(f"experiment=paper/{name}_inpainting").sampler)
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def affine_law(sampler: Sampler, problem: InverseProblem, prior: GaussianPrior) -> tuple[Tensor, Tensor]:
+    """Mean (n,) and covariance (n, n) of a sampler that is an affine map of its random numbers, without Monte Carlo.
+
+    Each number of each step is 1 once, and all others 0.
+    """
+    shape = problem.image_shape
+    n, draws = torch.Size(shape).numel(), sampler.num_steps + 1
+    numbers = torch.zeros(draws, 1 + draws * n, n, dtype=torch.float64)
+    for k in range(draws):
+        numbers[k, 1 + k * n : 1 + (k + 1) * n] = torch.eye(n, dtype=torch.float64)
+    rows = problem.select(torch.zeros(numbers.shape[1], dtype=torch.long))
+    script = Scripted(numbers.reshape(*numbers.shape[:2], *shape))
+    with torch.no_grad():
+        *_, last = sampler.iterate(rows, prior, script)  # type: ignore[arg-type]
+    x = last.x.flatten(1)
+    away = x[1:] - x[0]
+    return x[0], away.T @ away
+
+
+def assert_law(samples: Tensor, mean: Tensor, covariance: Tensor, z: float = 5.0) -> None:
+    """Samples (S, ...) have this mean and covariance, every entry within `z` standard errors."""
+    x = samples.flatten(1).double()
+    count = x.shape[0]
+    variance = covariance.diagonal()
+    errors = (x.mean(0) - mean.flatten()) / (variance / count).sqrt()
+    assert errors.abs().max() < z, f"mean is off by {errors.abs().max():.1f} standard errors"
+    spread = ((torch.outer(variance, variance) + covariance**2) / count).sqrt()
+    errors = (x.T.cov() - covariance) / spread
+    assert errors.abs().max() < z, f"covariance is off by {errors.abs().max():.1f} standard errors"

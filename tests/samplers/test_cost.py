@@ -1,0 +1,51 @@
+"""Operator calls of one sample: forward models, adjoints, solves and Jacobian products, each counted once."""
+
+import pytest
+import torch
+
+from helpers import normal
+from invdiff import Compute, InverseProblem
+from invdiff.contracts.toys import WhitePrior
+from invdiff.operators import GaussianBlur, GaussianNoise
+from invdiff.samplers import DAPS, DPS, MCG, MMPS, EnKG, PiGDM, REDDiff, Sampler
+from invdiff.schedules import EDM, VP
+
+SEVEN = {"schedule": VP(steps=7)}
+CASES: list[tuple[Sampler, int]] = [
+    # A call and a Jacobian product in every step.
+    (DPS(**SEVEN), 7 * 2),
+    (DPS(**SEVEN, guidance="likelihood"), 7 * 2),
+    # Two calls, an adjoint and a pseudo-inverse; without projection one call and one adjoint.
+    (MCG(**SEVEN, projection="exact", project_above=0.0), 7 * 4),
+    (MCG(**SEVEN, projection="exact", project_above=0.0, weight="pinv"), 7 * 4),
+    (MCG(**SEVEN, projection="exact", project_above=1e6), 7 * 2),
+    # A call for the residual, and a call and an adjoint in every iteration.
+    (MMPS(**SEVEN, iterations=1), 7 * 3),
+    (MMPS(**SEVEN, iterations=3, solver="cg"), 7 * 7),
+    # A call, an adjoint and a solve.
+    (PiGDM(**SEVEN), 7 * 3),
+    (PiGDM(**SEVEN, weight="published"), 7 * 3),
+    (DAPS(**SEVEN, inner="closed_form"), 7 * 3),
+    # A call and a Jacobian product in every step of the chain, and four times as much for the step size.
+    (DAPS(**SEVEN, inner="langevin", chain_steps=5), 7 * (5 + 4) * 2),
+    (DAPS(**SEVEN, inner="hamiltonian", chain_steps=5), 7 * (5 + 4) * 2),
+    # A call in every step, one at the start, three for the step size.
+    (DAPS(**SEVEN, inner="metropolis", chain_steps=5), 7 * (5 + 1 + 3)),
+    # A call and a Jacobian product in every step, and one call for the start.
+    (REDDiff(**SEVEN), 7 * 2 + 1),
+    (REDDiff(**SEVEN, data_term="published"), 7 * 2 + 1),
+    # Two updates of six particles in every step but the first.
+    (EnKG(schedule=EDM(steps=7), ensemble=6, ode_steps=3), 6 * 6 * 2),
+]
+
+
+@pytest.mark.parametrize("name", sorted({type(sampler).__name__ for sampler, _ in CASES}))
+def test_operator_calls(name: str) -> None:
+    operator = GaussianBlur(std=1.0, kernel_size=5)
+    y = operator(0.5 + 0.2 * normal(2, 1, 8, 8, dtype=torch.float32))
+    problem = InverseProblem(operator, GaussianNoise(0.1), y)
+    for sampler, calls in CASES:
+        if type(sampler).__name__ == name:
+            compute = Compute(device="cpu", progress=False)
+            found = sampler.sample(problem, WhitePrior(), num_samples=3, compute=compute)
+            assert found.cost.operator_calls == 2 * 3 * calls, sampler
