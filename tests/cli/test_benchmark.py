@@ -183,5 +183,8 @@ def test_without_what_fid_needs_it_says_so_before_it_begins(
     second_batch(KeyboardInterrupt())
     done = benchmark("operators=[denoising]", "fid=true", "save.reconstructions=true")
     first, last = done.err.splitlines()
-    assert first == "invdiff: fid=true: FID and KID need the package torch-fidelity; the leaderboard will be without FID and KID"
+    assert (
+        first
+        == "invdiff: fid=true: FID and KID need the package torch-fidelity; the leaderboard will be without FID and KID"
+    )
     assert last.startswith("invdiff: interrupted")

@@ -1,6 +1,6 @@
 """DiffPIR.
 
-Paper       Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, 2023, arXiv:2305.08995, Algorithm 1.
+Paper       Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, 2023, arXiv:2305.08995, Alg. 1.
 Target      p(x | y), approximately: a proximal step instead of a draw.
 Needs       a linear operator and Gaussian noise.
 Cost        per step and sample: 1 forward and 1 solve.
