@@ -6,7 +6,6 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from invdiff.cli import groups
 from invdiff.cli.process import exit_code, raising
 from invdiff.cli.values import check_config
-from invdiff.io.atomic import write_atomically
+from invdiff.io.atomic import removed_if_empty, write_atomically
 
 Task = Callable[[DictConfig, Path], object]
 
@@ -150,21 +149,6 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     parser.error = refuse
     options: list[str] = parser.parse_intermixed_args(arguments).overrides
     return [word for word in arguments if word not in options], options
-
-
-@contextmanager
-def removed_if_empty(folder: Path, *, made_for_it: bool = False) -> Iterator[None]:
-    """Folders that are made on the way to `folder`, itself included, go again if they are empty at the end.
-
-    made_for_it  the folder exists already, but hydra made it a moment ago
-    """
-    created = [path for path in (folder, *folder.parents) if not path.exists() or (made_for_it and path == folder)]
-    try:
-        yield
-    finally:
-        for path in created:
-            with suppress(OSError):  # not empty, or never made
-                path.rmdir()
 
 
 def write_config(config: DictConfig, folder: Path, *, without: tuple[str, ...] = (), name: str = "config.yaml") -> None:

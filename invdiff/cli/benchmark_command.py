@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from rich.console import Console
 
 from invdiff.benchmark import sets as image_sets
-from invdiff.benchmark.budget import Budget
+from invdiff.benchmark.budget import KINDS, budgets_of
 from invdiff.benchmark.fingerprint import Settings, of_module, with_contents
 from invdiff.benchmark.grid import Entry, Grid, Images, Task
 from invdiff.benchmark.images import load_images
 from invdiff.benchmark.lock import held
-from invdiff.benchmark.loggers import Logger, check_loggers, loggers
+from invdiff.benchmark.loggers import check_loggers, loggers
 from invdiff.benchmark.ranks import joined
 from invdiff.benchmark.run import run_benchmark
 from invdiff.benchmark.summary import Comparison
@@ -27,8 +27,7 @@ from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.operators import Operator
 from invdiff.priors import Prior
-from invdiff.ranges import Positive, fits
-from invdiff.report.pages import write_pages
+from invdiff.report.pages import log_scores, write_pages
 from invdiff.report.tables import standings_table
 from invdiff.samplers.settings import Settled
 
@@ -76,7 +75,7 @@ def main(config: DictConfig, output: Path) -> None:
             if ranks.first:
                 sets_on = compute.resolve_device() if config.fid else None
                 comparisons = write_pages(output, outcome.reasons, lock, sets_on=sets_on)
-                _log(comparisons, logger, outcome.rows)
+                log_scores(comparisons, logger, outcome.rows)
                 _print(comparisons if job is None else [], outcome.rows, output)
                 if job is None and not outcome.errors:
                     _check_that_some_ran(comparisons)
@@ -98,7 +97,7 @@ def make_grid(config: DictConfig, console: Console) -> Grid:
     """The grid of a configuration; recommended settings are printed. Raises BadInput, naming the entry that fails."""
     samplers = chosen(config.samplers, "samplers", "sampler")
     operators = chosen(config.operators, "operators", "operator", beside="noise")
-    budgets = _budgets(config)
+    budgets = [budget for kind in KINDS for budget in budgets_of(kind, config.budget[kind])]
     if not budgets and not config.budget.own:
         raise BadInput("budget.own=false leaves nothing to run; give budget.calls= or budget.seconds=")
     if budgets and config.clouds:
@@ -171,17 +170,6 @@ def _settings(node: DictConfig) -> Settings:
     return found
 
 
-def _budgets(config: DictConfig) -> list[Budget]:
-    found = []
-    for kind in ("calls", "seconds"):
-        amounts = config.budget[kind]
-        for amount in amounts if isinstance(amounts, ListConfig) else [] if amounts is None else [amounts]:
-            if not fits(amount, Positive):
-                raise BadInput(f"budget.{kind} must be numbers > 0, got {amount}")
-            found.append(Budget(kind, float(amount)))
-    return found
-
-
 def _images(config: DictConfig, prior: Prior, prior_settings: Settings) -> Images:
     """The first `images` true images, of one source after another."""
     count, nodes = config.images, [config.data]
@@ -198,15 +186,6 @@ def _images(config: DictConfig, prior: Prior, prior_settings: Settings) -> Image
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
-
-
-def _log(comparisons: Sequence[Comparison], logger: Logger, rows: int) -> None:
-    """The scores of the leaderboard, those of all ranks and of earlier runs in them."""
-    for comparison in comparisons:
-        budget = "own settings" if comparison.budget is None else comparison.budget
-        for standing in comparison.standings:
-            name = f"leaderboard/{comparison.operator}/{budget}/{standing.label}"
-            logger.scalars({f"{name}/{score}": found.mean for score, found in standing.scores.items()}, rows)
 
 
 def _print(comparisons: Sequence[Comparison], rows: int, output: Path) -> None:

@@ -13,11 +13,8 @@ from invdiff.cli.verdicts import fail_if_broken, judged_behind_a_bar, print_verd
 from invdiff.contracts import operator_checks
 from invdiff.io import BadInput
 from invdiff.operators import Operator
-from invdiff.report.operator_check import describe, usable_with
+from invdiff.report.operator_check import describe, small_shape, usable_with
 from invdiff.shapes import describe_shape
-
-# Sizes to try an operator on that has none of its own; the first that it takes.
-SIZES = ((1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64), (1, 128, 128), (3, 128, 128), (1, 256, 256), (3, 256, 256))
 
 
 @command("check_operator")
@@ -31,7 +28,10 @@ def main(config: DictConfig, output: Path) -> None:
             f"operator={config.operator['_target_']} makes {name}, no operator; subclass invdiff.operators.Operator, "
             "or use operator=callable"
         )
-    shape = _fitting_shape(operator, given)
+    shape = given or small_shape(operator)
+    reason = operator.mismatch(shape)
+    if reason is not None:
+        raise BadInput(reason + ("; give image_shape=[C,H,W]" if given is None else ""))
     verdicts = judged_behind_a_bar(operator_checks(operator, shape), name)
     console = Console(highlight=False, markup=False)
     print_verdicts(console, f"{name} on images of {describe_shape(shape)}", verdicts)
@@ -57,14 +57,3 @@ def _given_shape(config: DictConfig) -> tuple[int, ...] | None:
         if key == "image_shape":
             raise BadInput(f"image_shape must be [C,H,W], integers >= 1, got {value}")
     return None
-
-
-def _fitting_shape(operator: Operator, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """A size that the operator takes, or its reason why not."""
-    reasons = []
-    for shape in SIZES if given is None else (given,):
-        reason = operator.mismatch(shape)
-        if reason is None:
-            return shape
-        reasons.append(reason)
-    raise BadInput(reasons[0] + ("; give image_shape=[C,H,W]" if given is None else ""))

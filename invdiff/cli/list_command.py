@@ -35,6 +35,7 @@ def main() -> None:
             return
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value or next(words, "")))
+            _read(folders[-1])
         elif flag == "sampler.file":
             from invdiff.samplers.from_file import sampler_in  # torch is slow to import
 
@@ -48,9 +49,9 @@ def main() -> None:
     if markdown:
         if set(wanted) - {"samplers"}:
             raise ValueError("--markdown must go with samplers, the only list with such a table")
-        from invdiff.report.compatibility import markdown as table
+        from invdiff.report.compatibility import markdown as in_markdown
 
-        print(table())
+        print(in_markdown())
         return
     console = Console(highlight=False)
     for heading in wanted or GROUPS:
@@ -58,8 +59,19 @@ def main() -> None:
             console.print(_names(heading, group, tuple(folders)))
             console.print()
         if heading == "samplers":
-            console.print(what_each_can_solve())
+            from invdiff.report.compatibility import table
+
+            console.print(table())
             console.print()
+
+
+def _read(folder: Path) -> None:
+    """Make the samplers of a folder, so that the table has those of other modules too."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    for file in sorted(folder.glob("sampler/*.yaml")):
+        instantiate(OmegaConf.load(file))
 
 
 def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:
@@ -68,17 +80,4 @@ def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:
     table = Table(title=f"{heading}, chosen with {chosen}", title_justify="left", box=None, show_header=False)
     for name, line in described(group, folders).items():
         table.add_row(f"  [bold]{name}[/bold]", escape(line))
-    return table
-
-
-def what_each_can_solve() -> Table:
-    """Operator, noise and prior that each sampler takes, and its cost."""
-    from invdiff.report.compatibility import cells, compatibility, headings
-
-    title = "what each can solve, and network calls of a sample with its defaults"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for number, words in enumerate(headings()):
-        table.add_column(words, justify="right" if number >= len(headings()) - 2 else "left")
-    for row in compatibility():
-        table.add_row(*cells(row))
     return table

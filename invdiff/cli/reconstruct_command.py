@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from invdiff.cli.app import chosen_name, command, write_config
@@ -22,7 +23,7 @@ from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction, reconstruct
-from invdiff.report.tables import scores_tables
+from invdiff.report.tables import scores_in_words
 
 
 @command("reconstruct")
@@ -48,7 +49,8 @@ def main(config: DictConfig, output: Path) -> None:
         names = given.names or Path(str(config.measurement)).stem
         _check_size(config, given, operator, prior)
     notes = [str(settled)] if settled.changed else []
-    _say([*files, *notes])
+    cut = [*files[:6], f"and {len(files) - 6} lines more, see metrics.json"] if len(files) > 6 else files
+    _say([*cut, *notes])
 
     _check_writable(output)
     stopped = None
@@ -77,7 +79,8 @@ def main(config: DictConfig, output: Path) -> None:
     write_config(config, output)
     title, best_of = _title(config, result), config.evaluation.best_of
     result.save(output, best_of=best_of, title=title)
-    _print_summary(result.metrics(best_of=best_of), output, title)
+    tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
+    _say([*tables, *lines, f"pictures, samples and scores are in {output}"])
     if stopped is not None:
         raise stopped
     if result.diverged.all():
@@ -108,13 +111,10 @@ def _check_writable(output: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
 
 
-def _say(notes: Sequence[str]) -> None:
-    """Print how files were read and settings chosen, before the work; metrics.json has all of it."""
+def _say(notes: Sequence[str | Table]) -> None:
     console = Console(highlight=False, markup=False)
-    for note in notes[:6]:
-        console.print(note, soft_wrap=True)
-    if len(notes) > 6:
-        console.print(f"and {len(notes) - 6} lines more, see metrics.json")
+    for note in notes:
+        console.print(note, soft_wrap=isinstance(note, str))
 
 
 class _Printer(logging.Handler):
@@ -144,19 +144,3 @@ def _title(config: DictConfig, result: Reconstruction) -> str:
 
     calls = f"{result.sampler.name()}: {result.cost.forwards} network calls, {result.cost.seconds:.0f} s"
     return f"{name('operator')} · {name('prior')} prior · {calls}"
-
-
-def _print_summary(metrics: dict[str, Any], output: Path, title: str) -> None:
-    console = Console(highlight=False, markup=False)
-    for table in scores_tables(metrics, title):
-        console.print(table)
-    cost = metrics["cost"]
-    lines = [
-        f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
-        f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
-        "baseline (first guess, without a prior), sample and mean: PSNR in dB · misfit: 1 fits to the noise",
-        metrics["notes"].get("alignment"),
-        f"pictures, samples and scores are in {output}",
-    ]
-    for line in filter(None, lines):
-        console.print(line, soft_wrap=True)

@@ -1,7 +1,7 @@
 """`invdiff train`: a prior from images or measurements, resumable, with a grid of samples and a model card."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tarfile import TarError
@@ -9,7 +9,6 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -18,28 +17,24 @@ from torch import Tensor
 from invdiff.benchmark.loggers import Logger, check_loggers, loggers
 from invdiff.cli.app import command, typed, write_config
 from invdiff.cli.inputs import plain
-from invdiff.engine.progress import progress_bar
+from invdiff.engine.progress import Watch, progress_bar
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.measurement import PARAMETERS
 from invdiff.learning.em import Learner
 from invdiff.learning.learners import MixtureLearner, NetworkLearner
 from invdiff.learning.measured import operator_for_each
-from invdiff.operators import Noise, Operator
-from invdiff.priors import LowRankMixturePrior, Prior
-from invdiff.priors.closed_form.base import ClosedFormPrior
+from invdiff.operators import Noise
+from invdiff.priors import LowRankMixturePrior
 from invdiff.priors.networks.edm import EDMPrior
-from invdiff.priors.ode import generate
 from invdiff.priors.training.card import write_card, write_learned_card, write_mixture_card
 from invdiff.priors.training.images import read_images, split
 from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
 from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
 from invdiff.problem import InverseProblem, simulate
 from invdiff.ranges import Count
-from invdiff.report.comparison import thumbnails
-from invdiff.streams import Streams, generator
+from invdiff.report.prior_grid import write_grid
 
 ONLY_MEASUREMENTS = ("measurement", "operator", "noise", "sampler", "learning")  # unused on clean images
-STEPS = 40  # Heun steps of the samples in grid.png
 
 
 @command(
@@ -82,54 +77,20 @@ def _images(config: DictConfig, channels: int) -> list[np.ndarray]:
         raise BadInput(f"data is damaged, or not of the kind that its name says: {config.data}") from error
 
 
-# -- a run behind a bar ------------------------------------------------------------------------------------------------
-
-
-class _Watch:
-    """Shows how far a run is, and saves its configuration with the first step: a run that cannot start must not
-    overwrite the configuration of one that did."""
-
-    def __init__(self, bar: Any, save: Callable[[], None], logger: Logger) -> None:
-        self.bar, self.save, self.logger, self.saved = bar, save, logger, False
-
-    def at(self, share: float, **shown: Any) -> None:
-        if not self.saved:
-            self.save()
-            self.saved = True
-        self.bar.update(int(1000 * min(1.0, share)) - self.bar.n)
-        if shown:
-            self.bar.set_postfix(shown, refresh=False)
-
-
 @contextmanager
 def _watched(
     words: str, config: DictConfig, folder: Path, without: tuple[str, ...], state: Callable[[], str]
-) -> Iterator[_Watch]:
-    """A bar in per mille of the run, which steps or minutes may bound.
+) -> Iterator[tuple[Watch, Logger]]:
+    """A bar and a logger.
 
     without  keys that the run does not use
     state    where it was interrupted, in words
     """
     try:
         with loggers(config.log, folder, config) as logger, progress_bar(1000, "‰", words) as bar:
-            yield _Watch(bar, lambda: write_config(config, folder, without=without), logger)
+            yield Watch(bar, lambda: write_config(config, folder, without=without)), logger
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"interrupted {state()}; the same command resumes") from stop
-
-
-def _write_grid(samples: Tensor, folder: Path) -> None:
-    thumbnails(samples.clamp(0, 1), folder / "grid.png", max(1, round(len(samples) ** 0.5)))
-
-
-def _exact_samples(prior: ClosedFormPrior, count: int) -> Tensor:
-    """Samples (count, C, H, W); sample i depends on i alone."""
-    return torch.cat([prior.sample(1, generator(0, "generate", i)) for i in range(count)])
-
-
-def _network_samples(prior: Prior, shape: Sequence[int], count: int) -> Tensor:
-    streams = Streams([generator(0, "generate", i) for i in range(count)], tuple(shape), "cpu")
-    with progress_bar(STEPS, "step", "sampling") as bar:
-        return generate(prior.cpu(), streams.normal(), steps=STEPS, on_step=lambda _: bar.update())
 
 
 # -- from images -------------------------------------------------------------------------------------------------------
@@ -143,20 +104,19 @@ def _train_network(config: DictConfig, recipe: Recipe, output: Path) -> str:
     training, validation = split(images, recipe.held_out)
     init = None if config.init is None else EDMPrior.load(config.init)
     trainer = Trainer(recipe, training, validation, output, init=init)
-    with _watched("training", config, output, ONLY_MEASUREMENTS, lambda: f"at step {trainer.step}") as watch:
+    with _watched("training", config, output, ONLY_MEASUREMENTS, lambda: f"at step {trainer.step}") as (watch, logger):
 
         def on_step(step: int, loss: float) -> None:
             watch.at(trainer.progress(), step=step, loss=f"{loss:.3f}")
-            watch.logger.scalars({"loss": loss}, step)
+            logger.scalars({"loss": loss}, step)
 
         def on_validation(row: dict[str, float]) -> None:
             scores = {f"validation/{name}": value for name, value in row.items() if name != "step"}
-            watch.logger.scalars(scores, trainer.step)
+            logger.scalars(scores, trainer.step)
 
         prior = trainer.run(on_step, on_validation)
     psnr = denoising_psnr(prior, validation_set(validation, crop), REPORT_SIGMAS, precision=recipe.precision)
-    shape = prior.shape or (prior.network.spec.channels, crop, crop)
-    _write_grid(_network_samples(prior, shape, config.grid), output)
+    write_grid(prior, prior.shape or (prior.network.spec.channels, crop, crop), config.grid, output / "grid.png")
     write_card(output / "card.md", name=config.name, recipe=recipe, trainer=trainer, images=len(training), psnr=psnr)
     return f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes"
 
@@ -166,7 +126,7 @@ def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str
     held_out = stack_images(validation, recipe.size)
     fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output)
     unused = ("recipe", *ONLY_MEASUREMENTS)
-    with _watched("fitting", config, output, unused, lambda: f"after iteration {fit.iteration}") as watch:
+    with _watched("fitting", config, output, unused, lambda: f"after iteration {fit.iteration}") as (watch, logger):
 
         def on_iteration(row: dict[str, float | list[int]]) -> None:
             if row["reseeded"]:
@@ -174,10 +134,10 @@ def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str
                 watch.bar.write(words)
             watch.at(fit.progress(), train=row["log_likelihood"], held_out=row["held_out"])
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-            watch.logger.scalars(numbers, fit.iteration)
+            logger.scalars(numbers, fit.iteration)
 
         prior = fit.run(on_iteration)
-    _write_grid(_exact_samples(prior, config.grid), output)
+    write_grid(prior, fit.shape, config.grid, output / "grid.png")
     given = [f"{key}={config[key]}" for key in ("pad_to", "size") if config[key] is not None]
     given += [f"mixture.{key}={config.mixture[key]}" for key in ("components", "rank")]
     words = shlex.join(["invdiff", "train", "prior=mixture", f"data={config.data}", *given])
@@ -199,22 +159,19 @@ def _learn(config: DictConfig, recipe: MixtureRecipe | Recipe, output: Path) -> 
     else:
         learner = NetworkLearner(plan, recipe, problem, output, sampler=instantiate(config.sampler))
     unused = ("recipe" if config.prior == "mixture" else "mixture",)
-    with _watched("learning", config, output, unused, lambda: f"after round {learner.round}") as watch:
+    with _watched("learning", config, output, unused, lambda: f"after round {learner.round}") as (watch, logger):
 
         def on_round(row: dict[str, Any]) -> None:
             watch.bar.set_postfix(round=row["round"], held_out=row["held_out"], refresh=False)
             if row["held_out"] is not None:
-                watch.logger.scalars({"held_out": row["held_out"]}, row["round"])
+                logger.scalars({"held_out": row["held_out"]}, row["round"])
 
         prior = learner.run(on_round, watch.at)
+    words, score = "a network", "the last round"
     if isinstance(prior, LowRankMixturePrior):
-        samples = _exact_samples(prior, config.grid)
         words = f"{prior.components} Gaussians of rank {prior.directions.shape[1]}, in closed form"
         score = f"the best round, by the evidence of the held-out measurements: {learner.best:.1f} nats"
-    else:
-        assert prior.shape is not None
-        samples, words, score = _network_samples(prior, prior.shape, config.grid), "a network", "the last round"
-    _write_grid(samples, output)
+    write_grid(prior, learner.problem.image_shape, config.grid, output / "grid.png")
     held_out = None if truth is None else truth[learner.held_out_index]
     write_learned_card(
         output / "card.md",
@@ -235,19 +192,18 @@ def _learn(config: DictConfig, recipe: MixtureRecipe | Recipe, output: Path) -> 
 def _measurements(config: DictConfig, recipe: MixtureRecipe | Recipe) -> tuple[InverseProblem, Tensor | None]:
     """All measurements as one problem, and the true images where they are measured here."""
     noise: Noise = instantiate(config.noise)
-    if config.measurement is not None:
-        if config.data is not None:
-            raise BadInput("give data= (images, measured here) or measurement= (a file of measurements), not both")
-        open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
-        given = load_measurement(Path(str(config.measurement)), parameters=open_, allow_nan=True)
-        operator: Operator = instantiate(config.operator, **given.parameters)
-        y = given.y[:, None] if given.y.dim() == 3 else given.y  # grey images without an axis for their channel
-        return InverseProblem(operator, noise, y, image_shape=getattr(recipe, "shape", None)), None
-    channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
-    truth = stack_images(_images(config, channels), config.size)
-    shape = tuple(truth.shape[1:])
-    settings = {name: value for name, value in plain(config.operator).items() if name != "_target_"}
-    cls: Any = get_class(config.operator["_target_"])
-    operator = operator_for_each(cls, settings, shape, len(truth)) or instantiate(config.operator)
-    y = simulate(truth, operator, noise, config.learning.seed)
-    return InverseProblem(operator, noise, y, image_shape=shape), truth
+    if config.measurement is None:
+        channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
+        truth = stack_images(_images(config, channels), config.size)
+        settings = plain(config.operator)
+        cls = get_class(settings.pop("_target_"))
+        operator = operator_for_each(cls, settings, tuple(truth.shape[1:]), len(truth)) or instantiate(config.operator)
+        y = simulate(truth, operator, noise, config.learning.seed)
+        return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:])), truth
+    if config.data is not None:
+        raise BadInput("give data= (images, measured here) or measurement= (a file of measurements), not both")
+    open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
+    given = load_measurement(Path(str(config.measurement)), parameters=open_, allow_nan=True)
+    operator = instantiate(config.operator, **given.parameters)
+    y = given.y[:, None] if given.y.dim() == 3 else given.y  # grey images without an axis for their channel
+    return InverseProblem(operator, noise, y, image_shape=getattr(recipe, "shape", None)), None

@@ -12,6 +12,14 @@ from invdiff.priors import bundled, load_prior
 from invdiff.samplers import Auto, all_samplers
 from invdiff.shapes import describe_shape
 
+# Sizes to try an operator on that has none of its own.
+SIZES = ((1, 32, 32), (3, 32, 32), (1, 64, 64), (3, 64, 64), (1, 128, 128), (3, 128, 128), (1, 256, 256), (3, 256, 256))
+
+
+def small_shape(operator: Operator) -> tuple[int, int, int]:
+    """The first of `SIZES` that the operator takes, else the first."""
+    return next((shape for shape in SIZES if operator.mismatch(shape) is None), SIZES[0])
+
 
 def describe(operator: Operator, shape: tuple[int, ...], sound: Collection[str]) -> str:
     """Traits, the shape of y, and the time of one call.

@@ -1,6 +1,6 @@
 """The pages of a benchmark: `leaderboard.md` and `report.html`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 
 from invdiff.benchmark import sets as image_sets
 from invdiff.benchmark.lock import Lock
+from invdiff.benchmark.loggers import Logger
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import Comparison, rows_by_image, summarise
 from invdiff.io.atomic import write_atomically
@@ -32,3 +33,12 @@ def write_pages(
         write_atomically(output / "leaderboard.md", markdown(comparisons, len(failures)).encode())
         write_atomically(output / "report.html", page(store, comparisons, rows, len(failures)).encode())
     return comparisons
+
+
+def log_scores(comparisons: Sequence[Comparison], logger: Logger, rows: int) -> None:
+    """The scores of the leaderboard, those of all ranks and of earlier runs in them."""
+    for comparison in comparisons:
+        budget = "own settings" if comparison.budget is None else comparison.budget
+        for standing in comparison.standings:
+            name = f"leaderboard/{comparison.operator}/{budget}/{standing.label}"
+            logger.scalars({f"{name}/{score}": found.mean for score, found in standing.scores.items()}, rows)

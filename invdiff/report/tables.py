@@ -9,7 +9,6 @@ from rich.text import Text
 from invdiff.benchmark.summary import Comparison
 from invdiff.report.leaderboard import columns
 from invdiff.scores.calibration import Calibration
-from invdiff.tuning.space import Parameter
 
 # Scores of a benchmark that a terminal has room for.
 SHOWN = (
@@ -48,33 +47,8 @@ def calibration_table(found: Calibration, title: str) -> Table:
     return table
 
 
-def trials_table(trials: list[Any], parameters: list[Parameter], score: str, title: str) -> Table:
-    """Trials of a search, with their settings as they are in the sampler: known ones may lie outside of the space."""
-    table = Table(title=Text(title), title_justify="left")
-    names = [parameter.name for parameter in parameters]
-    short = [name.rpartition(".")[2] for name in names]
-    for heading in ("trial", "from", score, "calls", *(short if len({*short}) == len(short) else names)):
-        table.add_column(heading, justify="left" if heading == "from" else "right", no_wrap=heading == "from")
-    for trial in trials:
-        values = [_word(_setting(trial.sampler, name)) for name in names]
-        table.add_row(*map(Text, (str(trial.number), trial.origin, f"{trial.score:.4g}", f"{trial.calls:g}", *values)))
-    return table
-
-
-def _setting(node: Any, name: str) -> Any:
-    if node["_target_"].endswith(".from_file"):
-        node = node["settings"]
-    for part in name.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _word(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
-
-
-def scores_tables(metrics: dict[str, Any], title: str) -> list[Table]:
-    """The scores of a reconstruction, image by image, as in `metrics.json`; two tables where one is too wide."""
+def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], list[str]]:
+    """The scores of a reconstruction, image by image, as in `metrics.json`, and its cost in words."""
     columns = {
         "image": "name",
         "baseline": "baseline_psnr",
@@ -91,7 +65,14 @@ def scores_tables(metrics: dict[str, Any], title: str) -> list[Table]:
     }
     more = {heading: key for heading, key in more.items() if key in metrics["mean"]}
     second = [_scores(metrics, {"image": "name", **more}, "samples, PSNR in dB")] if more else []
-    return [_scores(metrics, columns, title), *second]
+    cost = metrics["cost"]
+    lines = [
+        f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
+        f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
+        "baseline (first guess, without a prior), sample and mean: PSNR in dB · misfit: 1 fits to the noise",
+        metrics["notes"].get("alignment", ""),
+    ]
+    return [_scores(metrics, columns, title), *second], [line for line in lines if line]
 
 
 def _scores(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Table:

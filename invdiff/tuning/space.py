@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, get_type_hints
 
 from invdiff.benchmark.budget import NoFit, fit_calls, network_cost
 from invdiff.io import BadInput
 from invdiff.ranges import fits, in_words
 from invdiff.samplers import Sampler
-from invdiff.samplers.settings import dotted, with_settings
+from invdiff.samplers.settings import as_config, dotted, with_settings
+
+PUBLISHED = "published"  # the name of such settings among the first trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,22 @@ class Search:
                         f"({error}); set {here}=null to leave it out, or budget.calls=open"
                     ) from error
 
+    def as_json(self) -> dict[str, Any]:
+        """Everything that determines where it looks, and at what price."""
+        return {
+            "sampler": as_config(self.sampler),
+            "space": {p.name: {k: v for k, v in asdict(p).items() if k != "name"} for p in self.parameters},
+            "first": {name: as_config(sampler) for name, sampler in self.first.items()},
+            "budget": {"calls": self.calls, "vjp_weight": self.vjp_weight},
+        }
+
+    def price(self) -> str:
+        """The budget in words."""
+        if self.calls is None:
+            return "budget: open; trials differ in network calls, see the column calls"
+        weight = f"a VJP counting {self.vjp_weight:g}"
+        return f"budget: at most {self.calls:g} network calls a sample in every trial, {weight}"
+
     def firsts(self) -> dict[str, Sampler]:
         """The settings that are tried first, at the budget, none twice."""
         found: dict[str, Sampler] = {}
@@ -110,6 +128,51 @@ class Search:
             if fitted not in found.values():
                 found[name] = fitted
         return found
+
+
+def make_search(
+    sampler: Sampler,
+    space: Any,
+    first: Mapping[str, Any],
+    *,
+    calls: float | Literal["open"] | None,
+    vjp_weight: float,
+) -> tuple[Search, list[str]]:
+    """A search from its parts as they are written, and notes for the user.
+
+    space  see `read_space`
+    first  samplers to try first, or nested settings by name; `PUBLISHED` ones are left out where no budget reaches them
+    calls  of one sample; None: those of the sampler, "open": no limit
+
+    Raises BadInput, naming the entry, for what does not fit.
+    """
+    limit = None if calls in (None, "open") else float(calls)
+    parameters = read_space(space, sampler)
+    search = Search(sampler=sampler, parameters=parameters, first={}, calls=limit, vjp_weight=vjp_weight)
+    if calls is None:
+        search = replace(search, calls=search.cost(sampler))
+    search.check()
+    search = replace(search, sampler=search.at_budget(sampler))
+    made: dict[str, Sampler] = {}
+    notes = []
+    for name, given in first.items():
+        try:
+            made[name] = search.at_budget(_first(given, type(sampler)() if name == PUBLISHED else sampler))
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            if name != PUBLISHED:
+                raise BadInput(f"first.{name}: {reason}") from error
+            notes.append(f"the published settings are not among the first trials: {reason}")
+    return replace(search, first=made), notes
+
+
+def _first(given: Any, sampler: Sampler) -> Sampler:
+    if isinstance(given, Sampler):
+        return given
+    if not isinstance(given, Mapping):
+        raise BadInput(f"it must be settings, {{setting:value}}, got {given}")
+    changed: Sampler = with_settings(sampler, dotted(given))
+    return changed
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
