@@ -50,6 +50,12 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
+def file_of(name: str) -> Path | None:
+    """The file that `load_module` read the module of this name from; None for other modules."""
+    read = getattr(sys.modules.get(name), "_invdiff_read", None)
+    return None if read is None else read[0]
+
+
 def bind(found: Any, parameters: Mapping[str, Any], what: str, *, inputs: int) -> Any:
     """An object of a user's module with its parameters.
 

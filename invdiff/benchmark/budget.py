@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from invdiff.engine.device import seconds_of
+from invdiff.io import BadInput
 from invdiff.priors import Prior
 from invdiff.priors.precision import autocast
+from invdiff.ranges import Positive, fits
 from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
 
@@ -21,6 +23,8 @@ PILOT = (4, 12)  # steps of the two short runs that time a sampler; a straight l
 # the bundled networks: on a CPU the time of a pixel is the same from 2^15 on.
 FULL = {"cpu": 2**17, "cuda": 2**23}
 SHARE = 0.6  # of the free memory, for what the sampler and the operator keep comes on top of the network's
+
+KINDS: tuple[Literal["calls", "seconds"], ...] = ("calls", "seconds")
 
 
 class NoFit(ValueError):
@@ -40,6 +44,16 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.amount:g} {'network calls' if self.kind == 'calls' else 's'}"
+
+
+def budgets_of(kind: Literal["calls", "seconds"], amounts: Any) -> list[Budget]:
+    """The budgets that a number, a list of them or None stands for; raises BadInput where one is not > 0."""
+    found = []
+    for amount in [] if amounts is None else [amounts] if isinstance(amounts, (int, float, str)) else amounts:
+        if not fits(amount, Positive):
+            raise BadInput(f"budget.{kind} must be numbers > 0, got {amount}")
+        found.append(Budget(kind, float(amount)))
+    return found
 
 
 def network_cost(sampler: Sampler, vjp_weight: float | None) -> float:

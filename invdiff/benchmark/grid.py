@@ -126,7 +126,7 @@ class Grid:
             "samplers": [{label: as_config(sampler)}],
             "operators": [{task.label: task.config["operator"]}],
             "noise": task.config["noise"],
-            "use_recommended": False,
+            "recommended": False,
             "budget": {**(self.config or {})["budget"], "own": True, "calls": [], "seconds": []},
             "output": ELSEWHERE,
         }

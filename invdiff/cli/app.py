@@ -1,23 +1,29 @@
-"""What the hydra commands share: running a task under hydra, and saying what went wrong in one line."""
+"""What the hydra commands share: running a task under hydra, and one line for each error."""
 
 import functools
 import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from invdiff.cli.output import FULL_DISK, NOBODY_READS, nobody_reads
-from invdiff.cli.signals import exit_code, raising
+from invdiff.cli import groups
+from invdiff.cli.process import exit_code, raising
+from invdiff.cli.values import check_config
+from invdiff.io.atomic import removed_if_empty, write_atomically
 
 Task = Callable[[DictConfig, Path], object]
 
@@ -31,35 +37,20 @@ HYDRA = (
     "hydra.sweep.dir=${output}",
     "hydra.sweep.subdir=${hydra.job.num}",
 )
+OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.")  # nodes that take new keys
+_VALUES = "_values"  # where plain values travel past hydra's groups
 
 
 class CheckFailed(Exception):
-    """A check was made, and its answer is no: one line like an error, but exit code 1."""
-
-
-_VALUES = "_values"  # where plain values travel past hydra's groups
-
-_SWITCHES = (
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--resolve",
-    "--run",
-    "-r",
-    "--multirun",
-    "-m",
-    "--shell-completion",
-    "-sc",
-)
-_WITH_VALUE: dict[str, tuple[str, ...]] = {  # and what it may be, where that is known
-    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
-    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
-    **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
-}
+    """The answer of a check is no: one line like an error, but exit code 1."""
 
 
 def command(
-    config_name: str, *, values: tuple[str, ...] = (), one_folder: bool = False
+    config_name: str,
+    *,
+    values: tuple[str, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    one_folder: bool = False,
 ) -> Callable[[Task], Callable[[], None]]:
     """Make `task(config, output folder)` a hydra application on `configs/<config_name>.yaml`.
 
@@ -68,7 +59,8 @@ def command(
 
     values      keys that hold a plain value in this command although other commands have a group of that name: hydra
                 would take `data=photos/` for the choice of a group
-    one_folder  the jobs of a sweep write into one folder, and not into one each
+    options     types of the command's own options, by dotted name; see `check_config`
+    one_folder  the jobs of a sweep write into one folder, not into one each
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -83,26 +75,30 @@ def command(
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
-                    output = Path(job.runtime.output_dir) if sweep else _output_folder(config)
+                    if config.output is None:
+                        raise ValueError("output must be a folder, got null")
+                    output = Path(job.runtime.output_dir if sweep else str(config.output))
                     config.output = str(output)
+                check_config(config, options or {})
                 with removed_if_empty(output, made_for_it=sweep and not one_folder):
                     task(config, output)
             except Exception as error:
                 if sweep:
-                    words = [word.removeprefix(f"++{_VALUES}.") for word in job.overrides.task]
-                    error.add_note(f"job {job.job.num} ({' '.join(words)})")
+                    error.add_note(f"job {job.job.num} ({' '.join(typed())})")
                 if os.getpid() != here:
                     raise  # in a worker of another launcher: only hydra can carry it home
-                # Raised inside, hydra would print the overrides and a traceback on top of our line.
-                failures.append(error)
+                failures.append(error)  # raised here, hydra would print the overrides and a traceback
 
         def main() -> None:
             failures.clear()
-            flags, options = split_arguments(sys.argv[1:])
-            options = [f"++{_VALUES}.{o}" if o.partition("=")[0] in values else o for o in options]
-            folder = ("hydra.sweep.subdir=.",) if one_folder else ()
-            sys.argv = [sys.argv[0], *flags, *HYDRA, *folder, *options]
-            run()
+            groups.register()
+            flags, words = split_arguments(sys.argv[1:])
+            given = [_for_hydra(word, values) for word in words]
+            sys.argv = [sys.argv[0], *flags, *HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ()), *given]
+            try:
+                run()
+            except HydraException as error:
+                raise _with_hint(error, config_name, given) from error
             if failures and getattr(failures[0], "__notes__", None):
                 raise ExceptionGroup(f"{len(failures)} job(s) failed", failures)
             if failures:
@@ -113,6 +109,26 @@ def command(
     return decorate
 
 
+def _for_hydra(word: str, values: tuple[str, ...]) -> str:
+    if word.startswith(OPEN):
+        return f"++{word}"
+    return f"++{_VALUES}.{word}" if word.partition("=")[0] in values else word
+
+
+def typed(below: str = "") -> list[str]:
+    """The options of this job as typed, key=value; below a node, without its name."""
+    if not HydraConfig.initialized():
+        return []
+    words = [word.removeprefix(f"++{_VALUES}.").lstrip("+") for word in HydraConfig.get().overrides.task]
+    return [word.removeprefix(f"{below}.") for word in words if not below or word.startswith(f"{below}.")]
+
+
+def chosen_name(group: str) -> str | None:
+    """The name that was chosen in a group; None for a saved configuration, which holds the node alone."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return choices.get(group)
+
+
 def job_number() -> int | None:
     """Which job of a sweep this is; None where there is no sweep."""
     job = HydraConfig.get()
@@ -120,63 +136,44 @@ def job_number() -> int | None:
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags, with their values, and the key=value options, in whatever order they were given.
+    """Hydra's flags, with their values, and the options key=value, in any order.
 
-    Raises ValueError for unknown flags: left to argparse, they would bring its usage message along; and it does not
-    take options on both sides of a flag.
+    Raises ValueError for a flag that hydra does not have, and for one without its value.
     """
-    flags, options = [], []
-    rest = iter(arguments)
-    for word in rest:
-        name, has_value, value = word.partition("=")
-        if not word.startswith("-"):
-            options.append(word)
-        elif name in _WITH_VALUE:
-            value = value if has_value else next(rest, "")
-            if not value or (_WITH_VALUE[name] and value not in _WITH_VALUE[name]):
-                wanted = ", ".join(_WITH_VALUE[name]) or "a value"
-                raise ValueError(f"{name} takes {wanted}" + (f", got {value!r}" if value else ""))
-            flags += [name, value]
-        elif word in _SWITCHES:
-            flags.append(word)
-        else:
-            raise ValueError(f"unknown flag {word!r}; options are written key=value, without dashes")
-    return flags, options
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        hint = "; options are written key=value, without dashes" if message.startswith("unrecognized") else ""
+        raise ValueError(message + hint)
+
+    parser.error = refuse
+    options: list[str] = parser.parse_intermixed_args(arguments).overrides
+    return [word for word in arguments if word not in options], options
 
 
-def _output_folder(config: DictConfig) -> Path:
-    if config.output is None:
-        raise ValueError("output must be a folder, got null")
-    return Path(str(config.output))
+def write_config(config: DictConfig, folder: Path, *, without: tuple[str, ...] = (), name: str = "config.yaml") -> None:
+    """Write a configuration with its interpolations resolved: whole, or not at all and the earlier file stays.
 
-
-@contextmanager
-def removed_if_empty(folder: Path, *, made_for_it: bool = False) -> Iterator[None]:
-    """What is created on the way to `folder`, itself included, goes again if it is empty at the end.
-
-    made_for_it  the folder is there already, but only because hydra made it a moment ago
+    without  top-level keys that this run does not use
     """
-    created = [path for path in (folder, *folder.parents) if not path.exists() or (made_for_it and path == folder)]
-    try:
-        yield
-    finally:
-        for path in created:
-            with suppress(OSError):  # it holds something, or was never made
-                path.rmdir()
+    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in without])
+    write_atomically(folder / name, OmegaConf.to_yaml(kept, resolve=True).encode())
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
 
 
 def guarded(main: Callable[[], None]) -> int:
-    """Run a command and give its exit code: expected failures become one line each on stderr and 2, checks that fail
-    likewise and 1, Ctrl-C gives 130, SIGTERM 143. Where nobody reads the output any more there is nobody to tell: 1.
+    """Run a command and return its exit code: expected errors become one line each on stderr and 2, checks that fail
+    likewise and 1, Ctrl-C gives 130, SIGTERM 143, a closed pipe behind standard output 1 without a line.
 
-    With HYDRA_FULL_ERROR=1 in the environment everything comes with its traceback instead.
+    With HYDRA_FULL_ERROR=1 in the environment all come with their traceback instead.
     """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         with raising():
             main()
         return 0
-    # Hydra prints and exits by itself unless this is set; with it, errors reach us and we say them in one line.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise hydra prints the error and exits by itself
     try:
         with raising():
             main()
@@ -184,8 +181,8 @@ def guarded(main: Callable[[], None]) -> int:
         return report(str(stop) or "interrupted", code=exit_code(stop))
     except Exception as error:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        if any(isinstance(e, BrokenPipeError) for e in errors) and nobody_reads():
-            return NOBODY_READS
+        if any(isinstance(e, BrokenPipeError) and e.filename is None for e in errors):
+            raise  # of standard output
         messages = [explain(e) for e in errors]
         if None in messages:
             raise
@@ -199,9 +196,8 @@ def guarded(main: Callable[[], None]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """What went wrong in one line, for errors that a user can cause; None for those that are ours."""
-    if isinstance(error, InstantiationException):
-        # What the constructor said is worth more than hydra's report of where it was called.
+    """An error that a user can cause, in one line; None for a bug of ours."""
+    if isinstance(error, InstantiationException):  # the words of the constructor instead of hydra's report
         cause = error.__cause__
         return _one_line(cause if isinstance(cause, (ValueError, TypeError, OSError)) else error)
     if isinstance(error, OverrideParseException):
@@ -215,29 +211,49 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, (ValueError, FloatingPointError, CheckFailed)):
         return _one_line(error)
     if isinstance(error, (EOFError, pickle.UnpicklingError)):
-        return f"a file is damaged or of another kind than its name says: {_one_line(error)[:200]}"
+        return f"a file is damaged, or not of the kind that its name says: {_one_line(error)[:200]}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; compute.max_rows=1 takes the least, a smaller size= less"
+        return "out of memory; set compute.max_rows=1, or a smaller size="
     if isinstance(error, OSError):
-        kept = "; what is stored in the output folder stays" if error.errno in FULL_DISK else ""
+        kept = "; results stored in the output folder are kept" if error.errno in (ENOSPC, EDQUOT) else ""
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "") + kept
     return None
 
 
 def _explain_hydra(message: str) -> str:
-    unknown = re.search(r"Could not (?:override|delete) '([^']+)'", message)
-    if unknown:
-        return f"unknown option {unknown[1]!r}; --cfg job shows the known ones, with the same groups chosen"
     choice = re.search(
         r"Could not find '([^']+)/([^'/]+)'(?: Available options in '[^']+': (.*?))?(?: Config search path.*)?$",
         message,
     )
     if choice:
-        return f"unknown {choice[1]} {choice[2]!r}; there are {', '.join((choice[3] or 'none').split())}"
+        return groups.unknown(choice[1], choice[2], (choice[3] or "").split())
     sweep = re.search(r"Ambiguous value for argument '(.*?)' 1\.", message)
     if sweep:
         return f"{sweep[1]!r} holds a comma: add -m to sweep over the values, or write [a,b] for a list"
     return message.split(" See https://")[0]
+
+
+def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exception:
+    """An unknown option gets the closest known one, with the same groups chosen; other errors stay as they are."""
+    unknown = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
+    if unknown is None:
+        return error
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("invdiff.configs", version_base="1.3"):
+        chosen = [w for w in words if groups.is_choice(w)]
+        config = hydra.compose(config_name, chosen)
+    known = [*_names(config, ""), *groups.names()]
+    close = get_close_matches(unknown[1], known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return ValueError(f"unknown option {unknown[1]!r}{hint} (--cfg job shows all options of the chosen groups)")
+
+
+def _names(config: DictConfig, before: str) -> Iterator[str]:
+    for key in config:
+        yield f"{before}{key}"
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
+            yield from _names(node, f"{before}{key}.")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,18 +1,29 @@
-"""What the commands on images take in."""
+"""Prior, sampler and images of a configuration."""
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from invdiff.io import BadInput, Slicing, image_files, match_channels, read_slices, square, to_tensor
-from invdiff.io.formats import stem
+from invdiff.benchmark.fingerprint import with_contents
+from invdiff.benchmark.images import Source
+from invdiff.cli import groups
+from invdiff.cli.app import chosen_name, typed
+from invdiff.io import BadInput
+from invdiff.io.examples import drawn_from_prior
+from invdiff.io.truth import true_images
+from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior, as_prior
+from invdiff.samplers import Sampler, settings_for
+from invdiff.samplers.settings import Settled, as_config, given_settings
 
 
 def make_prior(config: DictConfig) -> Prior:
-    """The prior of a configuration: one of ours, a `deepinv` denoiser, whatever `as_prior` takes."""
+    """The prior of a configuration: of this package, a `deepinv` denoiser, anything that `as_prior` takes."""
     made = instantiate(config.prior)
     try:
         return as_prior(made).eval()
@@ -20,41 +31,67 @@ def make_prior(config: DictConfig) -> Prior:
         raise BadInput(f"prior={config.prior['_target_']}: {error}") from error
 
 
-def true_images(
-    config: DictConfig, prior: Prior, *, say: Callable[[Sequence[str]], object]
-) -> tuple[Tensor, list[str], list[str]]:
-    """The images to measure and reconstruct, (B, C, H, W), their names, and what to know of how they were read.
+def make_sampler(config: DictConfig, operator: Operator, noise: Noise, prior: Prior) -> Settled:
+    """The sampler of a configuration with its settings for this problem, which the configuration then holds.
 
-    config  its keys input, data, size, volume and seed
-    say     told what to know of the files, as soon as they have been read
+    The recommended ones do not touch settings that were typed or differ from the defaults, nor samplers from a
+    configuration of the user's, which is complete.
     """
-    notes: list[str] = []
+    made = made_sampler(config.sampler, "sampler")
+    wanted = config.recommended and is_generated(chosen_name("sampler"))
+    names = [word.partition("=")[0] for word in typed("sampler")]
+    settled = settle(made, operator, noise, prior, names, recommended=wanted)
+    if settled.changed:
+        config.sampler = OmegaConf.create(as_config(settled.sampler))
+    config.recommended = False
+    return settled
+
+
+def made_sampler(node: DictConfig, path: str) -> Sampler:
+    made = instantiate(node)
+    if not isinstance(made, Sampler):
+        raise BadInput(f"{path} must make a sampler, got {type(made).__name__} from {node['_target_']}")
+    return made
+
+
+def is_generated(name: str | None) -> bool:
+    """True for a node made from a class; any other holds all settings that its author wants."""
+    return name == "callable" or name in groups.sampler_classes()
+
+
+def settle(
+    made: Sampler, operator: Operator, noise: Noise, prior: Prior, named: list[str], *, recommended: bool
+) -> Settled:
+    """A sampler with the recommended settings in the place of defaults that were not named."""
+    if not recommended:
+        return Settled(made, {}, None)
+    given = given_settings(made, [name.removeprefix("settings.") for name in named])
+    return settings_for(type(made), operator, noise, prior, given=given)
+
+
+def source_of(config: DictConfig, data: DictConfig) -> Source:
+    """The images of `input`, or of a node of the group data where that is null."""
     if config.input is not None:
-        slicing: Slicing = instantiate(config.volume)
-        files = image_files(str(config.input))
-        found = [read_slices(f, slicing) for f in files]
-        names = [name for slices in found for name in slices.names]
-        if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
-            names = [f"{f.name}{n.removeprefix(stem(f))}" for f, s in zip(files, found, strict=True) for n in s.names]
-        images = [image for slices in found for image in slices.images]
-        notes = [note for slices in found for note in slices.notes]
-        say(notes)
-    else:
-        names, images = instantiate(config.data, prior=prior, seed=config.seed)
-    try:
-        images = [match_channels(image, prior.channels, name) for image, name in zip(images, names, strict=True)]
-    except BadInput as error:
-        if config.input is not None or prior.shape is None:
-            raise
-        raise BadInput(f"{error}; data=generated draws one from the prior itself") from error
-    if config.size is not None:
-        images = [square(image, config.size) for image in images]
-    truth = to_tensor(images, names)
-    if config.input is not None:
-        low, high = prior.value_range
-        truth = low + (high - low) * truth
-    reason = prior.mismatch(tuple(truth.shape[1:]))
-    if reason is not None:
-        hint = f"; size={prior.shape[-1]} resizes and crops" if prior.shape and truth.shape[1] == prior.shape[0] else ""
-        raise BadInput(f"prior and image do not match: {reason}{hint}")
-    return truth, names, notes
+        return Source({"input": Path(config.input).name}, files=config.input)
+    settings = plain(data)
+    settings.pop("count", None)
+    drawn = get_object(data["_target_"]) is drawn_from_prior
+    return Source(with_contents(settings), example=partial(instantiate, data), drawn=drawn)
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as plain values."""
+    found: Any = OmegaConf.to_container(node, resolve=True)
+    return found
+
+
+def check_optional(module: str, extra: str, what: str) -> None:
+    """Raise BadInput, with the command that installs it, where a package is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise BadInput(f"{what} needs the package {module}; install it with pip install 'invdiff[{extra}]'")
+
+
+def true_images_of(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
+    """The images of a configuration, their names, and notes on how files were read; see `true_images`."""
+    example, slicing = partial(instantiate, config.data), instantiate(config.volume)
+    return true_images(prior, files=config.input, example=example, slicing=slicing, size=config.size, seed=config.seed)

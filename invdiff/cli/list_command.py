@@ -1,65 +1,83 @@
-"""`invdiff list [group]`: what can be chosen, with a line on each, and what each sampler can solve."""
+"""`invdiff list [group]`: names to choose from, with a line on each, and what each sampler can solve."""
 
 import sys
-from importlib.resources import files
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-GROUPS = {"operators": "operator", "noises": "noise", "samplers": "sampler", "priors": "prior", "data": "data"}
+from invdiff.cli.groups import described
+
+GROUPS = {
+    "operators": ("operator",),
+    "noises": ("noise",),
+    "samplers": ("sampler",),
+    "priors": ("prior",),
+    "data": ("data",),
+    "experiments": ("experiment", "experiment/paper", "experiment/posterior"),
+}
+USAGE = f"""usage: invdiff list [{"|".join(GROUPS)}] [--config-dir=FOLDER] [sampler.file=mine.py] [--markdown]
+
+  invdiff list samplers                          names, and what each sampler can solve
+  invdiff list samplers sampler.file=mine.py     a sampler of your own among them
+  invdiff list samplers --markdown               what each sampler can solve, as a table in Markdown
+  invdiff list                                   everything; names are used as group=name"""
 
 
 def main() -> None:
-    wanted = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in wanted):
-        print(
-            f"usage: invdiff list [{'|'.join(GROUPS)}] [--markdown]\n"
-            "Without a word, everything. Names are used as group=name.\n"
-            "`invdiff list samplers --markdown`: what each sampler can solve, as the table of the README."
-        )
-        return
-    if wanted and wanted[-1] == "--markdown" and set(wanted[:-1]) <= {"samplers"}:
-        from invdiff.report.compatibility import markdown
+    wanted, folders, markdown = [], [], False
+    words = iter(sys.argv[1:])
+    for word in words:
+        flag, _, value = word.partition("=")
+        if word in ("-h", "--help"):
+            print(USAGE)
+            return
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value or next(words, "")))
+            _read(folders[-1])
+        elif flag == "sampler.file":
+            from invdiff.samplers.from_file import sampler_in  # torch is slow to import
 
-        print(markdown())
+            sampler_in(value)
+        elif word == "--markdown":
+            markdown = True
+        elif word in GROUPS:
+            wanted.append(word)
+        else:
+            raise ValueError(f"unknown list {word!r} (lists: {', '.join(GROUPS)})")
+    if markdown:
+        if set(wanted) - {"samplers"}:
+            raise ValueError("--markdown must go with samplers, the only list with such a table")
+        from invdiff.report.compatibility import markdown as in_markdown
+
+        print(in_markdown())
         return
-    unknown = [word for word in wanted if word not in GROUPS]
-    if unknown:
-        raise ValueError(f"unknown list {unknown[0]!r}; there are {', '.join(GROUPS)}")
     console = Console(highlight=False)
     for heading in wanted or GROUPS:
-        table = Table(
-            title=f"{heading}, chosen with {GROUPS[heading]}=", title_justify="left", box=None, show_header=False
-        )
-        for name, line in entries(GROUPS[heading]).items():
-            table.add_row(f"  [bold]{name}[/bold]", escape(line))
-        console.print(table)
-        console.print()
+        for group in GROUPS[heading]:
+            console.print(_names(heading, group, tuple(folders)))
+            console.print()
         if heading == "samplers":
-            console.print(what_each_can_solve())
+            from invdiff.report.compatibility import table
+
+            console.print(table())
             console.print()
 
 
-def what_each_can_solve() -> Table:
-    """Operator, noise and prior that each sampler takes, and its cost."""
-    from invdiff.report.compatibility import cells, compatibility, headings  # torch is slow to import
+def _read(folder: Path) -> None:
+    """Make the samplers of a folder, so that the table has those of other modules too."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
-    title = "what each can solve, and network calls of a sample with its defaults"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for number, words in enumerate(headings()):
-        table.add_column(words, justify="right" if number >= len(headings()) - 2 else "left")
-    for row in compatibility():
-        table.add_row(*cells(row))
+    for file in sorted(folder.glob("sampler/*.yaml")):
+        instantiate(OmegaConf.load(file))
+
+
+def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:
+    key, _, inside = group.partition("/")
+    chosen = f"{key}={inside}/" if inside else f"{key}="
+    table = Table(title=f"{heading}, chosen with {chosen}", title_justify="left", box=None, show_header=False)
+    for name, line in described(group, folders).items():
+        table.add_row(f"  [bold]{name}[/bold]", escape(line))
     return table
-
-
-def entries(group: str) -> dict[str, str]:
-    """Names of a config group with the first comment line of each file."""
-    folder = files("invdiff.configs") / group
-    found = {}
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            first = entry.read_text().partition("\n")[0]
-            found[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip() if first.startswith("#") else ""
-    return found

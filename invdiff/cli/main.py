@@ -6,37 +6,39 @@ import os
 import sys
 
 from invdiff._version import __version__
-from invdiff.cli.output import flushed, to_stdout
-from invdiff.cli.signals import ending_at_once
+from invdiff.cli.process import ending_at_once, flushed
 
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
-    "benchmark": "compare samplers on the same measurements, at what they cost; resumable",
+    "benchmark": "compare samplers on the same measurements, at equal cost; resumable",
     "tune": "search a sampler's settings on validation images; resumable",
-    "calibrate": "test whether a sampler's posterior is the posterior: ranks, coverage, TARP",
-    "train": "train a diffusion prior on a folder, .npz or .tar of images",
-    "check-operator": "check a forward model, yours or ours, against the rules, and say what it can be used with",
-    "check-prior": "check a prior, yours or ours: its contract, denoising, image range, cost and samples",
-    "list": "list operators, noise models, samplers, priors and example data",
+    "calibrate": "test a sampler's uncertainty: ranks, coverage, TARP",
+    "train": "train a prior on a folder, .npz or .tar of images, or on measurements",
+    "check-operator": "check a forward model against the rules, and list what it can be used with",
+    "check-prior": "check a prior: its contract, denoising, image range, cost and samples",
+    "check-sampler": "check a sampler against the rules",
+    "list": "list operators, noise models, samplers, priors, example data and experiments",
 }
 
 HELP = """invdiff: reconstruct images from measurements with diffusion priors
 
 usage: invdiff COMMAND [key=value ...]
 
-{commands}
-
 examples:
   invdiff reconstruct                                          a bundled photograph, 70 % of its pixels missing
   invdiff reconstruct operator=super_resolution operator.factor=4 num_samples=8
   invdiff reconstruct input=photo.jpg size=256 operator=gaussian_blur noise.sigma=0.02
   invdiff reconstruct measurement=y.npy operator=inpainting operator.mask=mask.png prior=brain
-  invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
-  invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
   invdiff benchmark experiment=quick                           five samplers, three operators, a leaderboard
   invdiff tune sampler=reddiff operator=inpainting             settings of a sampler, found on validation images
-  invdiff calibrate sampler=dps                                is its uncertainty right?
+  invdiff calibrate sampler=dps                                compare its uncertainty with its errors
+  invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
+  invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
+  invdiff check-sampler sampler=callable sampler.file=mine.py:DiffPIR
   invdiff list samplers
+
+commands:
+{commands}
 
 `invdiff COMMAND --help` explains a command and its options; every value it shows can be overridden as key=value.
 `--cfg job` prints the composed configuration, `-m` sweeps over comma-separated values."""
@@ -45,7 +47,7 @@ examples:
 def main() -> None:
     """Entry point of the `invdiff` script.
 
-    Exits with 0, 1 where a check fails or nobody reads the output any more, 2 after an error, 130 on Ctrl-C and 143 on
+    Exits with 0, 1 where a check fails or the reader of the output has left, 2 after an error, 130 on Ctrl-C and 143 on
     SIGTERM.
     """
     with ending_at_once():
@@ -58,25 +60,22 @@ def _run(arguments: list[str]) -> int:
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
-        with to_stdout():
-            print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
         return 0
     if arguments[0] == "-V" or "--version" in arguments:  # after a command, it would be hydra's
-        with to_stdout():
-            print(f"invdiff {__version__}")
+        print(f"invdiff {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"invdiff: error: unknown command {arguments[0]!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"invdiff: error: unknown command {arguments[0]!r} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
-    # How often a thread of torch looks for work before it lets another process have its core. OpenMP's own number is 30
-    # times larger: no faster on idle cores, but two to three times slower as soon as one of two is busy.
+    # OpenMP lets an idle thread spin 30 times longer: no faster on idle cores, two to three times slower on busy ones.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Imported only now: --help must not wait for torch and hydra.
     command = importlib.import_module(f"invdiff.cli.{arguments[0].replace('-', '_')}_command")
     from invdiff.cli.app import guarded
 
-    # A script does not see the modules of the folder it is run in; a `_target_` may be one of them. Behind all others.
+    # A `_target_` may be a module of the folder that the command runs in, which a script does not search. Last of all.
     if "" not in sys.path:
         sys.path.append("")
     sys.argv = [f"invdiff {arguments[0]}", *arguments[1:]]

@@ -1,53 +1,71 @@
-"""`invdiff train`: a prior from images, resumable, with a grid of samples and a model card at the end."""
+"""`invdiff train`: a prior from images or measurements, resumable, with a grid of samples and a model card."""
 
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tarfile import TarError
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
 from invdiff.benchmark.loggers import Logger, check_loggers, loggers
-from invdiff.cli.app import command
-from invdiff.cli.config_file import write_config
-from invdiff.cli.learning_run import learn
-from invdiff.cli.mixture_run import ONLY_MEASUREMENTS, fit_mixture, read_recipe
-from invdiff.cli.values import check_kinds
-from invdiff.engine.progress import progress_bar
-from invdiff.io import BadInput
+from invdiff.cli.app import command, typed, write_config
+from invdiff.cli.inputs import plain
+from invdiff.engine.progress import Watch, progress_bar
+from invdiff.io import BadInput, load_measurement
+from invdiff.io.measurement import PARAMETERS
+from invdiff.learning.em import Learner
+from invdiff.learning.learners import MixtureLearner, NetworkLearner
+from invdiff.learning.measured import operator_for_each
+from invdiff.operators import Noise
+from invdiff.priors import LowRankMixturePrior
 from invdiff.priors.networks.edm import EDMPrior
-from invdiff.priors.ode import generate
-from invdiff.priors.training.card import write_card
+from invdiff.priors.training.card import write_card, write_learned_card, write_mixture_card
 from invdiff.priors.training.images import read_images, split
+from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
 from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
-from invdiff.report.comparison import thumbnails
-from invdiff.streams import Streams, generator
+from invdiff.problem import InverseProblem, simulate
+from invdiff.ranges import Count
+from invdiff.report.prior_grid import write_grid
+
+ONLY_MEASUREMENTS = ("measurement", "operator", "noise", "sampler", "learning")  # unused on clean images
 
 
-@command("train", values=("data", "prior"))
+@command(
+    "train",
+    values=("data", "prior"),
+    options={"from": Literal["images", "measurements"], "prior": Literal["network", "mixture"], "grid": Count},
+)
 def main(config: DictConfig, output: Path) -> None:
-    """Train, or go on where a checkpoint under `output` stopped; writes `prior.safetensors`, `grid.png`, `card.md`."""
-    if config["from"] not in ("images", "measurements"):
-        raise BadInput(f"from must be images or measurements, what to train on, got {config['from']}")
-    if config.measurement is not None and config["from"] == "images":
-        raise BadInput("measurement= goes with from=measurements")
+    """Train, or resume from a checkpoint under `output`; writes `prior.safetensors`, `grid.png`, `card.md`."""
+    images = config["from"] == "images"
+    if config.measurement is not None and images:
+        raise BadInput("measurement= needs from=measurements")
     if config.data is None and config.measurement is None:
         raise BadInput("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
-    if not isinstance(config.grid, int) or config.grid < 1:
-        raise BadInput(f"grid must be a whole number from 1 on, got {config.grid}")
+    if config.init is not None and not (images and config.prior == "network"):
+        raise BadInput("init= needs from=images prior=network; other priors start from their data")
+    if config.size is not None and images and config.prior == "network":
+        raise BadInput(f"size={config.size} needs prior=mixture; a network is trained on crops of recipe.crop")
     check_loggers(config.log)
-    if config["from"] == "measurements":
-        learn(config, output, _images)
+    recipe = instantiate(config.mixture if config.prior == "mixture" else config.recipe, _convert_="all")
+    if not images:
+        done = _learn(config, recipe, output)
     elif config.prior == "mixture":
-        mixture = read_recipe(config)
-        fit_mixture(config, mixture, _images(config, mixture.channels), output)
-    elif config.prior == "network":
-        train_network(config, output)
+        done = _fit_mixture(config, recipe, output)
     else:
-        raise BadInput(f"prior must be network or mixture here, what to train, got {config.prior}")
+        done = _train_network(config, recipe, output)
+    Console(highlight=False, markup=False).print(
+        f"{done}; weights, card and samples are in {output}\n"
+        f"use them with prior.weights={output / 'prior.safetensors'}",
+        soft_wrap=True,
+    )
 
 
 def _images(config: DictConfig, channels: int) -> list[np.ndarray]:
@@ -56,64 +74,136 @@ def _images(config: DictConfig, channels: int) -> list[np.ndarray]:
     except (ValueError, EOFError, BadZipFile, TarError) as error:
         if isinstance(error, ValueError) and "pickle" not in str(error):
             raise
-        raise BadInput(f"data is damaged or of another kind than its name says: {config.data}") from error
+        raise BadInput(f"data is damaged, or not of the kind that its name says: {config.data}") from error
 
 
-def train_network(config: DictConfig, output: Path) -> None:
-    if config.size is not None:
-        raise BadInput(f"size={config.size} goes with prior=mixture; a network is trained on crops of recipe.crop")
-    check_kinds(config, "recipe")
-    recipe: Recipe = instantiate(config.recipe, _convert_="all")
+@contextmanager
+def _watched(
+    words: str, config: DictConfig, folder: Path, without: tuple[str, ...], state: Callable[[], str]
+) -> Iterator[tuple[Watch, Logger]]:
+    """A bar and a logger.
+
+    without  keys that the run does not use
+    state    where it was interrupted, in words
+    """
+    try:
+        with loggers(config.log, folder, config) as logger, progress_bar(1000, "‰", words) as bar:
+            yield Watch(bar, lambda: write_config(config, folder, without=without)), logger
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"interrupted {state()}; the same command resumes") from stop
+
+
+# -- from images -------------------------------------------------------------------------------------------------------
+
+
+def _train_network(config: DictConfig, recipe: Recipe, output: Path) -> str:
     images = _images(config, recipe.unet.channels)
     crop, (height, width, _) = recipe.crop, min((image.shape for image in images), key=lambda shape: min(shape[:2]))
     if min(height, width) < crop:
-        raise BadInput(f"recipe.crop={crop} does not fit an image of {height}x{width}; pad_to={crop} pads it")
+        raise BadInput(f"recipe.crop={crop} is larger than an image of {height}x{width}; pad_to={crop} pads it")
     training, validation = split(images, recipe.held_out)
     init = None if config.init is None else EDMPrior.load(config.init)
     trainer = Trainer(recipe, training, validation, output, init=init)
-    try:
-        with loggers(config.log, output, config) as logger:
-            prior = run_with_progress(trainer, config, logger)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"interrupted at step {trainer.step}; the same command goes on from there") from stop
-
-    clean = validation_set(validation, crop)
-    psnr = denoising_psnr(prior, clean, REPORT_SIGMAS, precision=recipe.precision)
-    thumbnails(sample_grid(prior, crop, config.grid), output / "grid.png", max(1, round(config.grid**0.5)))
-    write_card(output / "card.md", name=config.name, recipe=recipe, trainer=trainer, images=len(training), psnr=psnr)
-    Console(highlight=False, markup=False).print(
-        f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes; weights, card and samples are in {output}\n"
-        f"use them with prior.weights={output / 'prior.safetensors'}",
-        soft_wrap=True,
-    )
-
-
-def run_with_progress(trainer: Trainer, config: DictConfig, logger: Logger) -> EDMPrior:
-    """Train behind a bar that counts per mille of the run, which steps or minutes may bound.
-
-    The configuration is saved with the first step: what cannot start must not overwrite that of a run that did.
-    """
-    saved = False
-    with progress_bar(1000, "‰", "training") as bar:
+    with _watched("training", config, output, ONLY_MEASUREMENTS, lambda: f"at step {trainer.step}") as (watch, logger):
 
         def on_step(step: int, loss: float) -> None:
-            nonlocal saved
-            if not saved:
-                write_config(config, trainer.folder, without=ONLY_MEASUREMENTS)
-                saved = True
-            bar.update(int(1000 * min(1.0, trainer.progress())) - bar.n)
-            bar.set_postfix(step=step, loss=f"{loss:.3f}", refresh=False)
+            watch.at(trainer.progress(), step=step, loss=f"{loss:.3f}")
             logger.scalars({"loss": loss}, step)
 
         def on_validation(row: dict[str, float]) -> None:
-            logger.scalars({f"validation/{name}": value for name, value in row.items() if name != "step"}, trainer.step)
+            scores = {f"validation/{name}": value for name, value in row.items() if name != "step"}
+            logger.scalars(scores, trainer.step)
 
-        return trainer.run(on_step, on_validation)
+        prior = trainer.run(on_step, on_validation)
+    psnr = denoising_psnr(prior, validation_set(validation, crop), REPORT_SIGMAS, precision=recipe.precision)
+    write_grid(prior, prior.shape or (prior.network.spec.channels, crop, crop), config.grid, output / "grid.png")
+    write_card(output / "card.md", name=config.name, recipe=recipe, trainer=trainer, images=len(training), psnr=psnr)
+    return f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes"
 
 
-def sample_grid(prior: EDMPrior, size: int, count: int, steps: int = 40, seed: int = 0) -> torch.Tensor:
-    """Unconditional samples (count, C, H, W); a prior of any size is sampled at its training crop."""
-    shape = prior.shape or (prior.network.spec.channels, size, size)
-    streams = Streams([generator(seed, "generate", i) for i in range(count)], shape, "cpu")
-    with progress_bar(steps, "step", "sampling") as bar:
-        return generate(prior.cpu(), streams.normal(), steps=steps, on_step=lambda _: bar.update())
+def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str:
+    training, validation = split(_images(config, recipe.channels), recipe.held_out)
+    held_out = stack_images(validation, recipe.size)
+    fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output)
+    unused = ("recipe", *ONLY_MEASUREMENTS)
+    with _watched("fitting", config, output, unused, lambda: f"after iteration {fit.iteration}") as (watch, logger):
+
+        def on_iteration(row: dict[str, float | list[int]]) -> None:
+            if row["reseeded"]:
+                words = f"iteration {row['iteration']}: components {row['reseeded']} had too few images, seeded again"
+                watch.bar.write(words)
+            watch.at(fit.progress(), train=row["log_likelihood"], held_out=row["held_out"])
+            numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+            logger.scalars(numbers, fit.iteration)
+
+        prior = fit.run(on_iteration)
+    write_grid(prior, fit.shape, config.grid, output / "grid.png")
+    given = [f"{key}={config[key]}" for key in ("pad_to", "size") if config[key] is not None]
+    given += [f"mixture.{key}={config.mixture[key]}" for key in ("components", "rank")]
+    words = shlex.join(["invdiff", "train", "prior=mixture", f"data={config.data}", *given])
+    psnr = denoising_psnr(prior, held_out, REPORT_SIGMAS)
+    write_mixture_card(output / "card.md", name=config.name, fit=fit, command=words, psnr=psnr)
+    minutes = fit.seconds / 60
+    return f"{fit.iteration} iterations in {minutes:.1f} minutes, held-out log-likelihood {fit.best:.1f} nats per image"
+
+
+# -- from measurements -------------------------------------------------------------------------------------------------
+
+
+def _learn(config: DictConfig, recipe: MixtureRecipe | Recipe, output: Path) -> str:
+    plan = instantiate(config.learning)
+    problem, truth = _measurements(config, recipe)
+    learner: Learner
+    if isinstance(recipe, MixtureRecipe):
+        learner = MixtureLearner(plan, recipe, problem, output)
+    else:
+        learner = NetworkLearner(plan, recipe, problem, output, sampler=instantiate(config.sampler))
+    unused = ("recipe" if config.prior == "mixture" else "mixture",)
+    with _watched("learning", config, output, unused, lambda: f"after round {learner.round}") as (watch, logger):
+
+        def on_round(row: dict[str, Any]) -> None:
+            watch.bar.set_postfix(round=row["round"], held_out=row["held_out"], refresh=False)
+            if row["held_out"] is not None:
+                logger.scalars({"held_out": row["held_out"]}, row["round"])
+
+        prior = learner.run(on_round, watch.at)
+    words, score = "a network", "the last round"
+    if isinstance(prior, LowRankMixturePrior):
+        words = f"{prior.components} Gaussians of rank {prior.directions.shape[1]}, in closed form"
+        score = f"the best round, by the evidence of the held-out measurements: {learner.best:.1f} nats"
+    write_grid(prior, learner.problem.image_shape, config.grid, output / "grid.png")
+    held_out = None if truth is None else truth[learner.held_out_index]
+    write_learned_card(
+        output / "card.md",
+        name=config.name,
+        prior=words,
+        measurements=learner.problem.images,
+        measured_by=type(learner.problem.operator).__name__,
+        rounds=learner.round,
+        minutes=learner.seconds / 60,
+        score=score,
+        command=shlex.join(["invdiff", "train", *typed()]),
+        psnr=None if held_out is None else denoising_psnr(prior, held_out, REPORT_SIGMAS),
+    )
+    minutes, last = learner.seconds / 60, learner.rows[-1]["prior"]
+    return f"{learner.round} rounds in {minutes:.1f} minutes, the last one of a {last}"
+
+
+def _measurements(config: DictConfig, recipe: MixtureRecipe | Recipe) -> tuple[InverseProblem, Tensor | None]:
+    """All measurements as one problem, and the true images where they are measured here."""
+    noise: Noise = instantiate(config.noise)
+    if config.measurement is None:
+        channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
+        truth = stack_images(_images(config, channels), config.size)
+        settings = plain(config.operator)
+        cls = get_class(settings.pop("_target_"))
+        operator = operator_for_each(cls, settings, tuple(truth.shape[1:]), len(truth)) or instantiate(config.operator)
+        y = simulate(truth, operator, noise, config.learning.seed)
+        return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:])), truth
+    if config.data is not None:
+        raise BadInput("give data= (images, measured here) or measurement= (a file of measurements), not both")
+    open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
+    given = load_measurement(Path(str(config.measurement)), parameters=open_, allow_nan=True)
+    operator = instantiate(config.operator, **given.parameters)
+    y = given.y[:, None] if given.y.dim() == 3 else given.y  # grey images without an axis for their channel
+    return InverseProblem(operator, noise, y, image_shape=getattr(recipe, "shape", None)), None

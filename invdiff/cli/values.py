@@ -1,34 +1,69 @@
-"""Values of the wrong kind, found before anything is built from them: a word for a number, half a step."""
+"""Values of a configuration, checked against the types and ranges of the parameters that they go to."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
 from invdiff.io import BadInput
+from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, fits, in_words
+
+Side = Annotated[int, Range(low=8)]
+
+NODES = ("operator", "noise", "prior", "sampler", "data", "compute", "volume", "save", "recipe", "mixture", "learning")
+OPTIONS: dict[str, Any] = {
+    "num_samples": Count,
+    "seed": WholeNumber,
+    "images": Count | None,
+    "size": Side | None,
+    "trials": Count,
+    "batch": Count,
+    "prune_after": Count | None,
+    "grid": WholeNumber,
+    "steps": Annotated[int, Range(low=2)],
+    "resolution": NotNegative,
+    "input": str | None,
+    "measurement": str | None,
+    "recommended": bool,
+    "clouds": bool,
+    "fid": bool,
+    "contract": bool,
+    "evaluation.best_of": bool,
+    "budget.own": bool,
+    "budget.vjp_weight": Positive | None,
+    "save.thumbnails": WholeNumber,
+}
 
 
-def check_kinds(config: DictConfig, *keys: str) -> None:
-    """Raise BadInput, naming the option, where a value does not fit the annotation of the parameter it goes to.
+def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
+    """Check every node with a `_target_` and every option; raises BadInput, naming the first that does not fit.
 
-    keys  top-level keys to look into; everything below them that has a `_target_` is checked
+    options  types of options by dotted name, where this command differs from `OPTIONS`
     """
-    for key in keys:
-        if isinstance(config[key], DictConfig):
+    for name, hint in {**OPTIONS, **options}.items():
+        *above, last = name.split(".")
+        node = config.get(above[0]) if above else config
+        if (above and above[0] not in config) or (isinstance(node, DictConfig) and last not in node):
+            continue  # an option of other commands
+        value = node[last] if isinstance(node, DictConfig) else None
+        if not _can_be(value, hint):
+            raise BadInput(f"{name} must be {_in_words(hint)}, got {value}")
+    for key in NODES:
+        if isinstance(config.get(key), DictConfig):
             check_node(config[key], key)
 
 
 def check_node(node: DictConfig, path: str) -> None:
-    """The same for one node, which stands at `path`."""
+    """Check the values of a node, which stands at `path`, against the annotations of its `_target_`."""
     hints = _annotations(node["_target_"], path) if "_target_" in node else {}
     for name, value in node.items():
         here = f"{path}.{name!s}"
-        if name in hints and not fits(value, hints[name]):
-            raise BadInput(f"{here} must be {in_words(hints[name])}, got {value}")
+        if name in hints and not _can_be(value, hints[name]):
+            raise BadInput(f"{here} must be {_in_words(hints[name])}, got {value}")
         if isinstance(value, DictConfig):
             check_node(value, here)
 
@@ -39,61 +74,36 @@ def _annotations(target: str, path: str) -> dict[str, Any]:
     except ImportError as error:
         raise BadInput(f"{path}._target_={target} cannot be loaded: {' '.join(str(error).split())}") from error
     try:
-        return get_type_hints(called.__init__ if inspect.isclass(called) else called)
+        return get_type_hints(called.__init__ if inspect.isclass(called) else called, include_extras=True)
     except NameError:  # names imported for type checkers only
         return {}
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from a config can be meant for a parameter with this annotation; in doubt it can."""
-    if hint is Any:
-        return True
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(fits(value, choice) for choice in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if hint in (bool, NoneType):
-        return isinstance(value, hint)
-    if isinstance(value, bool):
-        return False
-    if hint is int:
-        return isinstance(value, int)
-    if hint is float:
-        return isinstance(value, (int, float))
-    if hint in (str, Path):
-        return isinstance(value, str)
-    if (origin or hint) in (tuple, list, Sequence):
-        return isinstance(value, ListConfig)
-    # Any other class is built from a node of its own, or (tensors, arrays) from a list.
-    return not inspect.isclass(hint) or isinstance(value, (DictConfig, ListConfig))
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a file",
-    NoneType: "null",
-}
+def _written(hint: Any) -> bool:
+    """True for numbers, words and the like; lists, tensors and objects are lists or nodes in a configuration."""
+    return hint in (bool, int, float, str, NoneType) or get_origin(hint) in (Annotated, Literal)
 
 
-def _is_foreign(hint: Any) -> bool:
-    return inspect.isclass(hint) and get_origin(hint) is None and hint not in (*_WORDS, tuple, list)
+def _can_be(value: Any, hint: Any) -> bool:
+    for choice in _choices(hint):
+        choice = str if choice is Path else choice
+        if choice is Any:
+            return True
+        if _written(choice):
+            if fits(value, choice):
+                return True
+        elif isinstance(value, (DictConfig, ListConfig)) or not inspect.isclass(get_origin(choice) or choice):
+            return True
+    return False
 
 
-def in_words(hint: Any) -> str:
-    """What to write for a parameter with this annotation."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        # Tensors and the like cannot be written on a command line: they are named only where nothing else would do.
-        choices = [c for c in get_args(hint) if not _is_foreign(c)] or get_args(hint)
-        return " or ".join(dict.fromkeys(in_words(choice) for choice in choices))
-    if origin is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if (origin or hint) in (tuple, list, Sequence):
-        return f"a list of {len(get_args(hint))}" if get_args(hint) and ... not in get_args(hint) else "a list"
-    return getattr(hint, "__name__", str(hint))
+def _in_words(hint: Any) -> str:
+    """What to write; tensors and objects are named only where there is no other choice."""
+    choices = [str if choice is Path else choice for choice in _choices(hint)]
+    written = [in_words(choice) for choice in choices if _written(choice)]
+    lists = ["a list"] if any((get_origin(choice) or choice) in (tuple, list) for choice in choices) else []
+    return " or ".join(dict.fromkeys(written + lists)) or in_words(hint)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from invdiff.contracts.verdict import Verdict
 from invdiff.engine.device import peak_memory_mb, reset_peak_memory, shortest
 from invdiff.priors import CallablePrior, Prior
 from invdiff.priors.networks.parametrised import ParametrisedPrior
@@ -45,15 +46,6 @@ class Level:
     denoised: float
     kept: float
     outside: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Result of a rule: "passed", "warning", "failed", or "n/a" where it does not apply; and the reason."""
-
-    rule: str
-    result: str
-    words: str = ""
 
 
 @dataclass(frozen=True)

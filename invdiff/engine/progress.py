@@ -1,6 +1,8 @@
 """The progress bar, the same everywhere."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.auto import tqdm as tqdm_auto
@@ -22,3 +24,22 @@ def progress_bar(total: int, unit: str, description: str, *, show: bool = True, 
         mininterval=0.2 if interactive else 30,
         dynamic_ncols=interactive,
     )
+
+
+class Watch:
+    """A bar in per mille of a run, which steps or minutes may bound.
+
+    save  called at the first step: a run that cannot start must not overwrite the configuration of one that did
+    """
+
+    def __init__(self, bar: tqdm, save: Callable[[], None]) -> None:
+        self.bar, self.save, self.saved = bar, save, False
+
+    def at(self, share: float, **shown: Any) -> None:
+        """The share of the run that is done, and numbers to show."""
+        if not self.saved:
+            self.save()
+            self.saved = True
+        self.bar.update(int(1000 * min(1.0, share)) - self.bar.n)
+        if shown:
+            self.bar.set_postfix(shown, refresh=False)

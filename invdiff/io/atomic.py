@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, whatever happens in the middle of writing."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"  # how the name of an unfinished file ends; it begins with a dot
@@ -42,3 +43,18 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def removed_if_empty(folder: Path, *, made_for_it: bool = False) -> Iterator[None]:
+    """Folders that are made on the way to `folder`, itself included, go again if they are empty at the end.
+
+    made_for_it  the folder exists already, but hydra made it a moment ago
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists() or (made_for_it and path == folder)]
+    try:
+        yield
+    finally:
+        for path in created:
+            with suppress(OSError):  # not empty, or never made
+                path.rmdir()

@@ -1,5 +1,8 @@
 """Images to try things on, without a download: photographs of scikit-image, and draws from a prior itself."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -48,3 +51,16 @@ def drawn_from_prior(
     else:
         images = generate(prior, streams.normal(), steps=steps).clamp(*prior.value_range)
     return [f"generated_{i:03d}" for i in range(count)], list(torch.permute(images, (0, 2, 3, 1)).numpy())
+
+
+def example_for(prior: Prior, count: int) -> partial[tuple[list[str], list[np.ndarray]]]:
+    """Examples for a prior: photographs for colour images, a grey one for any size, else draws of the prior."""
+    if prior.channels in (3, None):
+        return partial(_photographs, ("cat", "astronaut", "coffee", "rocket")[:count])
+    if prior.shape is None:
+        return partial(photograph, "camera", None)
+    return partial(drawn_from_prior, count)
+
+
+def _photographs(names: Sequence[str], *, prior: Prior, seed: int) -> tuple[list[str], list[np.ndarray]]:
+    return list(names), [photograph(name, None)[1][0] for name in names]

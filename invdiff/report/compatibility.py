@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from invdiff.operators import GaussianNoise, Inpainting, Operator, PoissonNoise, SuperResolution, as_operator
@@ -88,6 +89,17 @@ def headings() -> list[str]:
 def cells(row: Row) -> list[str]:
     able = ["yes" if able else "–" for able in row.operators.values()]  # noqa: RUF001, as tables show nothing
     return [row.name, *able, row.noise, row.prior, str(row.forwards), str(row.vjps)]
+
+
+def table() -> Table:
+    """A table for the terminal."""
+    title = "what each can solve, and network calls of a sample with its defaults"
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for number, words in enumerate(headings()):
+        made.add_column(words, justify="right" if number >= len(headings()) - 2 else "left")
+    for row in compatibility():
+        made.add_row(*cells(row))
+    return made
 
 
 def markdown() -> str:

@@ -1,13 +1,20 @@
-"""One picture of a prior: its denoising curve, an image denoised at each level, and images that it draws itself."""
+"""The check of a prior as JSON, as a table, and as a picture with its denoising curve and its samples."""
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from invdiff.contracts.prior_figures import Level
+from invdiff.contracts.prior_figures import CallCost, Level
+from invdiff.contracts.prior_report import PriorReport
 from invdiff.report.comparison import save_figure
+from invdiff.scores.metrics import for_json
+from invdiff.shapes import describe_shape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +23,50 @@ if TYPE_CHECKING:
 __all__ = ["picture", "save_figure"]
 
 MOST_COLUMNS = 8
+
+
+def as_json(found: PriorReport) -> dict[str, Any]:
+    prior = found.prior
+    return {
+        "prior": type(prior).__name__,
+        "shape": prior.shape,
+        "channels": prior.channels,
+        "sigma_range": [for_json(s) for s in prior.sigma_range],
+        "value_range": list(prior.value_range),
+        "differentiable": prior.differentiable,
+        "images": list(found.names),
+        "levels": [{key: for_json(value) for key, value in asdict(level).items()} for level in found.levels],
+        "readings": {words: for_json(psnr) for words, psnr in found.readings.items()},
+        "cost": None if found.cost is None else asdict(found.cost),
+        "verdicts": [asdict(verdict) for verdict in found.verdicts],
+    }
+
+
+def levels_table(found: PriorReport, shape: tuple[int, ...]) -> Table:
+    """PSNR before and after one call, at each noise level."""
+    names = ", ".join(found.names[:4])
+    title = f"{type(found.prior).__name__} on {len(found.names)} image(s) of {describe_shape(shape)}: {names}"
+    table = Table(title=Text(title), title_justify="left")
+    for heading in ("sigma", "noisy", "denoised", "gain", "error", "outside"):
+        table.add_column(heading, justify="right")
+    for level in found.levels:
+        gain = level.denoised - level.noisy
+        cells = (f"{level.sigma:.3g}", _db(level.noisy), _db(level.denoised), _db(gain, "+"), f"{level.kept:.2f}")
+        style = "" if gain > 0 else "bold red"
+        table.add_row(*(Text(cell, style) for cell in (*cells, f"{100 * level.outside:.1f} %")))
+    return table
+
+
+def _db(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.1f} dB" if math.isfinite(value) else str(value)
+
+
+def cost_in_words(cost: CallCost, device: torch.device) -> str:
+    vjp = "no VJP" if cost.vjp is None else f"a VJP {1000 * cost.vjp:.1f} ms"
+    return (
+        f"one image takes {1000 * cost.forward:.1f} ms a call, {vjp}, on {device}; {cost.parameters / 1e6:.2f} million "
+        f"parameters, peak memory {cost.peak_memory_mb:.0f} MB"
+    )
 
 
 def picture(

@@ -1,7 +1,11 @@
-"""One picture of a search: how the score fell or rose from trial to trial, and how it lies over each setting."""
+"""A search as a picture (the score from trial to trial, and over each setting), as a table, and in words."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
 
 from invdiff.report.comparison import _plain
 from invdiff.tuning.space import Parameter, Range
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SHOWN = 5  # of the best trials
 MARGIN_LOG = 1.15  # beside the ends of a range, so that no dot is cut
 _DATA, _FIRST, _STOPPED = "#3b6ea5", "#c8553d", "0.7"
 
@@ -104,3 +109,49 @@ def _dots(axis: "Axes", places: list[tuple[float, Tried]]) -> None:
     for first, colour, marker, label in ((False, _DATA, "o", "complete"), (True, _FIRST, "D", "tried first")):
         chosen = [(x, t.score or 0.0) for x, t in places if (t.origin != SEARCHED) == first]
         axis.plot([x for x, _ in chosen], [y for _, y in chosen], marker, color=colour, ms=4.5, label=label)
+
+
+def found_in_words(tuning: Tuning, best: Tried) -> tuple[Table, list[str]]:
+    """The best trials, and the known settings, as a table; the outcome of the search in words."""
+    trials, validation = tuning.trials(), tuning.validation
+    ranked = tuning.ranked()
+    shown = ranked[:SHOWN] + [t for t in ranked[SHOWN:] if t.origin != SEARCHED]
+    kind = type(tuning.search.sampler).__name__
+    title = f"{kind} · {SCORES[validation.score]} on {len(validation.truth)} images"
+    counts = {state: sum(t.state == state for t in trials) for state in dict.fromkeys(t.state for t in trials)}
+    lines = [f"{len(trials)} trials: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
+    importance = tuning.importance()
+    if importance:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in importance.items())
+        lines.append(f"importance of the settings, over the complete trials: {shares}")
+    given = next((t for t in trials if t.origin == "given"), None)
+    if best.origin != SEARCHED:
+        lines.append(f"no trial was better than the settings {best.origin!r}")
+    elif given is not None and given.score is not None and given.complete():
+        lines.append(f"best {best.score:.4g}, your settings {given.score:.4g}")
+    return trials_table(shown, tuning.search.parameters, validation.score, title), lines
+
+
+def trials_table(trials: Sequence[Tried], parameters: Sequence[Parameter], score: str, title: str) -> Table:
+    """Trials of a search, with their settings as they are in the sampler: known ones may lie outside of the space."""
+    table = Table(title=Text(title), title_justify="left")
+    names = [parameter.name for parameter in parameters]
+    short = [name.rpartition(".")[2] for name in names]
+    for heading in ("trial", "from", score, "calls", *(short if len({*short}) == len(short) else names)):
+        table.add_column(heading, justify="left" if heading == "from" else "right", no_wrap=heading == "from")
+    for trial in trials:
+        values = [_word(_setting(trial.sampler, name)) for name in names]
+        table.add_row(*map(Text, (str(trial.number), trial.origin, f"{trial.score:.4g}", f"{trial.calls:g}", *values)))
+    return table
+
+
+def _setting(node: Any, name: str) -> Any:
+    if node["_target_"].endswith(".from_file"):
+        node = node["settings"]
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _word(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)

@@ -21,7 +21,7 @@ from invdiff.samplers.splitting.daps import DAPS
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Sampler):
-    """A sampler with its recommended settings, chosen by what operator, noise and prior offer."""
+    """The sampler that fits operator, noise and prior, with its recommended settings; the default."""
 
     def resolve(self, problem: InverseProblem, prior: Prior) -> tuple[Sampler, str | None]:
         cls, reason = self._choice(problem, prior)

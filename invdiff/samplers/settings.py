@@ -4,7 +4,7 @@ Settings have three owners: defaults stand in the dataclass of a sampler, recomm
 ones in `configs/experiment/paper/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.samplers.base import Sampler, all_samplers
+from invdiff.user_module import file_of
 
 # By sampler, then by class of operator or by trait (see `_traits`), the class first. "Brains" are validation slices of
 # 128x128 pixels with the small brain prior, noise 0.025; figures are dB of one sample.
@@ -204,16 +205,58 @@ def with_settings(sampler: Any, settings: Mapping[str, Any]) -> Any:
 def as_config(thing: Any) -> Any:
     """A sampler, and the dataclasses inside it, as a node from which hydra makes it again, every setting included.
 
+    A sampler that was read from a file is read from it again.
+
     Raises ValueError for a setting that is no dataclass, number, word, truth value, list or None.
     """
     if is_dataclass(thing) and not isinstance(thing, type):
-        target = f"{type(thing).__module__}.{type(thing).__qualname__}"
-        return {"_target_": target, **{f.name: as_config(getattr(thing, f.name)) for f in fields(thing)}}
+        cls = type(thing)
+        settings = {f.name: as_config(getattr(thing, f.name)) for f in fields(thing)}
+        file = file_of(cls.__module__)
+        if file is not None:
+            return from_file_node(f"{file}:{cls.__qualname__}", settings)
+        return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **settings}
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
     if isinstance(thing, (tuple, list)):
         return [as_config(value) for value in thing]
     raise ValueError(f"a setting like {thing!r} cannot be written as a configuration, so the sampler cannot be tuned")
+
+
+def from_file_node(file: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of a sampler in a file; `_convert_` so that the settings arrive as plain values."""
+    target = "invdiff.samplers.from_file.from_file"
+    return {"_target_": target, "_convert_": "all", "file": file, "settings": dict(settings)}
+
+
+def given_settings(sampler: Sampler, named: Collection[str] = ()) -> dict[str, Any]:
+    """Settings of a sampler that differ from its defaults or were named, by dotted name: `given` of `settings_for`.
+
+    named  dotted names; that of a dataclass stands for all settings inside it
+    """
+    return dict(_given(sampler, type(sampler)(), named, ""))
+
+
+def _given(thing: Any, default: Any, named: Collection[str], before: str) -> Iterator[tuple[str, Any]]:
+    for field in fields(thing):
+        name, value = before + field.name, getattr(thing, field.name)
+        own = getattr(default, field.name, None)
+        if not is_dataclass(value):
+            if value != own or any(n == name or name.startswith(f"{n}.") for n in named):
+                yield name, value
+            continue
+        if type(value) is not type(own):  # another class, with all its settings
+            yield name, value
+            named = [*named, name]
+        yield from _given(value, own, named, f"{name}.")
+
+
+def dotted(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= dotted(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -1,14 +1,16 @@
 """Scores of a sampler's settings on validation images: one number for each image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.io import BadInput
+from invdiff.benchmark.grid import Images
+from invdiff.benchmark.images import Source, load_images
+from invdiff.io import BadInput, Slicing
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.priors.closed_form.base import ClosedFormPrior
@@ -109,3 +111,22 @@ class Validation:
         """The images of each batch, by their indices."""
         every = list(range(len(self.truth)))
         return [every[start : start + self.batch] for start in every[:: self.batch]]
+
+
+def validation_images(
+    source: Source, prior: Prior, count: int, *, slicing: Slicing | None, size: int | None, seed: int
+) -> tuple[Images, str]:
+    """Images that no test sees, and the split in words: draws with another seed, or the last `count` of a folder."""
+    found = load_images([source], prior, {}, slicing=slicing, size=size, seed=seed)
+    if source.drawn:
+        return found, f"validation: {count} images drawn from the prior with seed {seed}; no other seed draws them"
+    there, names = len(found), list(found.names)
+    if source.files is None:
+        return found, f"validation: {' and '.join(names)}, all images of data=; test on other images"
+    if there < count:
+        raise BadInput(f"images={count}, but there are {there} in {source.files}")
+    last = slice(there - count, None)
+    found = replace(found, truth=found.truth[last], names=names[last], keys=found.keys[last])
+    words = f"validation: the last {count} of {there} images in {source.files}, {found.names[0]} to {names[-1]}"
+    others = f"the others: images={there - count} of benchmark takes them" if there > count else "others"
+    return found, f"{words}; test on {others}"

@@ -13,7 +13,7 @@ import pytest
 from invdiff.benchmark import sets as image_sets
 from invdiff.benchmark.lock import held
 from invdiff.benchmark.store import Store
-from invdiff.cli.signals import Terminated
+from invdiff.cli.process import Terminated
 from invdiff.io.atomic import PARTIAL
 
 Run = Callable[..., Any]
@@ -99,7 +99,7 @@ def test_stopped_it_keeps_its_rows_and_writes_its_pages(
 ) -> None:
     second_batch(stop)
     done = benchmark("operators=[denoising]", "samplers=[{dps:{schedule:{steps:2}}}]")
-    told = "interrupted; all batches that were finished are in out, the same command goes on from there"
+    told = "interrupted; all finished batches are in out, the same command resumes"
     assert (done.code, done.err) == (code, f"invdiff: {told}\n")
     kept = stored()
     assert [row[:3] for row in kept] == [("dps", 0, 0), ("dps", 0, 1)]
@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_from_the_beginning(benchmark: Run, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", full)
     done = benchmark("operators=[denoising]")
-    kept = "what is stored in the output folder stays"
+    kept = "results stored in the output folder are kept"
     assert (done.code, done.err) == (2, f"invdiff: error: No space left on device: out/config.yaml; {kept}\n")
     assert not Path("out").exists(), "nor is half of a config.yaml left"
 
@@ -183,5 +183,8 @@ def test_without_what_fid_needs_it_says_so_before_it_begins(
     second_batch(KeyboardInterrupt())
     done = benchmark("operators=[denoising]", "fid=true", "save.reconstructions=true")
     first, last = done.err.splitlines()
-    assert first == "invdiff: fid=true: FID and KID need the package torch-fidelity; going on without them"
+    assert (
+        first
+        == "invdiff: fid=true: FID and KID need the package torch-fidelity; the leaderboard will be without FID and KID"
+    )
     assert last.startswith("invdiff: interrupted")

@@ -149,25 +149,22 @@ def one_less(weights: Weights) -> Weights:
     return dict(list(weights.items())[:-1])
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (truncated, "may be incomplete"),
-        (not_a_number, "holds NaN or infinity in"),
-        (
-            lambda _: dict(nn.Linear(3, 2).state_dict()),
-            r"must hold .* it has no|holds no weights of deepinv",
-        ),
-        (lambda _: {}, "holds no weights by name"),
-        (lambda _: [1], "holds no weights by name, it is a list"),
-        (one_less, r"it lacks|Missing key"),
-        (one_channel_more, r"out_channels must be|prior and image do not match|instead of|size mismatch"),
-    ],
-)
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_file_that_cannot_be_used(
-    name: str, spoil: Callable[[Weights], Any], said: str, check: Run, tmp_path: Path
-) -> None:
+SPOILS: list[tuple[Callable[[Weights], Any], str]] = [
+    (truncated, "may be incomplete"),
+    (not_a_number, "holds NaN or infinity in"),
+    (lambda _: dict(nn.Linear(3, 2).state_dict()), r"must hold .* it has no|holds no weights of deepinv"),
+    (lambda _: {}, "holds no weights by name"),
+    (lambda _: [1], "holds no weights by name, it is a list"),
+    (one_less, r"it lacks|Missing key"),
+    (one_channel_more, r"out_channels must be|prior and image do not match|instead of|size mismatch"),
+]
+# Every fault of one format, and another fault of each of the others.
+FAULTS = [(name, fault) for i, name in enumerate(ADAPTERS) for fault in (range(7) if i == 0 else (i % 7,))]
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS)
+def test_a_file_that_cannot_be_used(name: str, fault: int, check: Run, tmp_path: Path) -> None:
+    spoil, said = SPOILS[fault]
     spoilt = spoil(weights_of(name))
     if isinstance(spoilt, bytes):
         (tmp_path / "weights.pt").write_bytes(spoilt)

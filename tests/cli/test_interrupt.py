@@ -90,6 +90,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "code"),
     [
@@ -112,7 +113,7 @@ def test_a_signal_that_is_to_be_ignored_is(tmp_path: Path) -> None:
     """As a shell has it for what runs in its background."""
     code = """
 import os, signal
-from invdiff.cli.signals import ending_at_once, raising
+from invdiff.cli.process import ending_at_once, raising
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 with ending_at_once():
     os.kill(os.getpid(), signal.SIGINT)
@@ -127,7 +128,7 @@ print("to its end")
 def test_a_forked_worker_dies_of_sigterm_as_ever(tmp_path: Path) -> None:
     code = """
 import os, signal, time
-from invdiff.cli.signals import ending_at_once, raising
+from invdiff.cli.process import ending_at_once, raising
 with ending_at_once(), raising():
     reader, writer = os.pipe()
     child = os.fork()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FULL = Path("/dev/full")
 SAMPLERS = ["list", "samplers"]  # printed by rich, and the help of a command by hydra
 

@@ -65,7 +65,7 @@ def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> N
         "operators=[{ct:{views:4}},denoising]",
     )
     zetas = {}
-    for folder, more in (("out", ()), ("plain", ("use_recommended=false",))):
+    for folder, more in (("out", ()), ("plain", ("recommended=false",))):
         assert invdiff(*words, *more, f"output={folder}").code == 0
         for record in Store(Path(folder)).all_records().values():
             zetas[folder, record["sampler"], record["operator"]] = record["settings"]["sampler"]["zeta"]

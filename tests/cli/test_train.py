@@ -99,7 +99,7 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", step)
         done = train("data=images.npz", "recipe.steps=8", "grid=1")
-    assert (done.code, done.err) == (130, "invdiff: interrupted at step 3; the same command goes on from there\n")
+    assert (done.code, done.err) == (130, "invdiff: interrupted at step 3; the same command resumes\n")
     assert {p.name for p in Path("made").iterdir()} == {"checkpoint.pt", "config.yaml"}
     done = train("data=images.npz", "recipe.steps=8", "grid=1")
     assert done.code == 0, done.err

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from invdiff.cli.learning_run import operator_for_each
 from invdiff.learning.learners import MixtureLearner
-from invdiff.operators import Inpainting
+from invdiff.learning.measured import operator_for_each
+from invdiff.operators import GaussianBlur, Inpainting
 from invdiff.priors import load_prior
 
 Run = Callable[..., Any]
@@ -109,7 +108,7 @@ def test_interrupted_and_going_on(train: Run, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(MixtureLearner, "fit", stopped)
         done = train(*words)
-    assert (done.code, done.err) == (130, "invdiff: interrupted after round 2; the same command goes on from there\n")
+    assert (done.code, done.err) == (130, "invdiff: interrupted after round 2; the same command resumes\n")
     assert load_prior(weights="made/prior.safetensors").shape == (1, 8, 8)
     assert train(*words).code == 0
     assert [row["round"] for row in rows()] == [1, 2, 3]
@@ -143,13 +142,10 @@ def test_errors_teach(train: Run, words: tuple[str, ...], error: str) -> None:
 
 def test_random_choices_are_made_for_each_image() -> None:
     """Where the class knows how; a mask that was given, or lines that are not random, are those of all."""
-    target = {"_target_": "invdiff.operators.Inpainting", "margin": None, "axis": "rows", "text_height": 0.1, "seed": 3}
-    operator = operator_for_each(OmegaConf.create(target | {"keep": 0.5}), (1, 8, 8), 5)
+    settings = {"margin": None, "axis": "rows", "text_height": 0.1, "seed": 3}
+    operator = operator_for_each(Inpainting, settings | {"keep": 0.5}, (1, 8, 8), 5)
     assert isinstance(operator, Inpainting)
     assert operator.images == 5
     assert len({tuple(mask.flatten().tolist()) for mask in operator.mask_of((1, 8, 8))}) == 5
-    blur = {"_target_": "invdiff.operators.GaussianBlur", "std": 1.0, "kernel_size": 5}
-    for config in (target | {"text": "words"}, blur):
-        shared = operator_for_each(OmegaConf.create(config), (1, 8, 8), 5)
-        assert shared.images == 1
-        assert type(shared) is type(instantiate(OmegaConf.create(config)))
+    assert operator_for_each(Inpainting, settings | {"text": "words"}, (1, 8, 8), 5) is None
+    assert operator_for_each(GaussianBlur, {"std": 1.0, "kernel_size": 5}, (1, 8, 8), 5) is None

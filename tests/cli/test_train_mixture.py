@@ -104,7 +104,7 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         done = train(*words)
     assert (done.code, done.err) == (
         130,
-        "invdiff: interrupted after iteration 2; the same command goes on from there\n",
+        "invdiff: interrupted after iteration 2; the same command resumes\n",
     )
     assert {p.name for p in Path("made").iterdir()} == {
         "checkpoint.pt",
@@ -119,13 +119,13 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("prior=gaussian",), "prior must be network or mixture here, what to train, got gaussian"),
+        (("prior=gaussian",), "prior must be one of network, mixture, got gaussian"),
         (("mixture.components=30",), "components=30 need at least 60 images, got 36; take fewer components or more"),
-        (("mixture.rank=many",), "mixture.rank must be a whole number, got many"),
+        (("mixture.rank=many",), "mixture.rank must be an integer, got many"),
         (("mixture.rank=0",), "rank of a mixture must be an integer >= 1, got 0"),
         (("size=64",), "size=64 needs square images of 64 pixels or more, got 16x16"),
-        (("init=some.safetensors",), "init= goes with prior=network"),
-        (("prior=network", "size=8"), "size=8 goes with prior=mixture"),
+        (("init=some.safetensors",), "init= needs from=images prior=network"),
+        (("prior=network", "size=8"), "size=8 needs prior=mixture"),
     ],
 )
 def test_errors_teach(train: Run, words: tuple[str, ...], error: str) -> None:

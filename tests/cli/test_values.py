@@ -1,82 +1,67 @@
-"""Whether a value from the command line fits the parameter that it goes to."""
+"""Values of a configuration against the types of the parameters that they go to, and the file it is saved to."""
 
+import errno
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from invdiff.cli.values import check_kinds, fits, in_words
+from invdiff.cli.app import write_config
+from invdiff.cli.values import check_config
 from invdiff.io import BadInput
-from invdiff.schedules import Schedule
-
-LIST = OmegaConf.create([1, 2])
-NODE = OmegaConf.create({"_target_": "x"})
-
-
-@pytest.mark.parametrize(
-    ("value", "hint", "expected"),
-    [
-        (3, int, True),
-        (3.0, int, False),
-        (True, int, False),
-        ("3", int, False),
-        (None, int, False),
-        (3, float, True),
-        (3.5, float, True),
-        (False, float, False),
-        (True, bool, True),
-        (1, bool, False),
-        (None, float | None, True),
-        ("x", float | None, False),
-        ("x", str | Path | None, True),
-        (4, str | Path, False),
-        ("a", Literal["a", "b"], True),
-        ("c", Literal["a", "b"], False),
-        (None, Literal["a", None], True),
-        (LIST, tuple[int, int], True),
-        (3, tuple[int, int], False),
-        (LIST, float | tuple[int, ...], True),
-        (0.1, float | torch.Tensor, True),
-        (LIST, float | torch.Tensor, True),
-        ("x", float | torch.Tensor, False),
-        (NODE, Schedule, True),
-        ("x", Schedule, False),
-        ("anything", Any, True),
-        (True, Any, True),
-    ],
-)
-def test_fits(value: Any, hint: Any, expected: bool) -> None:
-    assert fits(value, hint) is expected
-
-
-@pytest.mark.parametrize(
-    ("hint", "words"),
-    [
-        (int, "a whole number"),
-        (float | None, "a number or null"),
-        (float | torch.Tensor, "a number"),
-        (Literal["a", "b"], "one of a, b"),
-        (tuple[int, int], "a list of 2"),
-        (tuple[int, ...], "a list"),
-        (Schedule, "Schedule"),
-    ],
-)
-def test_in_words(hint: Any, words: str) -> None:
-    assert in_words(hint) == words
 
 
 def config(**values: Any) -> DictConfig:
     schedule = {"_target_": "invdiff.schedules.EDM", "steps": 5} | values.pop("schedule", {})
-    return OmegaConf.create({"sampler": {"_target_": "invdiff.samplers.DAPS", "schedule": schedule} | values})
+    sampler = {"_target_": "invdiff.samplers.DAPS", "schedule": schedule} | values
+    operator = {"_target_": "invdiff.operators.Inpainting", "mask": None}
+    return OmegaConf.create(
+        {"sampler": sampler, "operator": operator, "num_samples": 2, "evaluation": {"best_of": True}}
+    )
 
 
-def test_the_option_is_named() -> None:
-    check_kinds(config(tau=None, inner="auto"), "sampler")
-    with pytest.raises(BadInput, match=r"^sampler\.schedule\.steps must be a whole number, got many$"):
-        check_kinds(config(schedule={"steps": "many"}), "sampler")
-    choices = "auto, langevin, hamiltonian, metropolis, closed_form"
-    with pytest.raises(BadInput, match=rf"^sampler\.inner must be one of {choices}, got 3$"):
-        check_kinds(config(inner=3), "sampler")
-    check_kinds(config(unknown="left to the constructor"), "sampler")
+def test_what_fits() -> None:
+    check_config(config(tau=None, inner="auto", unknown="left to the constructor"), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler.schedule.steps": "many"}, "sampler.schedule.steps must be an integer, got many"),
+        (
+            {"sampler.inner": 3},
+            "sampler.inner must be one of auto, langevin, hamiltonian, metropolis, closed_form, got 3",
+        ),
+        ({"sampler.tau": True}, "sampler.tau must be a number > 0 or null, got True"),
+        ({"sampler.schedule": "steep"}, "sampler.schedule must be a Schedule, got steep"),
+        ({"operator.mask": 3}, "operator.mask must be a word or null, got 3"),
+        ({"num_samples": 0}, "num_samples must be an integer >= 1, got 0"),
+        ({"evaluation": None}, "evaluation.best_of must be true or false, got None"),
+    ],
+)
+def test_the_option_is_named(changes: dict[str, Any], message: str) -> None:
+    changed = config()
+    for name, value in changes.items():
+        OmegaConf.update(changed, name, value)
+    with pytest.raises(BadInput) as caught:
+        check_config(changed, {})
+    assert str(caught.value) == message
+
+
+def test_a_saved_configuration_is_whole_or_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = OmegaConf.create({"seed": 3, "sampler": {"seed": "${seed}", "steps": 10}, "recipe": None})
+    write_config(node, tmp_path, without=("recipe",))
+    assert OmegaConf.load(tmp_path / "config.yaml") == {"seed": 3, "sampler": {"seed": 3, "steps": 10}}
+    earlier = (tmp_path / "config.yaml").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_config(OmegaConf.create({"seed": 4}), tmp_path)
+    assert caught.value.filename == str(tmp_path / "config.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_bytes() == earlier

@@ -35,7 +35,7 @@ from invdiff.shapes import nonzero, per_row, row_norm
 
 @dataclass(frozen=True, kw_only=True)
 class EnKG(Sampler):
-    """Flow an ensemble to lower noise, corrected by how its measurements covary with its images.
+    """Ensemble Kalman guidance: needs only values of the operator, which may be a black box.
 
     The defaults are invdiff's own, for small ensembles; `experiment=paper/enkg_...` has the authors'.
 

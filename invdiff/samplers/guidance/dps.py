@@ -29,7 +29,7 @@ from invdiff.shapes import row_gradient, row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class DPS(Sampler):
-    """Ancestral sampling, pulled towards the data by the gradient of the misfit of the clean estimate.
+    """Diffusion posterior sampling: ancestral steps pulled towards the data; any differentiable operator.
 
     The defaults are invdiff's own, for fewer steps; `experiment=paper/dps_...` has the paper's.
 

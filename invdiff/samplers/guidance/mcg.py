@@ -29,7 +29,7 @@ from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class MCG(Sampler):
-    """Ancestral step, guidance in the null space of A, projection onto the noised measurement.
+    """Manifold-constrained gradient: guidance in the null space, projection onto the data; linear operators.
 
     The defaults are invdiff's own, for fewer steps and noisy data; `experiment=paper/mcg_...` has the paper's.
 

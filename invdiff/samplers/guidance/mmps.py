@@ -33,7 +33,7 @@ from invdiff.shapes import per_row, row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class MMPS(Sampler):
-    """DDIM steps with the posterior mean of a Gaussian that has the denoiser's mean and covariance.
+    """Moment matching: the network's Jacobian as the covariance of its estimate; linear operators.
 
     The defaults are invdiff's own; `experiment=paper/mmps_...` has the authors' for masked images.
 

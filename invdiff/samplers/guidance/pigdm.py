@@ -32,7 +32,7 @@ from invdiff.shapes import row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class PiGDM(Sampler):
-    """DDIM steps, pulled by the residual through the regularised pseudo-inverse and the network's Jacobian.
+    """Pseudo-inverse guidance: the residual through a regularised pseudo-inverse; linear operators.
 
     The defaults are invdiff's own; `experiment=paper/pigdm_...` has the authors'.
 

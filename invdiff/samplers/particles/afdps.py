@@ -31,7 +31,7 @@ from invdiff.schedules import EDM, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class AFDPS(ParticleSampler):
-    """Reversed diffusion with the whole gradient of the likelihood, reweighted and resampled.
+    """Ensemble score-based filtering with full guidance: exact as ensemble and steps grow; operators with an SVD.
 
     schedule  noise levels, image units; without annealing they must be close where the noise is high
     annealed  let the likelihood fade in as the noise of the image falls; false: full strength throughout (published)

@@ -41,7 +41,7 @@ from invdiff.shapes import per_row, row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class FKC(ParticleSampler):
-    """Reversed diffusion with half the gradient of an annealed likelihood, reweighted and resampled.
+    """Feynman-Kac correctors: weighted particles with half the guidance; no VJP through the network.
 
     schedule             noise levels, image units
     inverse_temperature  b, the power of the prior: 1 for the posterior; above 1 towards its modes

@@ -39,7 +39,7 @@ from invdiff.shapes import per_row
 
 @dataclass(frozen=True, kw_only=True)
 class MCGDiff(ParticleSampler):
-    """Each coordinate is guided down to the level at which it was measured, and is free below.
+    """Particle filter in the singular directions of a linear operator: exact as ensemble and steps grow; not MCG.
 
     schedule  noise levels, image units; some move, to where coordinates were measured
     eta       noise of a step: 1 is the ancestral step (published), smaller ones are nearer to the flow; above 0

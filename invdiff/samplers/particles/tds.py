@@ -35,7 +35,7 @@ from invdiff.shapes import per_row, row_vjp
 
 @dataclass(frozen=True, kw_only=True)
 class TDS(ParticleSampler):
-    """Guided ancestral steps, reweighted by the ratio of what was wanted and what was done.
+    """Twisted diffusion sampler: guided ancestral steps with weights, exact as the ensemble grows.
 
     schedule   noise levels, image units
     prior_std  how far the images scatter, image units; it softens the twist at high noise. Any value leaves the limit

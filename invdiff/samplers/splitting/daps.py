@@ -31,7 +31,7 @@ from invdiff.schedules import EDM, Schedule, karras
 
 @dataclass(frozen=True, kw_only=True)
 class DAPS(Sampler):
-    """Estimate, draw given the data, noise again to the next level.
+    """Decoupled annealing: denoise, draw given the data, noise again; no VJP through the network.
 
     The defaults are invdiff's own, for few calls on linear problems; `experiment=paper/daps_...` has the paper's.
 

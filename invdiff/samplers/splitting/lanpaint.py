@@ -38,7 +38,7 @@ from invdiff.schedules import EDM, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class LanPaint(Sampler):
-    """At every noise level put the measured pixels back, let all pixels settle together, and step down.
+    """Inpainting by Langevin dynamics at every noise level: known and unknown pixels settle together; no VJP.
 
     The defaults are invdiff's own; `experiment=paper/lanpaint_inpainting` has the authors'.
 

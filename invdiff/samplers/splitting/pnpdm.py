@@ -31,7 +31,7 @@ from invdiff.schedules import EDM, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class PnPDM(Sampler):
-    """Draw z near x given the data, draw x given z as an image with noise rho, and lower rho.
+    """Split Gibbs: draw given the data, then draw from the prior given noise rho; no VJP through the network.
 
     The defaults are invdiff's own, for few network calls; `experiment=paper/pnpdm_...` has the paper's.
 

@@ -46,7 +46,7 @@ WEIGHTINGS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class REDDiff(Sampler):
-    """Descend the data misfit and the denoising residual together, from high noise levels to low ones.
+    """Variational optimiser: data misfit and denoising residual descend together; its spread is no uncertainty.
 
     The defaults are invdiff's own; `experiment=paper/reddiff_...` has the authors'.
 

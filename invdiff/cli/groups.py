@@ -1,0 +1,134 @@
+"""Groups of configurations: YAML files, samplers by their classes, operators and priors of installed packages."""
+
+import inspect
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from invdiff.samplers import Sampler
+
+PLUG_INS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # entry points by group
+FROM_FILE = "a sampler of your own: sampler.file=mine.py:Mine, its settings as sampler.settings.NAME="
+
+
+def register() -> None:
+    """Give hydra, beside the YAML files, a node for each sampler and for each plug-in of an installed package.
+
+    Raises ValueError for a plug-in that cannot be loaded.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from invdiff.samplers.settings import from_file_node
+
+    store = ConfigStore.instance()
+    for name, cls in sampler_classes().items():
+        store.store(group="sampler", name=name, node=sampler_node(cls))
+    store.store(group="sampler", name="callable", node=from_file_node(None, {}))
+    for group in PLUG_INS:
+        for name, made in plug_ins(group).items():
+            store.store(group=group, name=name, node=_node(made))
+    resolvers = {"groups": _for_help, "published": lambda: len(described("experiment/paper"))}
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def sampler_classes() -> dict[str, type["Sampler"]]:
+    """Every sampler by name, plug-ins included, `auto` first."""
+    from invdiff.samplers import Auto, all_samplers
+
+    return {"auto": Auto, **all_samplers()}
+
+
+def sampler_node(cls: type["Sampler"]) -> dict[str, Any]:
+    """The defaults of a sampler as a node; the class alone where a default cannot be written as one."""
+    from invdiff.samplers.settings import as_config
+
+    try:
+        return as_config(cls())
+    except ValueError:
+        return {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+
+
+def plug_ins(group: str) -> dict[str, Any]:
+    """Operators or priors that installed packages offer by entry point."""
+    return {point.name: _load(point, group) for point in entry_points(group=PLUG_INS[group])}
+
+
+def _load(point: EntryPoint, group: str) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        where = point.value if point.dist is None else point.dist.name
+        raise ValueError(f"{group} {point.name!r} of {where} cannot be loaded: {error}") from error
+
+
+def _node(made: Any) -> dict[str, Any]:
+    """A class or function with its parameters and their defaults, mandatory ones missing."""
+    node = {"_target_": f"{made.__module__}.{made.__qualname__}"}
+    for name, parameter in inspect.signature(made).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            default = "???" if parameter.default is parameter.empty else parameter.default
+            if default is None or isinstance(default, (bool, int, float, str)):
+                node[name] = default
+    return node
+
+
+def described(group: str, folders: tuple[Path, ...] = ()) -> dict[str, str]:
+    """Names in a group with a line on each: the first comment of a file, the first line of a docstring.
+
+    folders  of `--config-dir`
+    """
+    found = {}
+    if group == "sampler":
+        found = {name: _first_line(cls) for name, cls in sampler_classes().items()} | {"callable": FROM_FILE}
+    elif group in PLUG_INS:
+        found = {name: _first_line(made) for name, made in plug_ins(group).items()}
+    for folder in (files("invdiff.configs"), *folders):
+        here = folder.joinpath(group)
+        for entry in here.iterdir() if here.is_dir() else ():
+            if entry.name.endswith(".yaml"):
+                comments = [w.strip("# ") for w in entry.read_text().splitlines() if w.startswith("#")]
+                found[entry.name.removesuffix(".yaml")] = next((w for w in comments if not w.startswith("@")), "")
+    return dict(sorted(found.items()))
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def options(group: str) -> list[str]:
+    """Names in a group that the running command can choose, those of `--config-dir` included."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.object_type import ObjectType
+
+    found: list[str] = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
+    return found
+
+
+def unknown(group: str, name: str, known: list[str]) -> str:
+    """A message for a name that a group does not have."""
+    close = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"unknown {group} {name!r}{hint} (known: {', '.join(known) or 'none'})"
+
+
+def _for_help(*groups: str) -> str:
+    lines = (f"{group}: {', '.join(options(group))}" for group in groups)
+    return "\n".join(fill(line, 118, initial_indent="  ", subsequent_indent="      ") for line in lines)
+
+
+def names() -> list[str]:
+    """All groups of the package."""
+    folders = (entry.name for entry in files("invdiff.configs").iterdir() if entry.is_dir())
+    return sorted({"sampler", *folders} - {"__pycache__"})
+
+
+def is_choice(word: str) -> bool:
+    """True where an option chooses, from a group, a name that the package has."""
+    group, _, name = word.partition("=")
+    return group in names() and name in described(group)

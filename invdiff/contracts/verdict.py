@@ -1,0 +1,51 @@
+"""The outcome of rules, one by one."""
+
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from invdiff.contracts.compare import NotApplicable
+
+Rule = tuple[str, Callable[[], None]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a rule and its reason; "n/a" where the rule is void."""
+
+    rule: str
+    result: Literal["passed", "warning", "failed", "n/a"]
+    words: str = ""
+
+
+def judged(rules: Iterable[Rule], on_rule: Callable[[], object] = lambda: None) -> list[Verdict]:
+    """Run every rule. An error raised on the way is a broken rule, with the place where it was raised.
+
+    on_rule  called after each rule
+    """
+    verdicts: list[Verdict] = []
+    raised: dict[str, str] = {}
+    for rule, run in rules:
+        # What raises at its first call cannot be judged any further.
+        hopeless = bool(raised) and not any(verdict.result == "passed" for verdict in verdicts[1:])
+        verdicts.append(Verdict(rule, "n/a", "not checked") if hopeless else _judge(rule, run, raised))
+        on_rule()
+    return verdicts
+
+
+def _judge(rule: str, run: Callable[[], None], raised: dict[str, str]) -> Verdict:
+    try:
+        run()
+    except NotApplicable as reason:
+        return Verdict(rule, "n/a", str(reason))
+    except AssertionError as error:
+        return Verdict(rule, "failed", str(error))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        words = " ".join(str(error).split())[:300]
+        words = f"raises {type(error).__name__}: {words} ({Path(frame.filename).name}, line {frame.lineno})"
+        earlier = raised.setdefault(words, rule)
+        return Verdict(rule, "failed", words if earlier == rule else f"as {earlier!r}")
+    return Verdict(rule, "passed")
