@@ -152,8 +152,10 @@ def _printed_log() -> Iterator[None]:
 
 def _check_size(config: DictConfig, given: Measurement, operator: Operator, prior: Prior) -> None:
     """Where k-space belongs to images of another size than the prior's, name the option that crops it."""
-    reason = None if prior.shape is None or given.scale is None else operator.mismatch(prior.shape)
-    if reason is not None and config.size is None:
+    if prior.shape is None or given.scale is None or config.size is not None:
+        return
+    reason = operator.mismatch(prior.shape)
+    if reason is not None:
         raise BadInput(f"{reason}; size={prior.shape[-1]} keeps as much of k-space")
 
 
