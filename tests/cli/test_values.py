@@ -29,7 +29,7 @@ def test_what_fits() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler.schedule.steps": "many"}, "sampler.schedule.steps must be an integer, got many"),
+        ({"sampler.schedule.steps": "many"}, "sampler.schedule.steps must be an integer >= 1, got many"),
         (
             {"sampler.inner": 3},
             "sampler.inner must be one of auto, langevin, hamiltonian, metropolis, closed_form, got 3",
