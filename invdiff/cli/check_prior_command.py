@@ -3,12 +3,10 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
-from torch import Tensor
 
 from invdiff.cli.app import command
 from invdiff.cli.inputs import make_prior, plain
@@ -18,13 +16,10 @@ from invdiff.contracts.prior_report import report_on
 from invdiff.engine.device import resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
-from invdiff.io.examples import drawn_from_prior, example_for
-from invdiff.io.truth import true_images
+from invdiff.io.truth import images_to_check
 from invdiff.priors import Prior
 from invdiff.ranges import Positive, fits
 from invdiff.report.prior_check import as_json, cost_in_words, levels_table, picture, save_figure
-
-ANY_SIZE = 128  # side of the images for a prior that takes any
 
 
 @command("check_prior")
@@ -35,7 +30,13 @@ def main(config: DictConfig, output: Path) -> None:
     prior = make_prior(config)
     name, device = type(prior).__name__, resolve(config.device)
     sigmas = _levels(config, prior)
-    clean, names = _images(config, prior)
+    example = None
+    if "data" in config:
+        settings = plain(config.data)
+        example = partial(get_object(settings.pop("_target_")), **settings)
+    clean, names = images_to_check(
+        prior, files=config.input, example=example, size=config.size, most=config.images, seed=config.seed
+    )
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(sigmas) + 2 * config.steps, "step", name) as bar:
         found = report_on(
@@ -72,29 +73,3 @@ def _levels(config: DictConfig, prior: Prior) -> list[float]:
     if not isinstance(given, ListConfig) or not given or not all(fits(sigma, Positive) for sigma in given):
         raise BadInput(f"levels must be a list of numbers > 0, such as [0.05,0.1], got {given}")
     return sorted(float(sigma) for sigma in given)
-
-
-def _example(config: DictConfig, prior: Prior) -> partial[Any]:
-    if "data" not in config:
-        return example_for(prior, config.images)
-    settings = plain(config.data)
-    return partial(get_object(settings.pop("_target_")), **settings)
-
-
-def _images(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str]]:
-    """Clean images (N, C, H, W) in image units, of the size that the prior takes, and their names."""
-    example = _example(config, prior)
-    side = config.size or (prior.shape[-1] if prior.shape is not None else ANY_SIZE)
-    drawn = config.input is None and example.func is drawn_from_prior
-    clean, names, _ = true_images(
-        prior,
-        files=config.input,
-        example=example,
-        size=None if drawn else side,
-        seed=config.seed,
-        most=config.images,
-    )
-    if config.input is None and not drawn:  # photographs from 0 to 1
-        low, high = prior.value_range
-        clean = low + (high - low) * clean
-    return clean[: config.images], names[: config.images]

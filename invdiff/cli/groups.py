@@ -2,16 +2,17 @@
 
 import inspect
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from invdiff.plug_ins import GROUPS as PLUG_INS
+from invdiff.plug_ins import node_of, plug_ins
+
 if TYPE_CHECKING:
     from invdiff.samplers import Sampler
 
-PLUG_INS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # entry points by group
 FROM_FILE = "a sampler of your own: sampler.file=mine.py:Mine, its settings as sampler.settings.NAME="
 
 
@@ -31,7 +32,7 @@ def register() -> None:
     store.store(group="sampler", name="callable", node=from_file_node(None, {}))
     for group in PLUG_INS:
         for name, made in plug_ins(group).items():
-            store.store(group=group, name=name, node=_node(made))
+            store.store(group=group, name=name, node=node_of(made))
     resolvers = {"groups": _for_help, "published": lambda: len(described("experiment/paper"))}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -52,30 +53,6 @@ def sampler_node(cls: type["Sampler"]) -> dict[str, Any]:
         return as_config(cls())
     except ValueError:
         return {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
-
-
-def plug_ins(group: str) -> dict[str, Any]:
-    """Operators or priors that installed packages offer by entry point."""
-    return {point.name: _load(point, group) for point in entry_points(group=PLUG_INS[group])}
-
-
-def _load(point: EntryPoint, group: str) -> Any:
-    try:
-        return point.load()
-    except Exception as error:
-        where = point.value if point.dist is None else point.dist.name
-        raise ValueError(f"{group} {point.name!r} of {where} cannot be loaded: {error}") from error
-
-
-def _node(made: Any) -> dict[str, Any]:
-    """A class or function with its parameters and their defaults, mandatory ones missing."""
-    node = {"_target_": f"{made.__module__}.{made.__qualname__}"}
-    for name, parameter in inspect.signature(made).parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            default = "???" if parameter.default is parameter.empty else parameter.default
-            if default is None or isinstance(default, (bool, int, float, str)):
-                node[name] = default
-    return node
 
 
 def described(group: str, folders: tuple[Path, ...] = ()) -> dict[str, str]:

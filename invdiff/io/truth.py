@@ -1,16 +1,21 @@
 """True images: those of files, or an example, in the units, channels and size of a prior."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from invdiff.io.errors import BadInput
+from invdiff.io.examples import drawn_from_prior, example_for
 from invdiff.io.formats import stem
 from invdiff.io.images import image_files, match_channels, square, to_tensor
 from invdiff.io.slicing import Slicing
 from invdiff.io.volumes import read_slices
 from invdiff.priors import Prior
+
+ANY_SIZE = 128  # side of the images for a prior that takes any
 
 Example = Callable[..., tuple[list[str], list[np.ndarray]]]  # of `prior` and `seed`
 
@@ -69,3 +74,22 @@ def _read(source: str, slicing: Slicing | None, most: int | None) -> tuple[list[
         names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
     images = [image for slices in found for image in slices.images]
     return names, images, [note for slices in found for note in slices.notes]
+
+
+def images_to_check(
+    prior: Prior, *, files: str | None, example: partial[Any] | None, size: int | None, most: int, seed: int
+) -> tuple[Tensor, list[str]]:
+    """At most `most` images (N, C, H, W) of the size that a prior takes, in image units, and their names.
+
+    example  where there are no files; None: photographs, or draws of a prior of fixed grey images
+    """
+    example = example or example_for(prior, most)
+    drawn = files is None and example.func is drawn_from_prior
+    side = size or (prior.shape[-1] if prior.shape is not None else ANY_SIZE)
+    clean, names, _ = true_images(
+        prior, files=files, example=example, size=None if drawn else side, seed=seed, most=most
+    )
+    if files is None and not drawn:  # photographs from 0 to 1
+        low, high = prior.value_range
+        clean = low + (high - low) * clean
+    return clean[:most], names[:most]

@@ -1,0 +1,31 @@
+"""Operators and priors that installed packages offer by entry point; samplers register themselves, as subclasses."""
+
+import inspect
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+GROUPS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # of entry points
+
+
+def plug_ins(group: str) -> dict[str, Any]:
+    """Classes and functions by name; raises ValueError for one that cannot be loaded."""
+    return {point.name: _load(point, group) for point in entry_points(group=GROUPS[group])}
+
+
+def _load(point: EntryPoint, group: str) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        where = point.value if point.dist is None else point.dist.name
+        raise ValueError(f"{group} {point.name!r} of {where} cannot be loaded: {error}") from error
+
+
+def node_of(made: Any) -> dict[str, Any]:
+    """A class or function with its parameters and their defaults, mandatory ones missing."""
+    node = {"_target_": f"{made.__module__}.{made.__qualname__}"}
+    for name, parameter in inspect.signature(made).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            default = "???" if parameter.default is parameter.empty else parameter.default
+            if default is None or isinstance(default, (bool, int, float, str)):
+                node[name] = default
+    return node
