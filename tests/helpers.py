@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from invdiff.cli.groups import register
+from invdiff.cli.inputs import made_sampler
 from invdiff.operators import Operator, SpectralOperator
 from invdiff.priors import GaussianPrior, Prior
 from invdiff.problem import InverseProblem
@@ -154,13 +155,14 @@ def dense(operator: Operator, shape: tuple[int, ...], image: int = 0) -> Tensor:
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration of `invdiff reconstruct` with these overrides."""
+    register()
     with initialize_config_module("invdiff.configs", version_base="1.3"):
         return compose("reconstruct", list(overrides))
 
 
 def published(name: str) -> Sampler:
     """The published settings of a sampler, from its experiment on inpainting."""
-    return instantiate(composed(f"experiment=paper/{name}_inpainting").sampler)
+    return made_sampler(composed(f"experiment=paper/{name}_inpainting").sampler, "sampler")
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------

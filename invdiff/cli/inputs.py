@@ -1,6 +1,7 @@
 """Prior, sampler and images of a configuration."""
 
 import importlib.util
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def make_sampler(config: DictConfig, operator: Operator, noise: Noise, prior: Pr
 
 
 def made_sampler(node: DictConfig, path: str) -> Sampler:
+    """The sampler of a node, as it stands. Raises BadInput, naming its path, for anything else."""
+    node = node.copy()
+    for inner in node.values():
+        if isinstance(inner, DictConfig) and is_dataclass(cls := get_object(inner.get("_target_", "builtins.dict"))):
+            # Another `_target_`, another schedule say, leaves settings of the default one behind.
+            OmegaConf.set_struct(inner, False)
+            for name in set(inner) - {"_target_", *(field.name for field in fields(cls))}:
+                del inner[name]
     made = instantiate(node)
     if not isinstance(made, Sampler):
         raise BadInput(f"{path} must make a sampler, got {type(made).__name__} from {node['_target_']}")

@@ -5,18 +5,21 @@ Each mutant names the samplers that it reaches; without a fault, these samplers 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import invdiff.samplers.guidance.dps
+import invdiff.samplers.moves
 import invdiff.samplers.splitting.daps
 from invdiff.contracts import check_posterior, check_sampler
 from invdiff.contracts.law import Law, sampled_law
 from invdiff.operators import GaussianNoise
 from invdiff.problem import InverseProblem
 from invdiff.samplers import DAPS, DPS, Sampler, all_samplers
+from invdiff.samplers.chains import ClosedForm, Conditional
 from invdiff.schedules import EDM, VP
 from invdiff.streams import Streams
 
@@ -77,40 +80,33 @@ def likelihood_times_two(patch: pytest.MonkeyPatch) -> None:
     """In each of the places where a likelihood enters: the density, its gradient with tau, the closed form."""
     density = GaussianNoise.entry_nll
     patch.setattr(GaussianNoise, "entry_nll", lambda self, *a: 2 * density(self, *a))
-    draw = invdiff.samplers.splitting.daps.gaussian_draw
+    draw = ClosedForm.draw
 
-    def sharper(problem: InverseProblem, *rest: object, **named: object) -> Tensor:
-        twin = problem.select(torch.arange(problem.images))
-        twin.noise = GaussianNoise(problem.noise.sigma / 2**0.5)  # type: ignore[attr-defined, operator]
-        return draw(twin, *rest, **named)  # type: ignore[arg-type]
+    def sharper(self: ClosedForm, target: Conditional, *rest: Any) -> Tensor:
+        twin = target.problem.select(torch.arange(target.problem.images))
+        twin.noise = GaussianNoise(target.problem.noise_std / 2**0.5)
+        return draw(self, replace(target, problem=twin), *rest)
 
-    patch.setattr(invdiff.samplers.splitting.daps, "gaussian_draw", sharper)
-    norm = invdiff.samplers.guidance.dps.row_norm
-    patch.setattr(invdiff.samplers.guidance.dps, "row_norm", lambda r: 2 * norm(r))
+    patch.setattr(ClosedForm, "draw", sharper)
+    norm = invdiff.samplers.moves.row_norm
+    patch.setattr(invdiff.samplers.moves, "row_norm", lambda r: 2 * norm(r))
 
 
 def guidance_sign_flipped(patch: pytest.MonkeyPatch) -> None:
-    estimate, gradient = DPS._estimate, DAPS._data_gradient
-    patch.setattr(DPS, "_estimate", lambda self, *a: (lambda x0, g: (x0, -g))(*estimate(self, *a)))
-    patch.setattr(DAPS, "_data_gradient", lambda self, *a: -gradient(self, *a))
-    draw = invdiff.samplers.splitting.daps.gaussian_draw
-
-    def away(problem: InverseProblem, mean: Tensor, *rest: object, **named: object) -> Tensor:
-        return 2 * mean - draw(problem, mean, *rest, **named)  # type: ignore[arg-type]
-
-    patch.setattr(invdiff.samplers.splitting.daps, "gaussian_draw", away)
+    of_dps, of_chains, draw = invdiff.samplers.guidance.dps.row_gradient, Conditional.data_gradient, ClosedForm.draw
+    patch.setattr(invdiff.samplers.guidance.dps, "row_gradient", lambda *a: -of_dps(*a))
+    patch.setattr(Conditional, "data_gradient", lambda self, x: -of_chains(self, x))
+    patch.setattr(ClosedForm, "draw", lambda self, target, *rest: 2 * target.mean - draw(self, target, *rest))
 
 
 def one_norm_over_the_batch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        invdiff.samplers.guidance.dps, "row_norm", lambda r: torch.linalg.vector_norm(r).expand(len(r)) / len(r)
-    )
+    patch.setattr(invdiff.samplers.moves, "row_norm", lambda r: torch.linalg.vector_norm(r).expand(len(r)) / len(r))
 
 
 def data_term_coupled(patch: pytest.MonkeyPatch) -> None:
     """A mean over the batch where a sum belongs: every gradient is smaller by the number of rows."""
-    gradient = DAPS._data_gradient
-    patch.setattr(DAPS, "_data_gradient", lambda self, problem, x: gradient(self, problem, x) / len(x))
+    gradient = Conditional.data_gradient
+    patch.setattr(Conditional, "data_gradient", lambda self, x: gradient(self, x) / len(x))
 
 
 def paper_width(patch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,11 @@ def test_levels_fall_strictly_to_zero(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: EDM(steps=0), "steps >= 1"),
-        (lambda: EDM(sigma_min=0.0), "0 < sigma_min"),
-        (lambda: EDM(sigma_min=50.0, sigma_max=40.0), "sigma_min < sigma_max"),
-        (lambda: VP(steps=0), "1 to 1000 steps, got 0"),
-        (lambda: VP(steps=1001), "1 to 1000 steps, got 1001"),
+        (lambda: EDM(steps=0), "steps must be an integer >= 1, got 0"),
+        (lambda: EDM(sigma_min=0.0), "sigma_min must be a number > 0, got 0.0"),
+        (lambda: EDM(sigma_min=50.0, sigma_max=40.0), "sigma_min must be < sigma_max, got 50.0 and 40.0"),
+        (lambda: VP(steps=0), r"an integer in \[1, 1000\], got 0"),
+        (lambda: VP(steps=1001), r"an integer in \[1, 1000\], got 1001"),
     ],
 )
 def test_bad_settings_are_named(make: Callable, words: str) -> None:

@@ -81,7 +81,7 @@ def test_any_denoiser_is_a_prior() -> None:
     )
     assert torch.equal(given.samples, own.samples)
     assert given.cost.vjps == own.cost.vjps > 0
-    with pytest.raises(TypeError, match="a prior is an invdiff Prior, a deepinv Denoiser or a function"):
+    with pytest.raises(TypeError, match="a prior must be an invdiff Prior, a deepinv Denoiser or a function"):
         DPS().sample(numbered(2), "photo")
 
 
@@ -302,7 +302,7 @@ def test_the_closed_form_of_daps_with_photon_counting() -> None:
     problem = InverseProblem(Inpainting(keep=0.5), PoissonNoise(0.01), torch.zeros(1, *SHAPE))
     with pytest.raises(Unsupported, match=r"DAPS needs Gaussian noise \(this is PoissonNoise\)") as caught:
         DAPS(inner="closed_form").sample(problem, Untouchable())
-    assert "samplers that would do: daps with its default settings, dps" in str(caught.value)
+    assert "compatible samplers: daps with its default settings, dps" in str(caught.value)
 
 
 def test_everything_that_is_missing_is_named_at_once() -> None:
@@ -316,7 +316,9 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
 def test_a_prior_that_cannot_be_differentiated() -> None:
     prior = Untouchable()
     prior.differentiable = False
-    with pytest.raises(Unsupported, match=r"DPS needs a differentiable prior \(Untouchable is not\).*would do: .*daps"):
+    with pytest.raises(
+        Unsupported, match=r"DPS needs a differentiable prior \(Untouchable is not\).*compatible samplers: .*daps"
+    ):
         DPS().sample(numbered(1), prior)
 
 
@@ -328,7 +330,7 @@ def test_a_prior_of_other_images() -> None:
     colour = InverseProblem(Denoising(), GaussianNoise(0.1), torch.zeros(1, 3, 16, 16))
     prior = EDMPrior.example()
     prior.shape = None
-    with pytest.raises(Unsupported, match=r"images with 1 channel\(s\), got 3"):
+    with pytest.raises(Unsupported, match=r"this prior expects 1 channel, got 3"):
         DPS().sample(colour, prior)
 
 

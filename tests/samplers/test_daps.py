@@ -26,7 +26,7 @@ from invdiff.operators import (
 )
 from invdiff.priors import GaussianPrior, Prior
 from invdiff.samplers import DAPS
-from invdiff.samplers.splitting.daps import gaussian_draw
+from invdiff.samplers.chains import ClosedForm, Conditional
 from invdiff.schedules import EDM
 
 PUBLISHED = DAPS(
@@ -94,7 +94,7 @@ def test_exact_draw_with_any_width() -> None:
     operator, sigma, width, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 6000
     y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
-    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, Normals(rows, SMALL))
+    x = ClosedForm().draw(Conditional(problem, mean.expand(rows, *SMALL), width), Normals(rows, SMALL))
     matrix = dense(operator, SMALL)
     covariance = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
     assert_law(x, covariance @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2), covariance)
@@ -105,7 +105,8 @@ def test_a_draw_with_less_spread_keeps_its_mean() -> None:
     operator, sigma, width, spread, rows = GaussianBlur(std=0.8, kernel_size=5), 0.2, 0.4, 0.1, 6000
     y, mean = normal(1, *SMALL, seed=1), normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
-    x = gaussian_draw(problem, mean.expand(rows, *SMALL), width, Normals(rows, SMALL), spread=spread)
+    target = Conditional(problem, mean.expand(rows, *SMALL), width, spread=spread)
+    x = ClosedForm().draw(target, Normals(rows, SMALL))
     matrix = dense(operator, SMALL)
     exact = torch.linalg.inv(torch.eye(16) / width**2 + matrix.T @ matrix / sigma**2)
     target = exact @ (mean.flatten() / width**2 + matrix.T @ y.flatten() / sigma**2)

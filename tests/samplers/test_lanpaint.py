@@ -14,7 +14,8 @@ from invdiff.engine.step import Step
 from invdiff.operators import GaussianNoise, Inpainting
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, Prior
 from invdiff.samplers import LanPaint
-from invdiff.samplers.splitting.lanpaint import Known, Relaxation
+from invdiff.samplers.relaxation import Relaxation
+from invdiff.samplers.splitting.lanpaint import Known
 from invdiff.schedules import EDM
 
 QUIET = Compute(device="cpu", progress=False)

@@ -10,7 +10,6 @@ from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearCal
 from invdiff.priors import GaussianMixturePrior
 from invdiff.priors.base import Prior
 from invdiff.samplers import MMPS
-from invdiff.samplers.guidance.mmps import SOLVERS
 from invdiff.schedules import EDM
 
 SHAPE = (1, 3, 3)
@@ -57,7 +56,7 @@ def test_gmres_solves_what_is_not_symmetric() -> None:
     d = prior.denoise(x, sigma).flatten()
     jacobian = torch.autograd.functional.jacobian(lambda v: prior.denoise(v, sigma), x).reshape(9, 9)
     errors = {}
-    for solver in SOLVERS:
+    for solver in ("gmres", "cg"):
         found = MMPS(solver=solver, iterations=4).posterior_mean(problem, prior, x, sigma)  # type: ignore[arg-type]
         noisy = 0.5**2 * torch.eye(4).double() + sigma**2 * matrix @ jacobian.T @ matrix.T
         wanted = d + sigma**2 * jacobian.T @ matrix.T @ torch.linalg.solve(noisy, y[0] - matrix @ d)
@@ -122,7 +121,7 @@ def test_complex_measurements_are_two_real_ones() -> None:
 
     y = fourier(0.5 + 0.3 * normal(2, 1, 4, 4, seed=1))
     x = normal(2, 1, 4, 4, seed=2)
-    for solver in SOLVERS:
+    for solver in ("gmres", "cg"):
         whole, split = (
             MMPS(solver=solver, iterations=5).posterior_mean(  # type: ignore[arg-type]
                 InverseProblem(LinearCallableOperator(f, image_shape=(1, 4, 4)), GaussianNoise(s), measured),

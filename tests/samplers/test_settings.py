@@ -10,7 +10,21 @@ import pytest
 from hydra.utils import instantiate
 
 from helpers import composed
+from invdiff.cli.inputs import made_sampler
+from invdiff.contracts.toys import WhitePrior
+from invdiff.operators import (
+    HDR,
+    JPEG,
+    GaussianBlur,
+    GaussianNoise,
+    Inpainting,
+    Noise,
+    Operator,
+    PhaseRetrieval,
+    PoissonNoise,
+)
 from invdiff.samplers import all_samplers
+from invdiff.samplers.settings import RECOMMENDED, sampler_class, setting, settings_for, with_settings
 
 FILTER: list[dict[str, Any]] = [{"ensemble": 0}, {"particles_at_once": 0}, {"resample_below": 1.5}]
 # The first setting of each is the one to be named.
@@ -93,15 +107,49 @@ def test_experiments_of_the_papers(name: str) -> None:
     assert f"{name}_inpainting" in experiments
     for experiment in experiments:
         config = composed(f"experiment=paper/{experiment}")
-        sampler, operator, noise = instantiate(config.sampler), instantiate(config.operator), instantiate(config.noise)
+        sampler = made_sampler(config.sampler, "sampler")
+        operator, noise = instantiate(config.operator), instantiate(config.noise)
         assert type(sampler) is all_samplers()[name], experiment
         assert operator.mismatch((3, 256, 256)) is None, experiment
         assert float(noise.sigma) > 0, experiment
 
 
 def test_recommended_settings_make_samplers() -> None:
-    """The file name gives the sampler and the operator."""
-    for pair in names("recommended"):
-        name, _, operator = pair.partition("_")
-        sampler = instantiate(composed(f"sampler={name}", f"operator={operator}").sampler)
-        assert type(sampler) is all_samplers()[name], pair
+    for name, table in RECOMMENDED.items():
+        for where, settings in table.items():
+            sampler = with_settings(all_samplers()[name](), settings)
+            assert all(setting(sampler, s) == value for s, value in settings.items()), (name, where)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "noise", "where"),
+    [
+        ("daps", Inpainting(keep=0.5), GaussianNoise(0.1), None),
+        ("daps", Inpainting(keep=0.5), PoissonNoise(0.1), "not Gaussian"),
+        ("daps", PhaseRetrieval(), GaussianNoise(0.1), "ambiguous"),
+        ("daps", HDR(), GaussianNoise(0.1), "nonlinear"),
+        ("dps", HDR(), GaussianNoise(0.1), "HDR"),
+        ("dps", JPEG(), GaussianNoise(0.1), "stepped"),
+        ("mmps", GaussianBlur(), GaussianNoise(0.1), "GaussianBlur"),
+    ],
+    ids=repr,
+)
+def test_one_owner_of_settings(name: str, operator: Operator, noise: Noise, where: str | None) -> None:
+    """Defaults, then what is recommended for the operator or its traits, then what is given; each change is named."""
+    default = all_samplers()[name]()
+    settled = settings_for(name, operator, noise, WhitePrior())
+    assert settled.where == where
+    assert (settled.sampler == default) == (where is None) == (str(settled) == "")
+    for changed, (before, after) in settled.changed.items():
+        assert setting(default, changed) == before != after == setting(settled.sampler, changed)
+        given = settings_for(name, operator, noise, WhitePrior(), given={changed: before})
+        assert setting(given.sampler, changed) == before
+        assert changed not in given.changed
+    assert settings_for(name, operator, noise, WhitePrior(), recommended=False).sampler == default
+
+
+def test_unknown_names_are_explained() -> None:
+    with pytest.raises(ValueError, match="unknown sampler 'dasp'; did you mean daps"):
+        sampler_class("dasp")
+    with pytest.raises(ValueError, match="dps has no setting 'zta'; did you mean zeta"):
+        settings_for("dps", HDR(), GaussianNoise(0.1), WhitePrior(), given={"zta": 1.0})
