@@ -102,7 +102,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no noise": ([DIGIT, "noise.sigma=0"], ["sigma must be positive", "got 0"]),
     "an impossible pair": (
-        [DIGIT, "noise=poisson", "sampler=daps", "sampler.inner=closed_form"],
+        [DIGIT, "noise=poisson", "sampler=daps", "sampler.inner=closed_form", "recommended=false"],
         ["DAPS needs Gaussian noise (this is PoissonNoise)", "samplers that would do: ", "dps"],
     ),
     "no such device": ([DIGIT, "compute.device=foo"], ["compute.device=foo"]),

@@ -121,8 +121,8 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (("prior=gaussian",), "prior must be one of network, mixture, got gaussian"),
         (("mixture.components=30",), "components=30 need at least 60 images, got 36; take fewer components or more"),
-        (("mixture.rank=many",), "mixture.rank must be a an integer, got many"),
-        (("mixture.rank=0",), "rank of a mixture must be at least 1, got 0"),
+        (("mixture.rank=many",), "mixture.rank must be an integer, got many"),
+        (("mixture.rank=0",), "rank of a mixture must be an integer >= 1, got 0"),
         (("size=64",), "size=64 needs square images of 64 pixels or more, got 16x16"),
         (("init=some.safetensors",), "init= needs from=images prior=network"),
         (("prior=network", "size=8"), "size=8 needs prior=mixture"),
