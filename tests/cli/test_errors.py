@@ -102,8 +102,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no noise": ([DIGIT, "noise.sigma=0"], ["sigma must be positive", "got 0"]),
     "an impossible pair": (
-        [DIGIT, "noise=poisson", "sampler=daps", "sampler.inner=closed_form"],
-        ["DAPS needs Gaussian noise (this is PoissonNoise)", "samplers that would do: ", "dps"],
+        [DIGIT, "noise=poisson", "sampler=daps", "sampler.inner=closed_form", "recommended=false"],
+        ["DAPS needs Gaussian noise (this is PoissonNoise)", "compatible samplers: ", "dps"],
     ),
     "no such device": ([DIGIT, "compute.device=foo"], ["compute.device=foo"]),
     "corrupt weights": ([DIGIT, "prior.weights=text.safetensors"], ["cannot be read: text.safetensors"]),

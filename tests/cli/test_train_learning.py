@@ -117,14 +117,14 @@ def test_interrupted_and_going_on(train: Run, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("from=guesses", "data=images.npz"), "from must be images or measurements, what to train on, got guesses"),
-        (("from=images", "measurement=y.npy"), "measurement= goes with from=measurements"),
+        (("from=guesses", "data=images.npz"), "from must be one of images, measurements, got guesses"),
+        (("from=images", "measurement=y.npy"), "measurement= needs from=measurements"),
         (("data=images.npz", "measurement=y.npy"), "give data= (images, measured here) or measurement="),
-        (("data=images.npz", "init=some.safetensors"), "init= goes with from=images"),
+        (("data=images.npz", "init=some.safetensors"), "init= needs from=images"),
         (("data=images.npz", "operator=phase_retrieval"), "learning from measurements needs a linear operator"),
         (("data=images.npz", "noise=poisson"), "learning from measurements needs Gaussian noise, got PoissonNoise"),
         (("data=images.npz", "learning.rounds=0"), "learning: rounds must be an integer >= 1, got 0"),
-        (("data=images.npz", "learning.rounds=few"), "learning.rounds must be a whole number, got few"),
+        (("data=images.npz", "learning.rounds=few"), "learning.rounds must be an integer, got few"),
         (("data=images.npz", "mixture.components=30"), "components=30 need >= 60 measurements"),
         (
             ("data=images.npz", "prior=network", "recipe=digits"),
