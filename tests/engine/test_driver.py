@@ -81,7 +81,7 @@ def test_any_denoiser_is_a_prior() -> None:
     )
     assert torch.equal(given.samples, own.samples)
     assert given.cost.vjps == own.cost.vjps > 0
-    with pytest.raises(TypeError, match="a prior is an invdiff Prior, a deepinv Denoiser or a function"):
+    with pytest.raises(TypeError, match="a prior must be an invdiff Prior, a deepinv Denoiser or a function"):
         DPS().sample(numbered(2), "photo")
 
 
@@ -367,7 +367,7 @@ def test_a_prior_of_other_images() -> None:
     colour = InverseProblem(Denoising(), GaussianNoise(0.1), torch.zeros(1, 3, 16, 16))
     prior = EDMPrior.example()
     prior.shape = None
-    with pytest.raises(Unsupported, match=r"images with 1 channel\(s\), got 3"):
+    with pytest.raises(Unsupported, match=r"this prior expects 1 channel, got 3"):
         DPS().sample(colour, prior)
 
 

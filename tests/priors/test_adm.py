@@ -256,11 +256,19 @@ def test_range_of_its_levels(tmp_path: Path) -> None:
         (lambda w: w.pop("out.0.bias"), {}, "lacks out.0.bias"),
         (lambda w: w.pop("time_embed.0.weight"), {}, "time_embed.0.weight"),
         (lambda w: w.clear() or w.update(weight=torch.ones(2)), {}, "guided-diffusion"),
-        (lambda w: w.update({"out.2.weight": torch.ones(5, 32, 3, 3), "out.2.bias": torch.ones(5)}), {}, "out_channels must be 3 or 6, got 5"),
+        (
+            lambda w: w.update({"out.2.weight": torch.ones(5, 32, 3, 3), "out.2.bias": torch.ones(5)}),
+            {},
+            "out_channels must be 3 or 6, got 5",
+        ),
         (lambda w: None, {"class_label": 1}, "without classes, got 1"),
         (lambda w: None, {"head_channels": 24}, "not divisible|no such network"),
         (lambda w: None, {"noise": "sqrt"}, "'sqrt'"),
-        (lambda w: w.update({"label_emb.weight": torch.ones(10, 128)}), {}, "class_label must be .* 10 classes, got None"),
+        (
+            lambda w: w.update({"label_emb.weight": torch.ones(10, 128)}),
+            {},
+            "class_label must be .* 10 classes, got None",
+        ),
         (lambda w: w.update({"label_emb.weight": torch.ones(10, 128)}), {"class_label": 10}, "10 classes.*got 10"),
     ],
 )

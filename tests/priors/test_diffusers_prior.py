@@ -210,7 +210,10 @@ def edit(path: Path, **values: Any) -> None:
             lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_text("no"),
             "cannot read the UNet2DModel",
         ),
-        (lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "prediction_type of the scheduler must be"),
+        (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="flow"),
+            "prediction_type of the scheduler must be",
+        ),
         (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="mine"), "unknown beta_schedule"),
         (
             lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}'),
