@@ -126,6 +126,8 @@ class ParametrisedPrior(Prior):
             "flow": cls(grey, "flow", FlowTime(), channels=1),
             "flow, image at 1": cls(grey, "flow", FlowTime(data_at=1), channels=1),
             "edm": cls(grey, "edm", EDMTime(), channels=1),
+            "epsilon, straight path": cls(grey, "epsilon", FlowTime(), channels=1),
+            "epsilon, unit variance": cls(grey, "epsilon", EDMTime(), channels=1),
             "cosine": cls(grey, "epsilon", DiscreteTime.cosine(), channels=1),
             "nearest step": cls(grey, "epsilon", DiscreteTime.scaled_linear(rule="nearest"), channels=1),
             "ln sigma": cls(grey, "epsilon", VETime(time_input="log"), channels=1),

@@ -73,6 +73,7 @@ def test_one_of_several_entries(tmp_path: Path) -> None:
     assert torch.equal(read_tensors(path, key="ema")["bias"], WEIGHTS["bias"])
     assert "step, ema" in refusal(lambda: read_tensors(path))
     assert "step, ema" in refusal(lambda: read_tensors(path, key="model"))
+    assert "it is a list" in refusal(lambda: read_tensors(write([1], tmp_path / "b.pt", "zip")))
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])

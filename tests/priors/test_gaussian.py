@@ -126,3 +126,5 @@ def test_a_covariance_of_low_rank_in_float32(normal: Callable) -> None:
 def test_what_is_no_covariance(covariance: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         GaussianPrior(torch.zeros(SHAPE), covariance)
+    with pytest.raises(ValueError, match="either a covariance or a root"):
+        GaussianPrior(torch.zeros(SHAPE))
