@@ -5,11 +5,13 @@ eta: Share = 1.0
 inner: Literal["auto", "langevin"] = "auto"
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from inspect import isclass
 from math import inf
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -94,3 +96,39 @@ def in_words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+
+
+def can_be(value: Any, hint: Any) -> bool:
+    """True where a value of a configuration can be meant for a parameter of this type.
+
+    Lists, tensors and objects are lists or nodes in a configuration.
+    """
+    for choice in _choices(hint):
+        choice = str if choice is Path else choice
+        if choice is Any:
+            return True
+        if _written(choice):
+            if fits(value, choice):
+                return True
+        elif (isinstance(value, (Mapping, Sequence)) and not isinstance(value, str)) or not isclass(
+            get_origin(choice) or choice
+        ):
+            return True
+    return False
+
+
+def in_words_of_config(hint: Any) -> str:
+    """What to write; tensors and objects are named only where there is no other choice."""
+    choices = [str if choice is Path else choice for choice in _choices(hint)]
+    written = [in_words(choice) for choice in choices if _written(choice)]
+    lists = ["a list"] if any((get_origin(choice) or choice) in (tuple, list) for choice in choices) else []
+    return " or ".join(dict.fromkeys(written + lists)) or in_words(hint)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _written(hint: Any) -> bool:
+    """True for numbers, words and the like; lists, tensors and objects are lists or nodes in a configuration."""
+    return hint in (bool, int, float, str, NoneType) or get_origin(hint) in (Annotated, Literal)

@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -263,3 +263,10 @@ def _one_line(error: BaseException) -> str:
 def report(message: str, code: int = 2) -> int:
     print(f"invdiff: {message}", file=sys.stderr)
     return code
+
+
+def fail_if_broken(name: str, broken: Sequence[str], hint: str = "") -> None:
+    """Raise `CheckFailed` where there are broken rules; `hint` ends the line."""
+    if broken:
+        rules = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
+        raise CheckFailed(f"{name} breaks {rules}: {', '.join(broken)}{hint}")

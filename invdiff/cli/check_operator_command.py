@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from invdiff.cli.app import command
-from invdiff.cli.verdicts import fail_if_broken, judged_behind_a_bar, print_verdicts
+from invdiff.cli.app import command, fail_if_broken
 from invdiff.contracts import operator_checks
+from invdiff.contracts.verdict import broken, judged_behind_a_bar
 from invdiff.io import BadInput
 from invdiff.operators import Operator
 from invdiff.report.operator_check import describe, small_shape, usable_with
+from invdiff.report.tables import verdict_table
 from invdiff.shapes import describe_shape
 
 
@@ -34,7 +35,7 @@ def main(config: DictConfig, output: Path) -> None:
         raise BadInput(reason + ("; give image_shape=[C,H,W]" if given is None else ""))
     verdicts = judged_behind_a_bar(operator_checks(operator, shape), name)
     console = Console(highlight=False, markup=False)
-    print_verdicts(console, f"{name} on images of {describe_shape(shape)}", verdicts)
+    console.print(verdict_table(f"{name} on images of {describe_shape(shape)}", verdicts))
     sound = {verdict.rule for verdict in verdicts if verdict.result == "passed"}
     if {"shape of y", "an image fits its own y"} <= sound:  # else it cannot be used
         console.print(describe(operator, shape, sound), soft_wrap=True)
@@ -44,7 +45,7 @@ def main(config: DictConfig, output: Path) -> None:
         console.print(table)
     unknown_shape = given is None and any(verdict.words.startswith("raises") for verdict in verdicts)
     hint = f"; if {describe_shape(shape)} is no image for it, give image_shape=[C,H,W]" if unknown_shape else ""
-    fail_if_broken(name, verdicts, hint)
+    fail_if_broken(name, broken(verdicts), hint)
 
 
 def _given_shape(config: DictConfig) -> tuple[int, ...] | None:

@@ -8,11 +8,11 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from invdiff.cli.app import command
+from invdiff.cli.app import command, fail_if_broken
 from invdiff.cli.inputs import make_prior, plain
-from invdiff.cli.verdicts import fail_if_broken, print_verdicts
 from invdiff.contracts.prior_figures import levels_for
 from invdiff.contracts.prior_report import report_on
+from invdiff.contracts.verdict import broken
 from invdiff.engine.device import resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
@@ -20,6 +20,7 @@ from invdiff.io.truth import images_to_check
 from invdiff.priors import Prior
 from invdiff.ranges import Positive, fits
 from invdiff.report.prior_check import as_json, cost_in_words, levels_table, picture, save_figure
+from invdiff.report.tables import verdict_table
 
 
 @command("check_prior")
@@ -59,11 +60,11 @@ def main(config: DictConfig, output: Path) -> None:
         figure = picture(found.levels, clean[0], found.pictures, found.samples, prior.value_range, title)
         save_figure(figure, output / "check.png")
         console.print(levels_table(found, tuple(clean.shape[1:])))
-    print_verdicts(console, f"rules of {name}", found.verdicts)
+    console.print(verdict_table(f"rules of {name}", found.verdicts))
     if found.cost is not None:
         console.print(cost_in_words(found.cost, device), soft_wrap=True)
         console.print(f"check.png and check.json are in {output}", soft_wrap=True)
-    fail_if_broken(name, found.verdicts, "" if found.cost else f": {found.verdicts[0].words}")
+    fail_if_broken(name, broken(found.verdicts), "" if found.cost else f": {found.verdicts[0].words}")
 
 
 def _levels(config: DictConfig, prior: Prior) -> list[float]:

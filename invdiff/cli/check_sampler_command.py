@@ -5,12 +5,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from invdiff.cli.app import command, typed
+from invdiff.cli.app import command, fail_if_broken, typed
 from invdiff.cli.inputs import made_sampler
-from invdiff.cli.verdicts import fail_if_broken, judged_behind_a_bar, print_verdicts
 from invdiff.contracts import sampler_checks
 from invdiff.contracts.toys import small_operator
+from invdiff.contracts.verdict import broken, judged_behind_a_bar
 from invdiff.io import BadInput
+from invdiff.report.tables import verdict_table
 from invdiff.samplers import Auto
 from invdiff.samplers.settings import given_settings, with_settings
 
@@ -28,5 +29,5 @@ def main(config: DictConfig, output: Path) -> None:
     verdicts = judged_behind_a_bar(sampler_checks(sampler), name)
     operator = type(small_operator(sampler)).__name__
     title = f"{name} on {operator}, images of 1x8x8, {sampler.num_steps} steps"
-    print_verdicts(Console(highlight=False, markup=False), title, verdicts)
-    fail_if_broken(name, verdicts)
+    Console(highlight=False, markup=False).print(verdict_table(title, verdicts))
+    fail_if_broken(name, broken(verdicts))

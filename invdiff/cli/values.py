@@ -2,15 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from invdiff.io import BadInput
-from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, fits, in_words
+from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, can_be, in_words_of_config
 
 Side = Annotated[int, Range(low=8)]
 
@@ -50,8 +48,8 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
         if (above and above[0] not in config) or (isinstance(node, DictConfig) and last not in node):
             continue  # an option of other commands
         value = node[last] if isinstance(node, DictConfig) else None
-        if not _can_be(value, hint):
-            raise BadInput(f"{name} must be {_in_words(hint)}, got {value}")
+        if not can_be(value, hint):
+            raise BadInput(f"{name} must be {in_words_of_config(hint)}, got {value}")
     for key in NODES:
         if isinstance(config.get(key), DictConfig):
             check_node(config[key], key)
@@ -62,8 +60,8 @@ def check_node(node: DictConfig, path: str) -> None:
     hints = _annotations(node["_target_"], path) if "_target_" in node else {}
     for name, value in node.items():
         here = f"{path}.{name!s}"
-        if name in hints and not _can_be(value, hints[name]):
-            raise BadInput(f"{here} must be {_in_words(hints[name])}, got {value}")
+        if name in hints and not can_be(value, hints[name]):
+            raise BadInput(f"{here} must be {in_words_of_config(hints[name])}, got {value}")
         if isinstance(value, DictConfig):
             check_node(value, here)
 
@@ -77,33 +75,3 @@ def _annotations(target: str, path: str) -> dict[str, Any]:
         return get_type_hints(called.__init__ if inspect.isclass(called) else called, include_extras=True)
     except NameError:  # names imported for type checkers only
         return {}
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _written(hint: Any) -> bool:
-    """True for numbers, words and the like; lists, tensors and objects are lists or nodes in a configuration."""
-    return hint in (bool, int, float, str, NoneType) or get_origin(hint) in (Annotated, Literal)
-
-
-def _can_be(value: Any, hint: Any) -> bool:
-    for choice in _choices(hint):
-        choice = str if choice is Path else choice
-        if choice is Any:
-            return True
-        if _written(choice):
-            if fits(value, choice):
-                return True
-        elif isinstance(value, (DictConfig, ListConfig)) or not inspect.isclass(get_origin(choice) or choice):
-            return True
-    return False
-
-
-def _in_words(hint: Any) -> str:
-    """What to write; tensors and objects are named only where there is no other choice."""
-    choices = [str if choice is Path else choice for choice in _choices(hint)]
-    written = [in_words(choice) for choice in choices if _written(choice)]
-    lists = ["a list"] if any((get_origin(choice) or choice) in (tuple, list) for choice in choices) else []
-    return " or ".join(dict.fromkeys(written + lists)) or in_words(hint)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from invdiff.contracts.compare import NotApplicable
+from invdiff.engine.progress import progress_bar
 
 Rule = tuple[str, Callable[[], None]]
 
@@ -49,3 +50,15 @@ def _judge(rule: str, run: Callable[[], None], raised: dict[str, str]) -> Verdic
         earlier = raised.setdefault(words, rule)
         return Verdict(rule, "failed", words if earlier == rule else f"as {earlier!r}")
     return Verdict(rule, "passed")
+
+
+def judged_behind_a_bar(rules: Iterable[Rule], name: str) -> list[Verdict]:
+    """Run every rule of something of this name, with a progress bar."""
+    rules = list(rules)
+    with progress_bar(len(rules), "rule", name) as bar:
+        return judged(rules, bar.update)
+
+
+def broken(verdicts: Iterable[Verdict]) -> list[str]:
+    """The names of the rules that failed."""
+    return [verdict.rule for verdict in verdicts if verdict.result == "failed"]

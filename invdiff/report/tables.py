@@ -1,12 +1,14 @@
 """Tables of results for a terminal of 80 columns and more."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from invdiff.benchmark.summary import Comparison
+from invdiff.contracts.verdict import Verdict
 from invdiff.report.leaderboard import columns
 from invdiff.scores.calibration import Calibration
 
@@ -15,6 +17,7 @@ SHOWN = (
     *("PSNR", "PSNR of mean", "SSIM", "misfit", "sliced W / floor", "modes off / floor"),
     *("diverged", "steps", "cost", "seconds"),
 )
+VERDICTS = {"passed": "green", "warning": "yellow", "failed": "bold red", "n/a": "dim"}
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of a calibration
 
 
@@ -88,3 +91,14 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"  # noqa: RUF001, an en dash marks an empty cell
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:
+    """The outcome of every rule of a contract."""
+    table = Table(title=Text(title), title_justify="left")
+    for heading in ("rule", "result", "reason"):
+        table.add_column(heading, overflow="fold")
+    for verdict in verdicts:
+        result = "FAILED" if verdict.result == "failed" else verdict.result
+        table.add_row(Text(verdict.rule), Text(result, VERDICTS[verdict.result]), Text(verdict.words))
+    return table

@@ -13,7 +13,7 @@ from invdiff.samplers.from_file import from_file, sampler_in
 
 Run = Callable[..., Any]
 
-DIFFPIR = Path(__file__).parent / "data" / "diffpir.py"
+DIFFPIR = Path(__file__).parents[2] / "docs" / "skeletons" / "diffpir.py"
 CALLABLE = ("sampler=callable", "sampler.file=mine.py:DiffPIR", "sampler.settings.schedule.steps=3")
 PACKAGE = '''
 from invdiff.operators import LinearOperator

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from invdiff.engine.step import Step
-from invdiff.priors import Prior
-from invdiff.problem import InverseProblem
 from invdiff.ranges import Positive, Share
-from invdiff.samplers import Needs, Sampler
+from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.schedules import EDM, Schedule
-from invdiff.streams import Streams
+from invdiff.shapes import per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class DiffPIR(Sampler):
         x = sigmas[0] * rng.normal()
         for sigma, sigma_next in pairwise(sigmas):
             rho = self.lam * problem.noise_variance / sigma**2
-            x0 = operator.solve(data + rho * prior.denoise(x, sigma), rho)
+            x0 = operator.solve(data + per_row(rho, x) * prior.denoise(x, sigma), rho)
             noise = (1 - self.zeta) ** 0.5 * (x - x0) / sigma + self.zeta**0.5 * rng.normal()
             x = x0 + sigma_next * noise
             yield Step(x, x0, sigma_next)
