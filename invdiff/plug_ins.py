@@ -22,7 +22,7 @@ def _load(point: EntryPoint, group: str) -> Any:
 
 def node_of(made: Any) -> dict[str, Any]:
     """A class or function with its parameters and their defaults, mandatory ones missing."""
-    node = {"_target_": f"{made.__module__}.{made.__qualname__}"}
+    node: dict[str, Any] = {"_target_": f"{made.__module__}.{made.__qualname__}"}
     for name, parameter in inspect.signature(made).parameters.items():
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             default = "???" if parameter.default is parameter.empty else parameter.default
