@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
+from invdiff.operators.core.base import kind_of_measurement
 from invdiff.shapes import describe_shape, row_gradient, shallow_copy
 from invdiff.streams import generator
 
@@ -176,21 +177,6 @@ def as_noise(noise: Noise | float) -> Noise:
     if isinstance(noise, bool) or not isinstance(noise, (int, float, Tensor)):
         raise TypeError(f"noise must be a Noise or the standard deviation of Gaussian noise, got {noise!r}")
     return GaussianNoise(noise)
-
-
-def kind_of_measurement(
-    operator: Operator, image_shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> tuple[tuple[int, ...], bool]:
-    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
-
-    An operator that does not declare them measures a black image, on the device where it is.
-    """
-    shape = operator.measurement_shape(image_shape)
-    if shape is not None:
-        return tuple(shape), operator.complex_measurement
-    with torch.no_grad():
-        y = operator.select(torch.zeros(1, dtype=torch.long))(torch.zeros(1, *image_shape, device=device))
-    return tuple(y.shape[1:]), y.is_complex()
 
 
 @torch.no_grad()

@@ -22,9 +22,10 @@ from torch import Tensor
 from invdiff.engine.driver import Callback, Compute, Interrupted
 from invdiff.io import write_image
 from invdiff.operators import Noise, Operator, as_operator
+from invdiff.operators.core.base import kind_of_measurement
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior, as_prior, load_prior
-from invdiff.problem import InverseProblem, as_noise, kind_of_measurement
+from invdiff.problem import InverseProblem, as_noise
 from invdiff.samplers import Sampler, settings_for
 from invdiff.scores import evaluate
 from invdiff.shapes import describe_shape

@@ -13,11 +13,15 @@ import torch
 # `python -m pytest` puts the root of the repository on the path, where invdiff lies without operators, priors, configs.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parents[1]]
 
-from invdiff import Compute, InverseProblem, load_prior  # noqa: E402
+from invdiff import Compute, InverseProblem, load_prior, samplers  # noqa: E402
 from invdiff.operators import GaussianBlur, GaussianNoise  # noqa: E402
 from invdiff.priors import EDMPrior  # noqa: E402
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A class is registered when it is defined; those of test files are not among the samplers of other tests.
+_defined = samplers.base._subclasses
+samplers.base._subclasses = lambda base: (cls for cls in _defined(base) if "test_" not in cls.__module__)
 
 
 @pytest.fixture(scope="session", autouse=True)

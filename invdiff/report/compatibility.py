@@ -103,10 +103,11 @@ def table() -> Table:
 
 
 def markdown() -> str:
-    """The table of the README."""
+    """The table of docs/samplers.md, without plug-ins."""
     rows = [headings(), ["---"] * len(headings())]
     for row in compatibility():
         name, *rest = cells(row)
-        file = all_samplers()[name].__module__.replace(".", "/") + ".py"
-        rows.append([f"[`{name}`]({file})", *rest])
+        module = all_samplers()[name].__module__
+        if module.startswith("invdiff."):
+            rows.append([f"[`{name}`](../{module.replace('.', '/')}.py)", *rest])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -194,8 +194,9 @@ def read_space(space: Any, sampler: Any) -> list[Parameter]:
 
 def _parameter(name: str, entry: Any, sampler: Any) -> Parameter:
     hint = _hint(name, sampler)
-    if not isinstance(entry, list):
+    if isinstance(entry, str) or not isinstance(entry, Sequence):
         raise BadInput(f"space.{name} must be [low,high], [low,high,log] or a list of choices, got {entry}")
+    entry = list(entry)
     log = entry[-1:] == ["log"]
     ends = entry[:-1] if log else entry
     if len(ends) == 2 and all(fits(end, float) for end in ends):

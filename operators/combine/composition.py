@@ -11,8 +11,8 @@ from torch import Tensor
 from ..blur.gaussian_blur import GaussianBlur
 from ..camera.hdr import HDR
 from ..camera.quantisation import Quantisation
-from ..core.base import LinearOperator, Operator, Variants
-from ..core.parts import OperatorOfParts, kind_of_measurement
+from ..core.base import LinearOperator, Operator, Variants, kind_of_measurement
+from ..core.parts import OperatorOfParts
 from ..mri.mri import MRI
 from ..pixels.inpainting import Inpainting
 from ..pixels.super_resolution import SuperResolution

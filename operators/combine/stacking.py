@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from invdiff.shapes import describe_shape
 
 from ..camera.hdr import HDR
-from ..core.base import LinearOperator, Operator, Variants, as_image_shape, shape_mismatch
-from ..core.parts import OperatorOfParts, kind_of_measurement
+from ..core.base import LinearOperator, Operator, Variants, as_image_shape, kind_of_measurement, shape_mismatch
+from ..core.parts import OperatorOfParts
 from ..mri.mri import MRI
 from ..noise.base import Noise
 from ..pixels.inpainting import Inpainting

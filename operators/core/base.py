@@ -8,6 +8,7 @@ and the same image give the same measurement at every call. Noise is separate, i
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 import torch
@@ -296,3 +297,24 @@ class _LinearMap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         apply, transpose = ctx.maps
         return _LinearMap.apply(gradient, transpose, apply), None, None
+
+
+def kind_of_measurement(
+    operator: Operator, image_shape: tuple[int, ...], device: torch.device | None = None
+) -> tuple[tuple[int, ...], bool]:
+    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
+
+    Runs the operator on a black image where it does not define `measurement_shape`.
+
+    device  of that image; None: where the buffers of the operator are
+    """
+    shape = operator.measurement_shape(image_shape)
+    if shape is not None:
+        return tuple(shape), operator.complex_measurement
+    held = next(chain(operator.buffers(), operator.parameters()), None)
+    if device is None and held is not None:
+        device = held.device
+    with torch.no_grad():
+        one = operator.select(torch.zeros(1, dtype=torch.long))
+        y = one(torch.zeros(1, *image_shape, device=device))[0]
+    return tuple(y.shape), y.is_complex()

@@ -2,10 +2,8 @@
 
 import copy
 from collections.abc import Sequence
-from itertools import chain
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from .base import Operator
@@ -51,18 +49,3 @@ class OperatorOfParts(Operator):
         chosen = copy.copy(self)
         chosen._modules = {"parts": nn.ModuleList(part.select(index) for part in self.operators)}
         return chosen
-
-
-def kind_of_measurement(operator: Operator, image_shape: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
-    """Shape of one measurement of an image of this (C, H, W), and whether it is complex.
-
-    Runs the operator on a black image where it does not define `measurement_shape`.
-    """
-    shape = operator.measurement_shape(image_shape)
-    if shape is not None:
-        return shape, operator.complex_measurement
-    held = next(chain(operator.buffers(), operator.parameters()), None)
-    with torch.no_grad():
-        black = torch.zeros(1, *image_shape, device=None if held is None else held.device)
-        y = operator.select(torch.zeros(1, dtype=torch.long))(black)[0]
-    return tuple(y.shape), y.is_complex()

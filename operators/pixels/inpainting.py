@@ -75,6 +75,11 @@ class Inpainting(SameShape, SpectralOperator):
         self.seed = seed
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
 
+    @property
+    def keep(self) -> float | None:
+        """Fraction of the pixels kept, where they are drawn at random."""
+        return self.rule.keep if isinstance(self.rule, RandomPixels) else None
+
     @classmethod
     def random(
         cls,

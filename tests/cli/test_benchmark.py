@@ -125,7 +125,7 @@ def test_a_full_disk(benchmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.code == 2
     assert re.fullmatch(
         r"invdiff: error: No space left on device: out/results\.parquet/\w+-000001-\w+\.parquet; "
-        r"what is stored in the output folder stays\n",
+        r"results stored in the output folder are kept\n",
         done.err,
     )
     assert len(stored()) == 2

@@ -35,7 +35,7 @@ def test_it_writes_the_answer_and_the_picture(invdiff: Callable, gaussian: list[
     ("override", "words"),
     [
         ("images=3", "images must be >= 20"),
-        ("size=7", "size=7 does not fit this prior"),
+        ("size=9", "size=9 does not fit this prior"),
         ("sampler=mcg operator=hdr", "needs a linear operator"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_denoiser_that_does_nothing(check: Run) -> None:
     done = check("nothing", "levels=[0.1,0.5]")
     assert done.code == 1
     assert done.err == "invdiff: CallablePrior breaks a rule: denoises\n"
-    assert "is its image range, its parametrisation or its noise level another one" in verdict("denoises")[1]
+    assert "is its image range, its parametrisation or its noise level declared wrongly" in verdict("denoises")[1]
 
 
 def test_not_a_number(check: Run) -> None:
@@ -200,7 +200,7 @@ def test_the_contract_is_part_of_it(check: Run) -> None:
 def test_a_prior_that_raises(check: Run) -> None:
     done = check("crash", "contract=true")
     assert done.code == 1
-    assert "breaks a rule: raises RuntimeError" in done.err
+    assert "breaks a rule: contract: raises RuntimeError" in done.err
     assert "my_network.py, line" in done.err
     assert report()["levels"] == []
 

@@ -32,7 +32,7 @@ def test_the_command_of_every_row_repeats_it(invdiff: Run, tmp_path: Path) -> No
     """Own settings and fitted ones, a sampler chosen automatically, noise of its own."""
     done = invdiff(
         *("benchmark", "prior=digits", "data=generated", "images=1", "output=out", "num_samples=1"),
-        "samplers=[{bold:{sampler:daps,schedule:{steps:3}}},{chosen:{sampler:auto}}]",
+        "samplers=[{bold:{sampler:daps,prior_std:0.2,schedule:{steps:3}}},{chosen:{sampler:auto}}]",
         "operators=[{loud:{operator:inpainting,keep:0.5,noise:{sigma:0.2}}}]",
         *("budget.own=true", "budget.calls=[5]"),
     )

@@ -168,7 +168,7 @@ def test_settings_that_diverge_or_cannot_be_are_never_the_best(make: Make) -> No
     refused = make("refused", parameters=crossed)
     refused.run(2)
     assert [t.state for t in refused.trials()] == ["complete", "refused"]
-    assert "sigma_min < sigma_max" in refused.trials()[1].reason
+    assert "sigma_min must be < sigma_max" in refused.trials()[1].reason
 
 
 def test_only_a_score_that_falls_is_better_where_it_should(make: Make) -> None:
@@ -290,7 +290,9 @@ def test_an_end_that_is_no_setting_is_refused() -> None:
     search = Search(
         sampler=GIVEN, parameters=(Range(name="draw_std", low=-1, high=1),), first={}, calls=4, vjp_weight=1
     )
-    with pytest.raises(BadInput, match=r"space\.draw_std: -1 is not allowed: daps: draw_std must be positive"):
+    with pytest.raises(
+        BadInput, match=r"space\.draw_std: -1 is not allowed: daps: draw_std must be a number > 0 or null, got -1"
+    ):
         search.check()
 
 
