@@ -163,7 +163,7 @@ def test_of_a_folder_the_last_images_validate(tune: Run, pictures: Path) -> None
         ({"ode_steps": [1, 2.5]}, "space.ode_steps: [1,2.5] is no range of it, the setting must be an integer"),
         ({"inner": [1, 2]}, "space.inner: [1,2] is no range of it, the setting must be one of auto, langevin"),
         ({"momentum": [0, 1]}, "space.momentum: 1 is not allowed: daps: momentum must be a number in [0, 1), got 1"),
-        ({"schedule": {"steps": [2, 9]}}, "changes the number of network calls; budget.calls=open allows it"),
+        ({"schedule": {"steps": [2, 9]}}, "changes the number of network calls; set budget.calls=open to allow it"),
         ({"draw_std": None}, "space is empty; +space.NAME=[low,high,log] searches a setting, one of ode_steps"),
         (None, "space must hold a range for each setting"),
     ],
