@@ -18,7 +18,7 @@ def probability_flow(
     sigmas: Sequence[float] | Tensor,
     *,
     heun: bool = False,
-    on_step: Callable[[Tensor], None] | None = None,
+    on_step: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Follow the ODE from x at sigmas[0] through all levels to the last one, (B, C, H, W) -> (B, C, H, W).
 
@@ -41,7 +41,7 @@ def probability_flow(
 
 @torch.no_grad()
 def generate(
-    prior: Prior, noise: Tensor, *, steps: int = 18, rho: float = 7.0, on_step: Callable[[Tensor], None] | None = None
+    prior: Prior, noise: Tensor, *, steps: int = 18, rho: float = 7.0, on_step: Callable[[Tensor], object] | None = None
 ) -> Tensor:
     """Images of the prior itself from standard normal noise (B, C, H, W), by Heun's method: 2 * steps - 1 calls."""
     low, high = prior.sigma_range

@@ -146,7 +146,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         hint = "; options are written key=value, without dashes" if message.startswith("unrecognized") else ""
         raise ValueError(message + hint)
 
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign, assignment]
     options: list[str] = parser.parse_intermixed_args(arguments).overrides
     return [word for word in arguments if word not in options], options
 
@@ -249,7 +249,7 @@ def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exc
 
 
 def _names(config: DictConfig, before: str) -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         yield f"{before}{key}"
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):

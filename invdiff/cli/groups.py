@@ -1,6 +1,7 @@
 """Groups of configurations: YAML files, samplers by their classes, operators and priors of installed packages."""
 
 import inspect
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +34,10 @@ def register() -> None:
     for group in PLUG_INS:
         for name, made in plug_ins(group).items():
             store.store(group=group, name=name, node=node_of(made))
-    resolvers = {"groups": _for_help, "published": lambda: len(described("experiment/paper"))}
+    resolvers: dict[str, Callable[..., Any]] = {
+        "groups": _for_help,
+        "published": lambda: len(described("experiment/paper")),
+    }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 

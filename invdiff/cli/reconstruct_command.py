@@ -72,7 +72,7 @@ def main(config: DictConfig, output: Path) -> None:
         if stop.posterior is None:
             raise
         stopped, result = stop, cast(Reconstruction, stop.posterior)
-    more = {"files": files, "settings": "; ".join(notes)}
+    more: dict[str, Any] = {"files": files, "settings": "; ".join(notes)}
     if given is not None and given.scale is not None:
         more["scale"] = dict(zip(result.names, given.scale.tolist(), strict=False))  # of the finished images
     result.notes.update({what: note for what, note in more.items() if note})
@@ -99,8 +99,10 @@ def _load_measurement(config: DictConfig) -> Measurement:
 
 def _check_size(config: DictConfig, given: Measurement, operator: Operator, prior: Prior) -> None:
     """Where k-space belongs to images of another size than the prior's, name the option that crops it."""
-    reason = None if prior.shape is None or given.scale is None else operator.mismatch(prior.shape)
-    if reason is not None and config.size is None:
+    if prior.shape is None or given.scale is None or config.size is not None:
+        return
+    reason = operator.mismatch(prior.shape)
+    if reason is not None:
         raise BadInput(f"{reason}; size={prior.shape[-1]} keeps as much of k-space")
 
 

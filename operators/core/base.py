@@ -7,7 +7,7 @@ and the same image give the same measurement at every call. Noise is separate, i
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ from invdiff.shapes import describe_shape, per_row
 from .conjugate_gradients import conjugate_gradients
 
 Map = Callable[[Tensor], Tensor]
-Variants = dict[str, tuple["Operator", tuple[int, ...]]]
+Variants = Mapping[str, tuple["Operator", tuple[int, ...]]]
 
 
 class Operator(nn.Module, ABC):

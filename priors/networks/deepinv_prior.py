@@ -7,7 +7,7 @@ training. This file changes only from the range of the given images to [0, 1].
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,10 @@ class DeepinvPrior(CallablePrior):
     @classmethod
     def variants(cls) -> dict[str, Prior]:
         example = cls.example()
-        return {"example": example, "one by one": cls(example.function, shape=(1, 16, 16), one_by_one=True)}
+        return {
+            "example": example,
+            "one by one": cls(cast(nn.Module, example.function), shape=(1, 16, 16), one_by_one=True),
+        }
 
 
 # -- declarations of a denoiser ----------------------------------------------------------------------------------------
