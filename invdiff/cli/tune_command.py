@@ -124,7 +124,10 @@ def _published(config: DictConfig) -> Mapping[str, Any] | None:
     """The settings of `experiment=paper/SAMPLER_OPERATOR`, where there is one of the chosen sampler and operator."""
     name = f"{chosen_name('sampler')}_{chosen_name('operator')}.yaml"
     path = files("invdiff.configs") / "experiment" / "paper" / name
-    return plain(OmegaConf.create(path.read_text()))["sampler"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    experiment: Any = OmegaConf.to_container(OmegaConf.create(path.read_text()))
+    return experiment["sampler"]
 
 
 def _settings(config: DictConfig, search: Search, prior: Prior, images: Images) -> dict[str, Any]:
