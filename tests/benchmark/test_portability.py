@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WITHOUT = """
 import sys
 import psutil  # which itself imports `resource` on POSIX
@@ -45,6 +47,7 @@ def python(code: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_without_fcntl_and_resource(tmp_path: Path) -> None:
     (tmp_path / "busy").mkdir()
     busy = python(WITHOUT + BUSY, tmp_path / "busy")

@@ -1,5 +1,6 @@
 """Each broken sampler is refused, for the reason that it is broken."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,14 @@ from invdiff.schedules import EDM, VP
 from invdiff.streams import Streams
 
 SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def gradients_on() -> Iterator[None]:
+    """A broken sampler that yields inside `no_grad` leaves gradients off when it is collected."""
+    yield
+    gc.collect()
+    torch.set_grad_enabled(True)
 
 
 @dataclass(frozen=True, kw_only=True)
