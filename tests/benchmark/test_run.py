@@ -118,6 +118,7 @@ def test_more_images_are_added(grid: Grid, run: Run, rows: Run, first_images: Ru
     assert_same_scores(rows(tmp_path / "grown"), rows(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_mix(grid: Grid, run: Run, rows: Run, tmp_path: Path) -> None:
     run(grid, tmp_path)
     before = rows(tmp_path)

@@ -94,6 +94,7 @@ def test_list_everything(invdiff: Run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_start_up_is_light_and_needs_no_unicode(tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -56,6 +56,7 @@ def check_one_image(metrics: Run, arrays: Run, files: Run) -> None:
 SIGNALS = [("SIGINT", 130), ("SIGTERM", 143)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), SIGNALS)
 def test_a_signal(pictures: Path, tmp_path: Path, metrics: Run, arrays: Run, files: Run, name: str, code: int) -> None:
     # With one sample in flight, calls 1 to 6 finish the first image; the signal comes in the second one.

@@ -82,6 +82,7 @@ def test_it_is_one_file_of_fifty_lines() -> None:
     assert len(DIFFPIR.read_text().splitlines()) <= 50
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mine", "without_comparison")
 def test_a_file_in_every_command(invdiff: Run) -> None:
     done = invdiff("check-sampler", *CALLABLE)
@@ -126,6 +127,7 @@ def test_a_file_is_tuned(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invdiff("reconstruct", "--config-dir=found", "sampler=best", *words).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed", "without_comparison")
 def test_an_installed_package(invdiff: Run) -> None:
     parts = ("sampler=diffpir", "operator=dim", "prior=small")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from invdiff.benchmark.store import Store
 from invdiff.samplers import DPS
 
@@ -28,6 +30,7 @@ def commands(folder: str) -> dict[str, list[str]]:
     return {run: shlex.split(html.unescape(command))[1:] for run, command in blocks}
 
 
+@pytest.mark.slow
 def test_the_command_of_every_row_repeats_it(invdiff: Run, tmp_path: Path) -> None:
     """Own settings and fitted ones, a sampler chosen automatically, noise of its own."""
     done = invdiff(
@@ -57,6 +60,7 @@ def test_a_page_after_a_kill(invdiff: Run) -> None:
     assert page.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> None:
     """Those of dps on ct have zeta 0.05; what is written stands, and the command of a row asks for the same again."""
     words = (

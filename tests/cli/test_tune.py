@@ -51,6 +51,7 @@ def _trials() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_what_it_finds_the_other_commands_take(tune: Run, invdiff: Run, files: Callable[[], set[str]]) -> None:
     done = tune("sampler=reddiff", "sampler.schedule.steps=6", "trials=5", "+first.bold={lam:0.05}")
     assert (done.code, done.err) == (0, "")
@@ -89,6 +90,7 @@ def test_published_settings_that_no_budget_reaches_are_left_out_and_it_says_so(t
     assert [row["origin"] for row in _trials()] == ["given", "search"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_the_same_command_goes_on_and_a_saved_configuration_too(tune: Run, invdiff: Run) -> None:
     assert tune("trials=2").code == 0
@@ -123,6 +125,7 @@ def test_ctrl_c_keeps_the_trials_that_are_finished(tune: Run, monkeypatch: pytes
     assert len(_trials()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_validation_images_are_none_of_the_tests(tune: Run, invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
@@ -205,6 +208,7 @@ def test_what_cannot_be_is_said_before_the_work(
     assert not {name for name in files() if name.endswith((".journal", ".csv", ".yaml"))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_a_folder_of_another_search_stays_as_it_is(tune: Run) -> None:
     assert tune("trials=1").code == 0

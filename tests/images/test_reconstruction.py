@@ -78,6 +78,7 @@ def test_daps_beats_the_pseudo_inverse(
     assert gain >= least
 
 
+@pytest.mark.slow
 def test_dps_beats_its_family_without_a_gradient(photo: Prior, photographs: Tensor) -> None:
     """Ancestral sampling with the known pixels pasted in at every level: the baseline without guidance."""
     problem = problem_of(Inpainting(keep=0.3), photographs)
