@@ -196,7 +196,7 @@ def guarded(main: Callable[[], None]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """An error that a user can cause, in one line; None for a bug of ours."""
+    """The message for an error that a user can cause; None for a bug of ours."""
     if isinstance(error, InstantiationException):  # the words of the constructor instead of hydra's report
         cause = error.__cause__
         return _one_line(cause if isinstance(cause, (ValueError, TypeError, OSError)) else error)

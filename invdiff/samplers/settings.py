@@ -125,7 +125,7 @@ def settings_for(
     """The settings of a sampler for an operator: defaults, then the recommended ones, then those that are given.
 
     sampler      a class or its name
-    given        by dotted name, `schedule.sigma_max`; they win
+    given        by dotted name, `schedule.sigma_max`, or a whole `schedule`; they win
     recommended  False: defaults and given settings alone
 
     Raises ValueError for an unknown name of a sampler or setting, and for values that the sampler refuses.
@@ -134,7 +134,9 @@ def settings_for(
     given, default = dict(given or {}), cls()
     table = RECOMMENDED.get(cls.name(), {}) if recommended else {}
     where = next((name for name in _traits(operator, noise) if name in table), None)
-    advised = {} if where is None else {name: value for name, value in table[where].items() if name not in given}
+    advised = {} if where is None else dict(table[where])
+    # A given schedule is whole: nothing inside it is advised.
+    advised = {n: value for n, value in advised.items() if n not in given and n.partition(".")[0] not in given}
     made = with_settings(default, advised | given)
     changed = {name: (setting(default, name), value) for name, value in advised.items() if _has(default, name)}
     changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}

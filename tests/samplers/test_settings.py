@@ -23,8 +23,9 @@ from invdiff.operators import (
     PhaseRetrieval,
     PoissonNoise,
 )
-from invdiff.samplers import all_samplers
+from invdiff.samplers import DPS, all_samplers
 from invdiff.samplers.settings import RECOMMENDED, sampler_class, setting, settings_for, with_settings
+from invdiff.schedules import VP
 
 FILTER: list[dict[str, Any]] = [{"ensemble": 0}, {"particles_at_once": 0}, {"resample_below": 1.5}]
 # The first setting of each is the one to be named.
@@ -146,6 +147,13 @@ def test_one_owner_of_settings(name: str, operator: Operator, noise: Noise, wher
         assert setting(given.sampler, changed) == before
         assert changed not in given.changed
     assert settings_for(name, operator, noise, WhitePrior(), recommended=False).sampler == default
+
+
+def test_a_given_schedule_is_whole() -> None:
+    schedule = VP(steps=50)
+    settled = settings_for("dps", GaussianBlur(), GaussianNoise(0.1), WhitePrior(), given={"schedule": schedule})
+    assert settled.sampler == DPS(schedule=schedule, zeta=4.0)
+    assert set(settled.changed) == {"zeta"}
 
 
 def test_unknown_names_are_explained() -> None:

@@ -2,7 +2,7 @@
 
 R chains of N particles each, (R, N, C, H, W); a chain never sees another. Weights are kept as logarithms in float64 and
 normalised by logsumexp, whatever the precision of the network. They are never clamped: a chain whose weights are all
-zero, or one of whose weights is not a number, is lost and says so.
+zero, or one of whose weights is not a number, is lost, and its samples are NaN.
 
 Resampling  systematic, one uniform number a chain, where the effective number of particles has fallen below a fraction.
 Evidence    the logarithm of the integral of p(x) exp(-nll(x)), of which exp is an unbiased estimate at any N (for
