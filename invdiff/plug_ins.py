@@ -9,15 +9,16 @@ GROUPS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # of entr
 
 def plug_ins(group: str) -> dict[str, Any]:
     """Classes and functions by name; raises ValueError for one that cannot be loaded."""
-    return {point.name: _load(point, group) for point in entry_points(group=GROUPS[group])}
+    return {point.name: loaded(point, group) for point in entry_points(group=GROUPS[group])}
 
 
-def _load(point: EntryPoint, group: str) -> Any:
+def loaded(point: EntryPoint, kind: str) -> Any:
+    """The object of an entry point; raises ValueError, naming its package, where it cannot be loaded."""
     try:
         return point.load()
     except Exception as error:
         where = point.value if point.dist is None else point.dist.name
-        raise ValueError(f"{group} {point.name!r} of {where} cannot be loaded: {error}") from error
+        raise ValueError(f"{kind} {point.name!r} of {where} cannot be loaded: {error}") from error
 
 
 def node_of(made: Any) -> dict[str, Any]:

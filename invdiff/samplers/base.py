@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
+from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem, Unsupported
@@ -189,11 +190,7 @@ def all_samplers() -> dict[str, type[Sampler]]:
     that names it under its entry points `invdiff.samplers`. Raises ValueError for an entry point that cannot be loaded.
     """
     for point in entry_points(group="invdiff.samplers"):
-        try:
-            point.load()
-        except Exception as error:
-            where = point.value if point.dist is None else point.dist.name
-            raise ValueError(f"sampler {point.name!r} of {where} cannot be loaded: {error}") from error
+        loaded(point, "sampler")
     found = {cls.name(): cls for cls in _subclasses(Sampler) if not isabstract(cls) and cls.resolve is Sampler.resolve}
     return dict(sorted(found.items()))
 
