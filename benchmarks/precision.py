@@ -20,7 +20,7 @@ from invdiff.priors.precision import autocast, fast_bf16
 from invdiff.samplers import DAPS
 from invdiff.schedules import EDM
 from invdiff.scores.metrics import psnr
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, generator, key
 
 
 def seconds_per_call(prior: Prior, x: torch.Tensor, precision: str, calls: int = 5) -> float:
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_prior(options.prior)
     shape = prior.shape or (3, 64, 64)
-    streams = Streams([generator(0, "generate", i) for i in range(options.images)], shape, "cpu")
+    streams = Streams([key(0, "generate", i) for i in range(options.images)], shape, "cpu")
     truth = generate(prior, streams.normal()).clamp(0, 1)
     operator, noise = Inpainting(keep=0.3), GaussianNoise(0.025)
     measured = [generator(0, "measure", i) for i in range(options.images)]

@@ -22,7 +22,7 @@ class InverseProblem:
 
     operator     an `Operator`, a `deepinv` physics or any callable (see `as_operator`)
     noise        the likelihood p(y | A x), or a number, the standard deviation of Gaussian noise
-    y            measurements (B, ...), real or complex
+    y            measurements (B, ...), real or complex, a tensor or what numpy takes for an array; see `as_measurement`
     image_shape  (C, H, W) of the images; needed only where the operator does not determine it from y
 
     Raises ValueError where y holds NaN or infinity, where the number of images differs between y and the parameters of
@@ -34,13 +34,13 @@ class InverseProblem:
         self,
         operator: Any,
         noise: Noise | float,
-        y: Tensor,
+        y: Any,
         *,
         image_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.operator: Operator = as_operator(operator)
         self.noise = as_noise(noise)
-        self.y = y
+        self.y = y = as_measurement(y)
         if y.dim() < 2:
             raise ValueError(f"a measurement has a batch axis and at least one more, got shape {tuple(y.shape)}")
         if y.shape[0] == 0:
@@ -168,6 +168,15 @@ class InverseProblem:
         twin = object.__new__(type(self))
         twin.operator, twin.noise, twin.y, twin.image_shape = operator, noise, y, self.image_shape
         return twin
+
+
+def as_measurement(y: Any) -> Tensor:
+    """Measurements as a tensor in the precision in which the problem is solved: float64 and complex128 as they are,
+    integers, truth values and other floats as float32, other complex numbers as complex64."""
+    y = torch.as_tensor(y)
+    if y.dtype in (torch.float64, torch.complex128):
+        return y
+    return y.to(torch.complex64 if y.is_complex() else torch.float32)
 
 
 def as_noise(noise: Noise | float) -> Noise:

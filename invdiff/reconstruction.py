@@ -25,7 +25,7 @@ from invdiff.operators import Noise, Operator, as_operator
 from invdiff.operators.core.base import kind_of_measurement
 from invdiff.posterior import Posterior
 from invdiff.priors import Prior, as_prior, load_prior
-from invdiff.problem import InverseProblem, as_noise
+from invdiff.problem import InverseProblem, as_measurement, as_noise
 from invdiff.samplers import Sampler, settings_for
 from invdiff.scores import evaluate
 from invdiff.shapes import describe_shape
@@ -161,9 +161,9 @@ def reconstruct(
     `Interrupted` on Ctrl-C: its `posterior` is the `Reconstruction` of the finished images, or None.
     """
     prior, likelihood = _as_prior(prior), as_noise(noise)
-    y = _as_tensor(y)
+    y = as_measurement(y).cpu()
     if truth is not None:
-        truth = _as_tensor(truth)
+        truth = as_measurement(truth).cpu()
         image_shape = tuple(truth.shape[1:])
     operator = as_operator(operator, image_shape=image_shape or prior.shape)
     if image_shape is None:
@@ -209,12 +209,6 @@ def _as_prior(prior: Any) -> Prior:
     if isinstance(prior, Path) or (isinstance(prior, str) and prior.endswith(".safetensors")):
         return load_prior(weights=prior).eval()
     return (load_prior(prior) if isinstance(prior, str) else as_prior(prior)).eval()
-
-
-def _as_tensor(values: Any) -> Tensor:
-    """On the CPU, in single precision, as measurements are read from files."""
-    values = torch.as_tensor(values)
-    return values.to("cpu", torch.complex64 if values.is_complex() else torch.float32)
 
 
 def _with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise levels from sigma_max down to 0, in image units."""
+"""Noise levels from sigma_max down to 0, for pictures in [0, 1]; `levels` scales them for other images."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def sigmas(self) -> Tensor:
-        """float64 (steps + 1,), strictly decreasing, the last one 0."""
+        """float64 (steps + 1,), strictly decreasing, the last one 0; image units of pictures in [0, 1]."""
+
+    def levels(self, scale: float) -> list[float]:
+        """The same in the image units of a prior with this `Prior.scale`."""
+        return (scale * self.sigmas()).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,13 @@ class EDM(Schedule):
 class VP(Schedule):
     """The 1000-step DDPM grid (beta from 1e-4 to 0.02, linear), as noise levels sigma = sqrt(1 / alpha_bar - 1).
 
-    With fewer than 1000 steps, timesteps are kept evenly spaced in t, both ends included, as guided-diffusion does.
+    The network saw images in [-1, 1], twice as wide as pictures, whose levels are half of its own. With fewer than 1000
+    steps, timesteps are kept evenly spaced in t, both ends included, as guided-diffusion does.
 
-    unit                  image units per unit of the DDPM network: 0.5, since it saw images in [-1, 1]
     sigma_max, sigma_min  the part of the grid between these levels only, image units; None: all of it, 78.7 to 0.005
     """
 
     steps: Annotated[int, Range(1, 1000)] = 1000
-    unit: Positive = 0.5
     sigma_max: Positive | None = None
     sigma_min: NotNegative | None = None
 
@@ -69,7 +72,7 @@ class VP(Schedule):
 
     def _grid(self) -> Tensor:
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-        levels = self.unit * (1 / (1 - betas).cumprod(0) - 1).sqrt()
+        levels = 0.5 * (1 / (1 - betas).cumprod(0) - 1).sqrt()
         above = levels >= (0.0 if self.sigma_min is None else self.sigma_min)
         return levels[above & (levels <= (math.inf if self.sigma_max is None else self.sigma_max))]
 

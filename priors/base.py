@@ -6,8 +6,10 @@ range or parametrisation are wrapped in their own file, out of sight of samplers
 """
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
@@ -19,8 +21,10 @@ class Prior(nn.Module, ABC):
     shape           (C, H, W) of the images, None for any size
     channels        image channels, None for any number; implied by `shape`
     sigma_range     noise levels of its training, in image units
-    value_range     range of clean images in image units, (0, 1) for pictures
+    value_range     range of clean images in image units, (0, 1) for pictures; for clipping and divergence alone
     differentiable  whether autograd can differentiate `denoise`
+    bounded_error   whether rounding inside the network stays small in the clean estimate at every noise level
+    unit            see there; it may be set
     """
 
     shape: tuple[int, ...] | None = None
@@ -28,6 +32,30 @@ class Prior(nn.Module, ABC):
     sigma_range: tuple[float, float] = (0.002, 80.0)
     value_range: tuple[float, float] = (0.0, 1.0)
     differentiable: bool = True
+    bounded_error: bool = True
+
+    @cached_property
+    def unit(self) -> float:
+        """Image units per unit of the network's normalised images, [-1, 1] for pictures: half of the value range."""
+        low, high = self.value_range
+        return (high - low) / 2
+
+    @property
+    def scale(self) -> float:
+        """What a setting with a unit is multiplied by: settings of samplers are for pictures in [0, 1]."""
+        return 2 * self.unit
+
+    @property
+    def centre(self) -> Tensor:
+        """Mean of the images, broadcastable to (C, H, W); where it is not known, the middle of the value range."""
+        return torch.tensor(sum(self.value_range) / 2)
+
+    def start(self, sigma: float, noise: Tensor) -> Tensor:
+        """Where sampling starts: images of the highest noise level, of which `centre` is all that is known.
+
+        noise  standard normal numbers, (..., C, H, W)
+        """
+        return self.centre.to(noise) + sigma * noise
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:

@@ -43,7 +43,10 @@ def probability_flow(
 def generate(
     prior: Prior, noise: Tensor, *, steps: int = 18, rho: float = 7.0, on_step: Callable[[Tensor], object] | None = None
 ) -> Tensor:
-    """Images of the prior itself from standard normal noise (B, C, H, W), by Heun's method: 2 * steps - 1 calls."""
+    """Images of the prior itself from standard normal noise (B, C, H, W), by Heun's method: 2 * steps - 1 calls.
+
+    They start at the prior's centre plus noise of its highest level, `Prior.start`.
+    """
     low, high = prior.sigma_range
     levels = torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64) ** rho
-    return probability_flow(prior, noise * high, [*levels.tolist(), 0.0], heun=True, on_step=on_step)
+    return probability_flow(prior, prior.start(high, noise), [*levels.tolist(), 0.0], heun=True, on_step=on_step)

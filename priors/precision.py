@@ -1,6 +1,8 @@
-"""Compute policy of networks: bf16 where the hardware is fast at it, float32 elsewhere.
+"""Compute policy of networks: bf16 where the hardware is fast at it and its error is bounded, float32 elsewhere.
 
-Only the inside of a network runs in bf16; images, operators and everything a sampler computes stay in float32.
+Only the inside of a network runs in bf16; images, operators and everything a sampler computes keep their type. A
+network that predicts the noise or the score errs by about sigma / 512 in bf16, more than an image at high noise
+(`Prior.bounded_error`): there `auto` takes float32.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,11 +24,17 @@ def fast_bf16(device_type: str) -> bool:
     return False
 
 
-def autocast(precision: str, device: torch.device | str) -> AbstractContextManager:
-    """The context in which networks run under a precision; `auto` asks the hardware."""
+def chosen(precision: str, device: torch.device | str, *, bounded_error: bool = True) -> str:
+    """The precision in effect, `float32` or `bfloat16`; `auto` asks the hardware."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    device_type = torch.device(device).type
-    if precision == "bfloat16" or (precision == "auto" and fast_bf16(device_type)):
-        return torch.autocast(device_type, dtype=torch.bfloat16)
+    if precision != "auto":
+        return precision
+    return "bfloat16" if bounded_error and fast_bf16(torch.device(device).type) else "float32"
+
+
+def autocast(precision: str, device: torch.device | str, *, bounded_error: bool = True) -> AbstractContextManager:
+    """The context in which networks run under a precision."""
+    if chosen(precision, device, bounded_error=bounded_error) == "bfloat16":
+        return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
     return nullcontext()

@@ -21,7 +21,7 @@ from invdiff.contracts.prior_figures import (
 from invdiff.contracts.verdict import Verdict, judged
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def report_on(
     cost = call_cost(prior, clean[:1], 0.2 * width(prior))
     drawn = None
     if samples:
-        streams = [generator(seed, "generate", i) for i in range(samples)]
+        streams = [key(seed, "generate", i) for i in range(samples)]
         noise = Streams(streams, prior.shape or tuple(clean.shape[1:]), clean.device).normal()
         drawn = generate(prior, noise, steps=steps, on_step=lambda _: on_step(1))
     return PriorReport(

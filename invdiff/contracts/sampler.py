@@ -37,7 +37,7 @@ from invdiff.posterior import Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, Unsupported
 from invdiff.samplers import Sampler
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 
 def check_sampler(sampler: Sampler, operator: Operator | None = None) -> None:
@@ -119,7 +119,7 @@ def _check_grad_mode(t: _Trial) -> None:
     problem = t.problem.select(torch.zeros(2, dtype=torch.long))
     mend = "no `yield` inside `no_grad` or `enable_grad`"
     for last in (1, t.sampler.num_steps):
-        rng = Streams([generator(0, "sample", 0, s) for s in range(2)], SMALL, "cpu")
+        rng = Streams([key(0, "sample", 0, s) for s in range(2)], SMALL, "cpu")
         with torch.no_grad():  # as in the driver
             steps = cast(Generator[Step, None, None], t.sampler.iterate(problem, t.prior, rng))
             for _ in range(last):

@@ -34,15 +34,21 @@ class MeteredPrior(Prior):
         super().__init__()
         self._prior, self._cost, self._precision = prior, cost, precision
         self._denoise = torch.compile(prior.denoise) if compile else prior.denoise
+        # A network computes in the type of its weights, a closed form in that of the images.
+        self._dtype = next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
         self.shape, self.channels = prior.shape, prior.channels
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
-        self.differentiable = prior.differentiable
+        self.differentiable, self.unit = prior.differentiable, prior.unit
+
+    @property
+    def centre(self) -> Tensor:
+        return self._prior.centre
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         rows = x.shape[0]
         self._cost.forwards += rows
-        with autocast(self._precision, x.device):
-            x0 = self._denoise(x, sigma)
+        with autocast(self._precision, x.device, bounded_error=self._prior.bounded_error):
+            x0 = self._denoise(x.to(self._dtype or x.dtype), sigma).to(x.dtype)
         return _CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0
 
     def _count_vjp(self, rows: int) -> None:

@@ -22,7 +22,7 @@ from invdiff.priors import Prior
 from invdiff.priors.precision import PRECISIONS
 from invdiff.problem import InverseProblem
 from invdiff.shapes import shallow_copy
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 # Activations kept for a network VJP take about 4 kB a pixel with the bundled priors: 4 GB for this many.
 CPU_PIXELS = 2**20
@@ -145,9 +145,10 @@ def run(
             rows = torch.arange(start, min(start + limit, total))
             image, sample = rows // num_samples, rows % num_samples
             streams = Streams(
-                [generator(seed, "sample", first_image + int(i), int(s)) for i, s in zip(image, sample, strict=True)],
+                [key(seed, "sample", first_image + int(i), int(s)) for i, s in zip(image, sample, strict=True)],
                 problem.image_shape,
                 device,
+                problem.y.real.dtype,
             )
             try:
                 with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated

@@ -10,7 +10,7 @@ from invdiff.io import square
 from invdiff.priors import Prior
 from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.priors.ode import generate
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, generator, key
 
 # These are files inside the scikit-image wheel; other names of skimage.data would start a download.
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket", "camera")
@@ -45,10 +45,10 @@ def drawn_from_prior(
         raise ValueError(
             "data=generated draws images from the prior, which must have a fixed size; give input= instead"
         )
-    streams = Streams([generator(seed, "generate", i) for i in range(count)], prior.shape, "cpu")
     if isinstance(prior, ClosedFormPrior):  # unclamped, so that they keep the prior's own law
-        images = torch.cat([prior.sample(1, source) for source in streams.generators])
+        images = torch.cat([prior.sample(1, generator(seed, "generate", i)) for i in range(count)])
     else:
+        streams = Streams([key(seed, "generate", i) for i in range(count)], prior.shape)
         images = generate(prior, streams.normal(), steps=steps).clamp(*prior.value_range)
     return [f"generated_{i:03d}" for i in range(count)], list(torch.permute(images, (0, 2, 3, 1)).numpy())
 

@@ -10,18 +10,17 @@ from invdiff.priors import Prior
 from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.priors.ode import generate
 from invdiff.report.comparison import thumbnails
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, generator, key
 
 STEPS = 40  # Heun steps of a network
 
 
 def write_grid(prior: Prior, shape: Sequence[int], count: int, path: Path) -> None:
     """Draw `count` samples (C, H, W), exactly where the prior is in closed form; sample i depends on i alone."""
-    streams = [generator(0, "generate", i) for i in range(count)]
     if isinstance(prior, ClosedFormPrior):
-        samples = torch.cat([prior.sample(1, stream) for stream in streams])
+        samples = torch.cat([prior.sample(1, generator(0, "generate", i)) for i in range(count)])
     else:
-        noise = Streams(streams, tuple(shape), "cpu").normal()
+        noise = Streams([key(0, "generate", i) for i in range(count)], tuple(shape)).normal()
         with progress_bar(STEPS, "step", "sampling") as bar:
             samples = generate(prior.cpu(), noise, steps=STEPS, on_step=lambda _: bar.update())
     thumbnails(samples.clamp(0, 1), path, max(1, round(count**0.5)))

@@ -78,10 +78,11 @@ class Chain(ABC):
 
     steps  its length
     probe  (R, C, H, W) the random direction in which the step size is measured first; None where it is always given
+    reach  how far it is measured, image units: 0.01 of the range of images
     """
 
-    def __init__(self, steps: int, probe: Tensor | None = None) -> None:
-        self.steps, self.probe = steps, probe
+    def __init__(self, steps: int, probe: Tensor | None = None, *, scale: float = 1.0) -> None:
+        self.steps, self.probe, self.reach = steps, probe, 0.01 * scale
 
     def draw(self, target: Conditional, rng: Streams, step_size: float | None = None) -> Tensor:
         """The state after `steps` steps from the mean of the target; see `Draw`."""
@@ -93,7 +94,7 @@ class Chain(ABC):
     def measured_step(self, target: Conditional) -> Tensor:
         """Half of the step size that the stiffest direction of the target allows, shaped to multiply images."""
         assert self.probe is not None
-        steepest, self.probe = stiffness(target.data_gradient, target.mean, self.probe)
+        steepest, self.probe = stiffness(target.data_gradient, target.mean, self.probe, self.reach)
         return per_row(0.5 / (steepest + 1 / target.width**2), target.mean)
 
     @abstractmethod
@@ -117,8 +118,8 @@ class Hamiltonian(Chain):
     momentum  share of the velocity that a step keeps; 0 is Langevin
     """
 
-    def __init__(self, steps: int, probe: Tensor | None = None, *, momentum: float = 0.9) -> None:
-        super().__init__(steps, probe)
+    def __init__(self, steps: int, probe: Tensor | None = None, *, scale: float = 1.0, momentum: float = 0.9) -> None:
+        super().__init__(steps, probe, scale=scale)
         self.momentum = momentum
 
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
@@ -136,9 +137,9 @@ class Metropolis(Chain):
     def measured_step(self, target: Conditional) -> Tensor:
         """That of the best random walk on a Gaussian: 2.4^2 over the trace of its precision."""
         assert self.probe is not None
-        mean, shift = target.mean, 0.01 * self.probe.sign()
+        mean, shift = target.mean, self.reach * self.probe.sign()
         above, here, below = (target.energy(mean + t) for t in (shift, 0 * shift, -shift))
-        trace = (above - 2 * here + below) / 0.01**2
+        trace = (above - 2 * here + below) / self.reach**2
         return per_row(2.4**2 / trace.clamp(min=mean[0].numel() / target.width**2), mean)
 
     def walk(self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: float | Tensor, rng: Streams) -> Tensor:
@@ -162,30 +163,38 @@ def needs_of(inner: str) -> Needs:
 
 
 def chosen(
-    inner: str, problem: InverseProblem, rng: Streams, steps: int, step_size: float | None, momentum: float = 0.9
+    inner: str,
+    problem: InverseProblem,
+    rng: Streams,
+    steps: int,
+    step_size: float | None,
+    momentum: float = 0.9,
+    scale: float = 1.0,
 ) -> Draw:
     """The draw of this name; `auto` is the closed form where the operator is linear and the noise Gaussian, else
     Langevin.
 
     steps, step_size, momentum  of the chain; without a step size, the direction in which it is measured is drawn here
+    scale                       `Prior.scale`
     """
     if inner == "closed_form" or (inner == "auto" and problem.operator.linear and problem.noise.gaussian):
         return ClosedForm()
     probe = rng.normal() if step_size is None else None
     if inner == "hamiltonian":
-        return Hamiltonian(steps, probe, momentum=momentum)
-    return (Metropolis if inner == "metropolis" else Langevin)(steps, probe)
+        return Hamiltonian(steps, probe, momentum=momentum, scale=scale)
+    return (Metropolis if inner == "metropolis" else Langevin)(steps, probe, scale=scale)
 
 
-def stiffness(slope: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+def stiffness(slope: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor, reach: float) -> tuple[Tensor, Tensor]:
     """Largest curvature at x of the function with this gradient, (R,): two power iterations by differences.
 
     probe  (R, C, H, W) the direction in which they start
+    reach  largest difference of a pixel
 
     Returns the direction found too: a better start for the next call.
     """
     for _ in range(2):
-        shift = probe * per_row(0.01 / nonzero(probe.abs().flatten(1).amax(1)), probe)  # 0.01 of the range at most
+        shift = probe * per_row(reach / nonzero(probe.abs().flatten(1).amax(1)), probe)
         change = slope(x + shift) - slope(x - shift)
         curvature = row_norm(change) / (2 * nonzero(row_norm(shift)))
         # Where nothing changes, as in an image that saturates everywhere, the direction waits for the next call.

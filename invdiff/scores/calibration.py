@@ -30,7 +30,7 @@ from invdiff.operators import Noise, Operator, as_operator
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.problem import InverseProblem
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, generator, key
 
 if TYPE_CHECKING:
     from invdiff.samplers.base import Sampler
@@ -251,14 +251,15 @@ def _draw(
     prior: Prior, shape: tuple[int, ...], seed: int, index: Tensor, purpose: tuple[int, ...], compute: Compute
 ) -> Tensor:
     """Images of the prior, (b, C, H, W) float32 on the CPU, each from its own stream."""
-    streams = [generator(seed, "generate", int(i), *purpose) for i in index]
     with torch.no_grad():
         if hasattr(prior, "sample"):
             sample: Callable[[int, torch.Generator], Tensor] = prior.sample  # type: ignore[assignment]
-            return torch.cat([sample(1, stream) for stream in streams]).cpu().float()
+            draws = [sample(1, generator(seed, "generate", int(i), *purpose)) for i in index]
+            return torch.cat(draws).cpu().float()
         device = compute.resolve_device()
-        rows = len(streams) if compute.max_rows is None else compute.max_rows
-        noise = Streams(streams, shape, device).normal().split(min(rows, 64))
+        rows = len(index) if compute.max_rows is None else compute.max_rows
+        streams = Streams([key(seed, "generate", int(i), *purpose) for i in index], shape, device)
+        noise = streams.normal().split(min(rows, 64))
         # Not clamped to the value range, as pictures are: the law of the prior is what is compared with.
         return torch.cat([generate(prior.to(device), z, steps=ODE_STEPS).cpu() for z in noise])
 

@@ -28,6 +28,10 @@ class Composition(OperatorOfParts):
     def complex_measurement(self) -> bool:  # type: ignore[override]  # that of the last part, wherever it is
         return self.operators[-1].complex_measurement
 
+    @property
+    def ambiguous(self) -> bool:
+        return any(part.ambiguous for part in self.operators)
+
     def forward(self, x: Tensor) -> Tensor:
         for part in self.operators:
             x = part(x)

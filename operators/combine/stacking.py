@@ -40,6 +40,11 @@ class Stacking(OperatorOfParts):
         self.complex_measurement = all(self.complex)
 
     @property
+    def ambiguous(self) -> bool:
+        """Where one part tells the images apart, all do."""
+        return all(part.ambiguous for part in self.operators)
+
+    @property
     def in_pairs(self) -> bool:
         """Whether complex entries are stacked as pairs of reals."""
         return any(self.complex) and not all(self.complex)

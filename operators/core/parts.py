@@ -4,15 +4,22 @@ import copy
 from collections.abc import Sequence
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
+from invdiff.shapes import per_row, row_norm
+
 from .base import Operator
+
+# Largest change of a measurement, as a share of it, that counts as none: `PhaseRetrieval.border` allows 0.04.
+SAME = 0.05
 
 
 class OperatorOfParts(Operator):
     """An operator that holds others as `parts`.
 
-    It is differentiable where every part is, and stepped where one is; it has neither decomposition nor alignment.
+    It is differentiable where every part is, and stepped where one is; it has no decomposition. An image is aligned as
+    a part aligns it where that leaves the whole measurement as it is.
     """
 
     def __init__(self, parts: Sequence[Operator]) -> None:
@@ -42,6 +49,15 @@ class OperatorOfParts(Operator):
     @property
     def stepped(self) -> bool:
         return any(part.stepped for part in self.operators)
+
+    def align(self, x: Tensor, reference: Tensor) -> Tensor:
+        for part in self.operators:
+            if part.ambiguous:
+                y, moved = self(x), part.align(x, reference)
+                # A part may be aligned by a move that others see: a blur by a kernel that is not symmetric.
+                same = row_norm(self(moved) - y) <= SAME * row_norm(y)
+                x = torch.where(per_row(same, x), moved, x)
+        return x
 
     def select(self, index: Tensor) -> Self:
         if self.images == 1:

@@ -1,6 +1,7 @@
 """Priors in closed form: draws, densities, Jacobians, and exact posteriors of linear problems."""
 
 from abc import abstractmethod
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,15 @@ class ClosedFormPrior(Prior):
     @abstractmethod
     def std(self) -> Tensor:
         """Standard deviation of every pixel, (C, H, W)."""
+
+    @property
+    def centre(self) -> Tensor:
+        return self.mean
+
+    @cached_property
+    def unit(self) -> float:
+        """Twice the standard deviation of the pixels: pictures have about half a unit."""
+        return 2 * float(self.std.double().square().mean().sqrt()) or super().unit  # a law on one image has none
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -54,8 +54,8 @@ class DiagonalGaussianPrior(SpectralGaussian):
         return x.square()
 
     def _response(self, rows: Rows) -> Tensor:
-        ones = torch.ones(1, self.centre.numel(), dtype=torch.float64, device=rows.device)
-        return rows.adjoint(rows.forward(ones)).reshape(self.centre.shape)
+        ones = torch.ones(1, self._mean.numel(), dtype=torch.float64, device=rows.device)
+        return rows.adjoint(rows.forward(ones)).reshape(self._mean.shape)
 
     def _again(self, mean: Tensor, spectrum: Tensor) -> "DiagonalGaussianPrior":
         return DiagonalGaussianPrior(mean, spectrum.sqrt())

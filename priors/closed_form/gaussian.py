@@ -25,7 +25,7 @@ class GaussianPrior(ClosedFormPrior):
     root        (n, n), instead of the covariance: keeps small variances that are lost in the product
     """
 
-    centre: Tensor
+    _mean: Tensor
     basis: Tensor
     eigenvalues: Tensor
 
@@ -44,14 +44,14 @@ class GaussianPrior(ClosedFormPrior):
         self.value_range = (float(mean.min()) - spread, float(mean.max()) + spread)
         # Exact at every level; below and above these the denoiser hardly changes.
         self.sigma_range = (1e-4 * spread, 10 * spread)
-        self.register_buffer("centre", mean)
+        self.register_buffer("_mean", mean)
         self.register_buffer("basis", basis.to(mean.dtype))
         self.register_buffer("eigenvalues", eigenvalues.to(mean.dtype))
         self.singular = not bool((self.eigenvalues > 0).all())
 
     @property
     def mean(self) -> Tensor:
-        return self.centre
+        return self._mean
 
     @property
     def covariance(self) -> Tensor:

@@ -100,7 +100,7 @@ class GaussianFieldPrior(SpectralGaussian):
 
     @property
     def std(self) -> Tensor:
-        return self.spectrum.mean((1, 2), keepdim=True).sqrt().expand(self.centre.shape)
+        return self.spectrum.mean((1, 2), keepdim=True).sqrt().expand(self._mean.shape)
 
     def _filter(self, x: Tensor, factors: Tensor) -> Tensor:
         # Factors are equal at k and -k. MKL refuses an empty batch.
@@ -111,8 +111,8 @@ class GaussianFieldPrior(SpectralGaussian):
         return z.real.square() + z.imag.square()
 
     def _response(self, rows: Rows) -> Tensor:
-        channels = self.centre.shape[0]
-        identity = torch.zeros(channels, *self.centre.shape, dtype=torch.float64, device=rows.device)
+        channels = self._mean.shape[0]
+        identity = torch.zeros(channels, *self._mean.shape, dtype=torch.float64, device=rows.device)
         each = torch.arange(channels)
         identity[each, each, 0, 0] = 1
         answers = rows.adjoint(rows.forward(identity.flatten(1))).reshape(identity.shape)

@@ -68,7 +68,9 @@ class GaussianMixturePrior(MixturePrior):
         weights = torch.randn(25, generator=rng).square()
         corners = torch.tensor([[-8.0 * i, -8.0 * j] for i in range(-2, 3) for j in range(-2, 3)])
         means = corners.repeat(1, dimension // 2).reshape(25, 1, 1, dimension)
-        return cls.isotropic(weights / weights.sum(), means, 1.0)
+        prior = cls.isotropic(weights / weights.sum(), means, 1.0)
+        prior.unit = 1.0  # the authors': their networks see these numbers as they are
+        return prior
 
     @classmethod
     def _of(
@@ -102,14 +104,14 @@ class GaussianMixturePrior(MixturePrior):
     def posterior_and_evidence(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
         self.check(problem)
         matrix, w, constant = whiten(problem, self.offsets.device)
-        residuals = w - matrix @ self.centre - self.offsets @ matrix.mT
+        residuals = w - matrix @ self.middle - self.offsets @ matrix.mT
         if len(self.directions) == 1:
             found = [self._condition(0, matrix, residuals)]
         else:
             found = [self._condition(k, matrix, residuals[k : k + 1]) for k in range(self.components)]
         shifts, directions, variances, evidence = zip(*found, strict=True)
         joint = self.log_weights + torch.cat(evidence)
-        means = self._image(self.centre + self.offsets + torch.cat(shifts))
+        means = self._image(self.middle + self.offsets + torch.cat(shifts))
         posterior = self._of(joint, means, torch.stack(directions), torch.stack(variances), self.rest)
         return posterior, joint.logsumexp(0) + constant
 

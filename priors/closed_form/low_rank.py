@@ -69,6 +69,7 @@ class LowRankMixturePrior(MixturePrior):
         directions = (basis @ turn).mT.contiguous()
         super().__init__(log_weights, means, directions, singular**2 + noise[:, None], noise)
         self.value_range = (float(value_range[0]), float(value_range[1]))
+        self.unit = (self.value_range[1] - self.value_range[0]) / 2  # of pictures
 
     @property
     def factors(self) -> Tensor:
@@ -143,11 +144,11 @@ class LowRankMixturePosterior(ClosedFormPrior):
         super().__init__()
         self.prior, self.measurement = prior, measurement
         self.shape, self.channels = prior.shape, prior.channels
-        self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
+        self.sigma_range, self.value_range, self.unit = prior.sigma_range, prior.value_range, prior.unit
         self._std: Tensor | None = None
         with torch.no_grad():
             flat = prior.directions.flatten(0, 1)
-            self.register_buffer("seen_centre", measurement(prior.centre[None])[0])
+            self.register_buffer("seen_centre", measurement(prior.middle[None])[0])
             self.register_buffer("seen_means", measurement(prior.offsets))
             self.register_buffer("seen_directions", measurement(flat).unflatten(0, prior.directions.shape[:2]))
             solver = self._solver()
@@ -173,7 +174,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
 
     @property
     def mean(self) -> Tensor:
-        return self.prior._image(self.prior.centre + self.weights @ self._means())
+        return self.prior._image(self.prior.middle + self.weights @ self._means())
 
     def _means(self) -> Tensor:
         """Posterior means of the components, relative to the centre of the prior, (K, n)."""
@@ -227,7 +228,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
             solved = solver.solve(missing[rows][:, None], slice(k, k + 1))[:, 0]
             rest[rows] = prior.rest[k] * solved
             along[rows] = (solved @ self.seen_directions[k].mT * self._excess()[k]) @ prior.directions[k]
-        return prior._image(prior.centre + x + measurement.backward(rest) + along)
+        return prior._image(prior.middle + x + measurement.backward(rest) + along)
 
     # -- with noise ----------------------------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
         """A function of rows with one noise variance, (B, n) relative to the centre: level by level."""
         with self.exactly(x, sigma, *more):
             work = torch.promote_types(x.dtype, self.prior.offsets.dtype)
-            flat = [x.flatten(1).to(work) - self.prior.centre, *(m.flatten(1).to(work) for m in more)]
+            flat = [x.flatten(1).to(work) - self.prior.middle, *(m.flatten(1).to(work) for m in more)]
             variance = (sigma_per_row(sigma, flat[0]) ** 2).expand(len(x), 1)[:, 0]
             rows = max(1, CHUNK // (self.prior.components * max(1, len(self.measurement.values))))
             parts, places = [], []
@@ -269,7 +270,7 @@ class LowRankMixturePosterior(ClosedFormPrior):
         joint, along, solved = level.condition(x)
         r = joint.softmax(1)
         moved = level.variance * level.spread(r, solved)
-        return self.prior.centre + self.prior._gain(r, x, along, level.variance) + moved
+        return self.prior.middle + self.prior._gain(r, x, along, level.variance) + moved
 
     def _score(self, level: "Narrowed", x: Tensor) -> Tensor:
         joint, along, solved = level.condition(x)

@@ -50,7 +50,7 @@ class _Pixels:
         self.prior, self.shape = prior, tuple(y.shape[1:])
         device = prior.offsets.device
         self.seen = seen.expand(y.shape).flatten(1).to(device)
-        self.y = torch.where(self.seen, y.flatten(1).to(device, torch.float64) - prior.centre, 0.0)
+        self.y = torch.where(self.seen, y.flatten(1).to(device, torch.float64) - prior.middle, 0.0)
         self.noise = noise_std.to(device, torch.float64).square().expand(len(y))
         excess = (prior.variances - prior.rest[:, None]).clamp(min=0)
         self.factors = excess.sqrt()[..., None] * prior.directions  # F^T, (K, r, n)
@@ -105,4 +105,4 @@ class _Pixels:
             inside = torch.cholesky_solve((missing @ factors.mT)[..., None], inner[rows, k])[..., 0]
             solved = (missing - mask[rows] * (inside @ factors)) / (prior.rest[k] + noise)
             found[rows] = own + prior.rest[k] * solved + (solved @ factors.mT) @ factors
-        return (prior.centre + found).reshape(-1, *self.shape).to(prior.means.dtype)
+        return (prior.middle + found).reshape(-1, *self.shape).to(prior.means.dtype)

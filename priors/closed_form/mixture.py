@@ -35,7 +35,7 @@ class MixturePrior(ClosedFormPrior):
 
     means: Tensor
     log_weights: Tensor
-    centre: Tensor
+    middle: Tensor
     offsets: Tensor
     directions: Tensor
     variances: Tensor
@@ -49,8 +49,8 @@ class MixturePrior(ClosedFormPrior):
         log_weights = log_weights.double()
         self.register_buffer("log_weights", log_weights - log_weights.logsumexp(0))
         # Relative to their centre: an offset that all images share costs no digits.
-        self.register_buffer("centre", self.weights.double() @ flat)
-        self.register_buffer("offsets", flat - self.centre)
+        self.register_buffer("middle", self.weights.double() @ flat)
+        self.register_buffer("offsets", flat - self.middle)
         self.register_buffer("directions", directions.double())
         self.register_buffer("variances", variances.double())
         self.register_buffer("rest", rest.double())
@@ -72,7 +72,7 @@ class MixturePrior(ClosedFormPrior):
 
     @property
     def mean(self) -> Tensor:
-        return self._image(self.centre)
+        return self._image(self.middle)
 
     @property
     def std(self) -> Tensor:
@@ -105,7 +105,7 @@ class MixturePrior(ClosedFormPrior):
         ValueError where a covariance is singular and sigma = 0.
         """
         with self.exactly(x, sigma):
-            flat = x.flatten(1).to(self.offsets) - self.centre
+            flat = x.flatten(1).to(self.offsets) - self.middle
             variance = (sigma_per_row(sigma, flat) ** 2).expand(len(x), 1)
             self._refuse_singular(variance)
             rows = max(1, CHUNK // self._numbers_per_row())
@@ -113,7 +113,7 @@ class MixturePrior(ClosedFormPrior):
             return torch.cat([self._joint(*part)[0].softmax(1) for part in parts])
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        return self._image(self.centre + self._draw(self._choose(count, generator), generator))
+        return self._image(self.middle + self._draw(self._choose(count, generator), generator))
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:
         """Components of `count` draws, (count,)."""
@@ -136,7 +136,7 @@ class MixturePrior(ClosedFormPrior):
         """A function of rows, in float64 and without autocast, on as many rows at a time as fit."""
         with self.exactly(x, sigma, *more):
             work = torch.promote_types(x.dtype, self.offsets.dtype)
-            flat = x.flatten(1).to(work) - self.centre
+            flat = x.flatten(1).to(work) - self.middle
             variance = (sigma_per_row(sigma, flat) ** 2).expand(len(x), 1) if len(x) else flat.new_zeros(0, 1)
             rows = max(1, CHUNK // self._numbers_per_row())
             parts = zip(
@@ -152,8 +152,8 @@ class MixturePrior(ClosedFormPrior):
         known = variance == 0  # then the image is known, also along directions without variance
         variance = torch.where(known, 1, variance)
         joint, along = self._joint(x, variance)
-        found = self.centre + self._gain(joint.softmax(1), x, along, variance)
-        return torch.where(known, self.centre + x, found)
+        found = self.middle + self._gain(joint.softmax(1), x, along, variance)
+        return torch.where(known, self.middle + x, found)
 
     def _gain(self, r: Tensor, x: Tensor, along: Tensor, variance: Tensor) -> Tensor:
         """sum_k r_k a_k with a_k = m_k + C_k (C_k + sigma^2 I)^-1 (x - m_k)."""

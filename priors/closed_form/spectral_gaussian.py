@@ -30,7 +30,7 @@ class SpectralGaussian(ClosedFormPrior):
     spectrum  variance of every coefficient, (C, H, W)
     """
 
-    centre: Tensor
+    _mean: Tensor
     spectrum: Tensor
     # The adjective of its covariances, for messages.
     kind: str
@@ -38,7 +38,7 @@ class SpectralGaussian(ClosedFormPrior):
     def __init__(self, mean: Tensor, spectrum: Tensor) -> None:
         super().__init__()
         self.shape, self.channels = tuple(mean.shape), mean.shape[0]
-        self.register_buffer("centre", mean)
+        self.register_buffer("_mean", mean)
         self.register_buffer("spectrum", spectrum.expand(mean.shape).to(mean.dtype).clone())
         self.singular = not bool((self.spectrum > 0).all())
         spread = 10 * max(float(self.std.max()), 1e-12)
@@ -64,22 +64,22 @@ class SpectralGaussian(ClosedFormPrior):
 
     @property
     def mean(self) -> Tensor:
-        return self.centre
+        return self._mean
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         with self.exactly(x, sigma):
-            away = x - self.centre
-            return (self.centre + self._filter(away, self._gain(away, sigma))).to(x.dtype)
+            away = x - self._mean
+            return (self._mean + self._filter(away, self._gain(away, sigma))).to(x.dtype)
 
     def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor) -> Tensor:
         with self.exactly(x, sigma, v):
-            wide = v.to(torch.promote_types(v.dtype, self.centre.dtype))
+            wide = v.to(torch.promote_types(v.dtype, self._mean.dtype))
             return self._filter(wide, self._gain(wide, sigma)).to(v.dtype)
 
     def score(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         # Not from the denoiser: D - x loses its digits where sigma is small.
         with self.exactly(x, sigma):
-            away = self.centre - x
+            away = self._mean - x
             return self._filter(away, 1 / self._total(away, sigma)).to(x.dtype)
 
     def _gain(self, like: Tensor, sigma: float | Tensor) -> Tensor:
@@ -97,19 +97,19 @@ class SpectralGaussian(ClosedFormPrior):
         return total
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        white = standard_normal(count, self.centre.numel(), self.centre, generator)
-        return self.centre + self._filter(white.reshape(count, *self.centre.shape), self.spectrum.sqrt())
+        white = standard_normal(count, self._mean.numel(), self._mean, generator)
+        return self._mean + self._filter(white.reshape(count, *self._mean.shape), self.spectrum.sqrt())
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         with self.exactly(x, sigma):
-            away = x - self.centre
+            away = x - self._mean
             total = self._total(away, sigma)
             return -0.5 * (self._squares(away) / total + (2 * math.pi * total).log()).flatten(1).sum(1).to(x.dtype)
 
     @torch.no_grad()
     def posterior_and_evidence(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
         self.check(problem)
-        device, mean = self.centre.device, self.centre.double()
+        device, mean = self._mean.device, self._mean.double()
         with torch.autocast(device.type, enabled=False):
             rows, part = Rows(problem, device), noise_part(problem, device)
             seen = self._seen(rows)
@@ -126,7 +126,7 @@ class SpectralGaussian(ClosedFormPrior):
             quadratic = rest.square().sum() + white.sum()
             evidence = log_normaliser(rows.count, part) - 0.5 * (quadratic + (spectrum * precision).log1p().sum())
             narrowed = self._again(
-                (mean + shift[0]).to(self.centre.dtype), (spectrum / (1 + spectrum * precision)).to(self.centre.dtype)
+                (mean + shift[0]).to(self._mean.dtype), (spectrum / (1 + spectrum * precision)).to(self._mean.dtype)
             )
             return narrowed, evidence
 
@@ -141,17 +141,17 @@ class SpectralGaussian(ClosedFormPrior):
         return values.clamp(min=0) if bool(error <= 1e-10 * wanted.norm()) else None
 
     def _dense(self, problem: Problem) -> tuple[ClosedFormPrior, Tensor]:
-        n = self.centre.numel()
+        n = self._mean.numel()
         if n > DENSE_LIMIT:
             name = type(problem.operator).__name__
             raise ValueError(
                 f"the posterior after {name} is not {self.kind} and takes a {n} x {n} matrix, the limit is "
                 f"{DENSE_LIMIT} pixels; use smaller images or a LowRankMixturePrior"
             )
-        matrix, w, constant = whiten(problem, self.centre.device)
-        identity = torch.eye(n, dtype=torch.float64, device=self.centre.device).reshape(n, *self.centre.shape)
+        matrix, w, constant = whiten(problem, self._mean.device)
+        identity = torch.eye(n, dtype=torch.float64, device=self._mean.device).reshape(n, *self._mean.shape)
         root = self._filter(identity, self.spectrum.double().sqrt()).flatten(1)
-        residual = w - matrix @ self.centre.double().flatten()
+        residual = w - matrix @ self._mean.double().flatten()
         (shift,), narrowed, (evidence,) = condition(root, matrix, residual[None])
-        mean = self.centre + shift.to(self.centre.dtype).reshape(self.centre.shape)
+        mean = self._mean + shift.to(self._mean.dtype).reshape(self._mean.shape)
         return GaussianPrior(mean, root=narrowed), evidence + constant

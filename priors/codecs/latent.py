@@ -58,6 +58,7 @@ class LatentPrior(DiffusersPrior):
                 raise ValueError(f"{name} must be (low, high) with low < high, got ({low}, {high})")
         # The network takes codes unchanged: equal ranges mean no change of variable.
         self.value_range = self.network_range = (float(code_range[0]), float(code_range[1]))
+        self.unit = 1.0  # the network's own
         self.image_range = (float(image_range[0]), float(image_range[1]))
         config: Mapping[str, Any] = autoencoder.config  # type: ignore[assignment]  # set by diffusers
         if config["latent_channels"] != self.channels:
@@ -65,19 +66,19 @@ class LatentPrior(DiffusersPrior):
                 f"codes of the autoencoder must have {self.channels} channels, got {config['latent_channels']}"
             )
         self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.scale, self.shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+        self.code_scale, self.code_shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
 
     def encode(self, images: Tensor) -> Tensor:
         """Codes (B, *shape) of images (B, C, H, W) in `image_range`."""
         low, high = self.image_range
         found = self.autoencoder.encode(2 * (images - low) / (high - low) - 1)  # type: ignore[operator]
         codes = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        return (codes - self.shift) * self.scale
+        return (codes - self.code_shift) * self.code_scale
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images (B, C, H, W) of codes (B, *shape); not clamped, so that gradients are not zero."""
         low, high = self.image_range
-        images = self.autoencoder.decode(codes / self.scale + self.shift).sample  # type: ignore[operator]
+        images = self.autoencoder.decode(codes / self.code_scale + self.code_shift).sample  # type: ignore[operator]
         return low + (high - low) * (images + 1) / 2
 
     @classmethod

@@ -2,10 +2,11 @@
 
 Paper   Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022,
         arXiv:2206.00364, Table 1, column "Ours".
-Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m the centre of the value range. All
+Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m the middle of the value range. All
         constants are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,10 +24,13 @@ class EDMPrior(Prior):
 
     network      maps (B, C, H, W) and the noise coordinate (B,) to (B, C, H, W)
     shape        (C, H, W) it was trained on, None for a network that takes any size
-    sigma_data   standard deviation of the data around the centre, image units
+    sigma_data   standard deviation of the data around m, image units
     sigma_range  noise levels of the training, image units. c_noise is clamped to it, the rest of the preconditioning is
                  not (D(x, 0) = x exactly)
+    mean         of the training images, one value per channel: where sampling starts; None: m
     """
+
+    channel_means: Tensor | None
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class EDMPrior(Prior):
         sigma_data: float = 0.25,
         sigma_range: tuple[float, float] = (0.002, 80.0),
         value_range: tuple[float, float] = (0.0, 1.0),
+        mean: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
@@ -44,16 +49,21 @@ class EDMPrior(Prior):
         self.sigma_data = sigma_data
         self.sigma_range = (float(sigma_range[0]), float(sigma_range[1]))
         self.value_range = (float(value_range[0]), float(value_range[1]))
+        self.register_buffer("channel_means", None if mean is None else torch.tensor(mean).reshape(-1, 1, 1))
+
+    @property
+    def centre(self) -> Tensor:
+        return super().centre if self.channel_means is None else self.channel_means
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         sigma = sigma_per_row(sigma, x)
-        centre = sum(self.value_range) / 2
+        middle = sum(self.value_range) / 2
         total = (sigma**2 + self.sigma_data**2).sqrt()
-        scaled = ((x - centre) / total).contiguous(memory_format=torch.channels_last)
+        scaled = ((x - middle) / total).contiguous(memory_format=torch.channels_last)
         out = self.network(scaled, self.noise_coordinate(sigma, x.shape[0])).to(x.dtype)
         c_skip = (self.sigma_data / total) ** 2
         c_out = sigma * self.sigma_data / total
-        return centre + c_skip * (x - centre) + c_out * out
+        return middle + c_skip * (x - middle) + c_out * out
 
     def noise_coordinate(self, sigma: Tensor, rows: int) -> Tensor:
         """c_noise = ln(sigma) / 4, one per row, (B,)."""
@@ -69,6 +79,7 @@ class EDMPrior(Prior):
             "sigma_data": self.sigma_data,
             "sigma_range": self.sigma_range,
             "value_range": self.value_range,
+            "mean": None if self.channel_means is None else self.channel_means.flatten().tolist(),
         }
         write_weights(path, header, {name: tensor.to(dtype) for name, tensor in self.network.state_dict().items()})
 
@@ -79,6 +90,7 @@ class EDMPrior(Prior):
         try:
             shape, value_range = header["shape"], tuple(header["value_range"])
             sigma_data, sigma_range = header["sigma_data"], tuple(header["sigma_range"])
+            mean = header.get("mean")
             network = UNet(UNetSpec(**header["unet"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"prior weights have an unusable header: {path}: {error!r}") from error
@@ -92,6 +104,7 @@ class EDMPrior(Prior):
             sigma_data=sigma_data,
             sigma_range=sigma_range,
             value_range=value_range,
+            mean=mean,
         )
         return prior.requires_grad_(False).eval()
 
@@ -107,5 +120,5 @@ class EDMPrior(Prior):
     @classmethod
     def variants(cls) -> dict[str, Prior]:
         example = cls.example()
-        other = cls(example.network, sigma_data=2.0, value_range=(-3.0, 5.0))
+        other = cls(example.network, sigma_data=2.0, value_range=(-3.0, 5.0), mean=[0.3])
         return {"example": example, "any size": cls(example.network), "other range": other}

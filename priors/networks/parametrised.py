@@ -75,6 +75,7 @@ class ParametrisedPrior(Prior):
         self.network_range = (float(network_range[0]), float(network_range[1]))
         self.learned_variance, self.class_label, self.bgr = learned_variance, class_label, bgr
         self.differentiable = differentiable
+        self.bounded_error = parametrisation not in ("epsilon", "score")
         self.sigma_range = (schedule.sigma_range[0] / self._zoom, schedule.sigma_range[1] / self._zoom)
         self.eval().requires_grad_(False)
 

@@ -9,7 +9,8 @@ Cost        per step and particle: 1 forward, and `updates` times the forwards o
             call of the operator while guidance is on. No VJPs.
 Coordinates the paper's own, variance exploding; noise levels are halved for images in [0, 1]. The step is scaled by the
             ensemble itself, so that the guidance weight stays as published.
-Departures  none from the authors' code with `normaliser="frobenius"`, whose step shrinks like 1 / sqrt(particles)
+Departures  the start is the prior's mean plus noise where the mean is known; theirs is grey plus noise. With
+            `normaliser="frobenius"` the step is the authors', which shrinks like 1 / sqrt(particles)
             once there are fewer particles than pixels; ours is `spread`, which does not. `guidance_end` is a fraction
             of the weight, theirs an absolute one. Measurements that were not taken are left out. `stochastic=True` is
             ours: an ancestral step instead of the flow.
@@ -85,8 +86,8 @@ class EnKG(Sampler):
         return Cost(forwards=self.ensemble * (self.num_steps + flow))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas = self.schedule.sigmas().tolist()
-        x = sigmas[0] * rng.normal((self.ensemble, *problem.image_shape))  # (R, J, C, H, W)
+        sigmas = self.schedule.levels(prior.scale)
+        x = prior.start(sigmas[0], rng.normal((self.ensemble, *problem.image_shape)))  # (R, J, C, H, W)
         for i, (sigma, after) in enumerate(pairwise(sigmas)):
             if self._guided(i):
                 weight = self.guidance * (1 - i / self.num_steps * (1 - self.guidance_end))
@@ -108,7 +109,7 @@ class EnKG(Sampler):
 
     def _clean(self, prior: Prior, x: Tensor, sigma: float, steps: int) -> Tensor:
         """Where the flow leads each particle, (R, J, C, H, W); one step is the denoiser itself."""
-        levels = [*karras(sigma, min(self.ode_sigma_min, sigma), steps).tolist(), 0.0]
+        levels = [*karras(sigma, min(self.ode_sigma_min * prior.scale, sigma), steps).tolist(), 0.0]
         return each_particle(lambda _, part: probability_flow(prior, part, levels), x, self.particles_at_once)
 
     def _measure(self, problem: InverseProblem, x0: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ancestral_step, clean_estimate, mean_variance
+from invdiff.samplers.moves import ancestral_step, clean_estimate, mean_variance, operator_norm
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
@@ -36,7 +36,8 @@ class MCG(Sampler):
     schedule       noise levels; the published one is the 1000-step DDPM grid. Fewer steps want a larger zeta
     zeta           guidance weight on the gradient of |W (y - A x0)|, image units; published 0.5 for masks. 0 is plain
                    replacement
-    weight         W: `identity` (masks), or `pinv`, the pseudo-inverse (the paper's filtered back-projection for CT)
+    weight         W: `identity` (masks), here over the norm of the operator, so that zeta does not depend on the unit
+                   of y, or `pinv`, the pseudo-inverse (the paper's filtered back-projection for CT)
     projection     `exact`: A x = y + sigma A n, the paper's; it amplifies the noise of y where A is badly conditioned.
                    `damped`: towards it as far as y can be trusted, A^+ replaced by (A^T A + rho)^-1 A^T with
                    rho = (sigma_y / sigma)^2; the same where y has no noise
@@ -58,9 +59,10 @@ class MCG(Sampler):
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         operator = problem.linear_operator
-        half = (prior.value_range[1] - prior.value_range[0]) / 2
-        sigmas = self.schedule.sigmas().tolist()
-        x = sigmas[0] * rng.normal()
+        half, zeta = prior.unit, self.zeta * prior.scale
+        size = operator_norm(problem, prior) if self.weight == "identity" else 1.0  # A^+ r has the unit of images
+        sigmas = self.schedule.levels(prior.scale)
+        x = prior.start(sigmas[0], rng.normal())
         for sigma_t, sigma_s in pairwise(sigmas):
             x0, pull = row_vjp(clean_estimate(prior, sigma_t, clip=self.clip), x)
             residual = problem.residual(x0)
@@ -71,8 +73,8 @@ class MCG(Sampler):
             gradient = pull(-(back / per_row(nonzero(norm), back)))
             chain = sqrt((1 + (sigma_t / half) ** 2) * (1 + (sigma_s / half) ** 2))
             x, noise = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal()), rng.normal()
-            x = x - self.zeta * chain * gradient
-            if sigma_s >= self.project_above and (sigma_s > 0 or self.projection == "exact"):
+            x = x - per_row(zeta * chain / size, x) * gradient
+            if sigma_s >= self.project_above * prior.scale and (sigma_s > 0 or self.projection == "exact"):
                 residual = problem.residual(x - sigma_s * noise)  # of A x = y + sigma A n
                 if self.projection == "exact":
                     x = x + operator.pinv(residual)

@@ -10,7 +10,7 @@ Form        the pull g = J^T A^T (A A^T + (sigma_y / r)^2 I)^-1 (y - A D), with 
             noise, of what stands before (y - A D) is J^T times the pseudo-inverse. `posterior` moves the clean
             estimate, D + (sigma / r)^2 g, which is E[x0 | x, y] under the assumption, and takes a DDIM step with it;
             `published` takes the step with D and adds g to where it leads.
-Coordinates the authors' z = x / sqrt(1 + (sigma / h)^2), with h half the width of the value range, see `dps.py`.
+Coordinates the authors' z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`, see `dps.py`.
             Their code (`algos/pgdm.py` of NVlabs/RED-diff, as it comes) adds sqrt(alpha_s alpha_t) grad_z <r, D> to
             z_s, which is g added to x_s.
 Departures  starts from noise, not from the noised pseudo-inverse of y. Their code knows no noise in y; here it has the
@@ -52,11 +52,11 @@ class PiGDM(Sampler):
     eta: Share = 1.0
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        operator = problem.linear_operator
-        sigmas = self.schedule.sigmas().tolist()
-        x = sigmas[0] * rng.normal()
+        operator, prior_std = problem.linear_operator, self.prior_std * prior.scale
+        sigmas = self.schedule.levels(prior.scale)
+        x = prior.start(sigmas[0], rng.normal())
         for sigma_t, sigma_s in pairwise(sigmas):
-            variance = (sigma_t * self.prior_std) ** 2 / (sigma_t**2 + self.prior_std**2)  # r^2
+            variance = (sigma_t * prior_std) ** 2 / (sigma_t**2 + prior_std**2)  # r^2
             x0, vjp = row_vjp(clean_estimate(prior, sigma_t, clip=False), x)
             # A^T (A A^T + c I)^-1 = (A^T A + c I)^-1 A^T
             pull = vjp(operator.solve(operator.adjoint(problem.residual(x0)), problem.noise_variance / variance))

@@ -52,14 +52,17 @@ class AFDPS(ParticleSampler):
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        seen, noise_shape = Spectrum.of(problem), (self.ensemble, *problem.image_shape)
-        sigmas = self.schedule.sigmas().tolist()
+        centre = prior.centre.to(problem.y.real)
+        seen, noise_shape = Spectrum.of(problem, prior), (self.ensemble, *problem.image_shape)
+        sigmas = self.schedule.levels(prior.scale)
 
         # Stage I: N(0, sigma^2 I) times the likelihood is Gaussian, direction by direction.
         scatter = self._scatter(seen, sigmas[0])
         gain = sigmas[0] ** 2 * seen.values / (scatter + sigmas[0] ** 2 * seen.values**2)
-        c = gain * seen.data + sigmas[0] * (1 - gain * seen.values).sqrt() * rng.normal(noise_shape)  # c = V^T x
-        x = back(problem, c, self.particles_at_once)
+        c = gain * seen.data + sigmas[0] * (1 - gain * seen.values).sqrt() * rng.normal(
+            noise_shape
+        )  # c = V^T (x - centre)
+        x = centre + back(problem, c, self.particles_at_once)
         weights.multiply(self._log_start(seen, sigmas[0]))
         for sigma, after in pairwise(sigmas):
             step = sigma**2 - after**2
@@ -74,7 +77,7 @@ class AFDPS(ParticleSampler):
             if after > 0:
                 ancestors = weights.resample(rng)
                 c, x0 = take(c, ancestors), take(x0, ancestors)
-            x = back(problem, c, self.particles_at_once)
+            x = centre + back(problem, c, self.particles_at_once)
             yield x, x0, after
 
     def _scatter(self, seen: Spectrum, sigma: float) -> Tensor:

@@ -4,7 +4,6 @@ Row r of the driver is one chain with N particles of its own. Its sample is one 
 samples are independent of each other; `cloud` gives the clouds themselves.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Sampler
 from invdiff.samplers.particles.cloud import Cloud
 from invdiff.samplers.particles.weights import Weights, systematic, take
-from invdiff.shapes import nonzero, per_row, row_norm
 from invdiff.streams import Streams
 
 
@@ -171,23 +169,3 @@ def each_particle(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, at_on
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each particle in float64, (R, N, ...) -> (R, N)."""
     return (a.double() * b.double()).flatten(2).sum(2)
-
-
-def largest_curvature(problem: InverseProblem, value_range: tuple[float, float], iterations: int = 20) -> Tensor:
-    """Largest curvature of the negative log-likelihood of each image about mid-grey, (B,) float64.
-
-    Power iteration with differences of gradients over a tenth of the value range, which are exact where the likelihood
-    is Gaussian and the operator linear.
-    """
-    low, high = value_range
-    shape = (1, *problem.image_shape)
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(problem.y.device, problem.y.real.dtype)
-    direction = start.expand(problem.images, *problem.image_shape)
-    grey = torch.full_like(direction, (low + high) / 2)
-    reach = 0.1 * (high - low) * math.sqrt(start.numel())
-    size = grey.new_zeros(problem.images)
-    for _ in range(iterations):
-        direction = reach * direction / per_row(nonzero(row_norm(direction)), direction)
-        direction = problem.nll_gradient(grey + direction) - problem.nll_gradient(grey - direction)
-        size = row_norm(direction) / (2 * reach)
-    return size.double()

@@ -15,7 +15,7 @@ from invdiff.samplers.particles.cloud import Cloud
 from invdiff.samplers.particles.fkc import log_integral
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 SCHEDULE = EDM(steps=100, sigma_max=40.0, sigma_min=0.002)
 
@@ -36,7 +36,7 @@ def compose(
     One prior and b: annealed. Powers 1 and 1: a product of experts. Powers 1 - w and w: a geometric average, which is
     classifier-free guidance made exact.
 
-    priors  each a `Prior` of images of this (C, H, W), on one device
+    priors  each a `Prior` of images of this (C, H, W), on one device; the unit of the schedule is that of the first
     powers  b, of positive sum
 
     Returns `chains` clouds of `ensemble` particles; `log_evidence` is the log of the integral of the product. Raises
@@ -48,9 +48,11 @@ def compose(
         reason = prior.mismatch(shape)
         if reason is not None:
             raise ValueError(f"compose: {reason}")
-    rng = Streams([generator(seed, "generate", chain) for chain in range(chains)], (ensemble, *shape), "cpu")
-    sigmas = schedule.sigmas().tolist()
-    x = sigmas[0] / sum(powers) ** 0.5 * rng.normal()
+    rng = Streams([key(seed, "generate", chain) for chain in range(chains)], (ensemble, *shape))
+    sigmas = schedule.levels(priors[0].scale)
+    # At high noise the product is a Gaussian about the mean of the centres.
+    centre = sum(power * prior.centre for prior, power in zip(priors, powers, strict=True)) / sum(powers)
+    x = centre + sigmas[0] / sum(powers) ** 0.5 * rng.normal()
     weights = Weights(chains, ensemble, resample_below)
     weights.multiply(log_integral(sum(powers), sigmas[0], math.prod(shape)))
     with torch.no_grad():

@@ -12,9 +12,10 @@ Cost        per step and particle: 1 forward, 2 calls of the operator and 1 prod
 Form        at noise level s the target is p_s(x)^b exp(l_s(x)). With a guidance of one half, neither the Laplacian nor
             the square of the gradient of l enters the weights.
 Departures  the paper names no likelihood and no annealing of one. Ours is l_s(x) = -nll(k x) / (1 + k s^2 L), where k x
-            is the noisy image moved towards grey, k = prior_std^2 / (prior_std^2 + s^2), and L the largest curvature of
-            the negative log-likelihood. For y = A x + noise of variance v this is the likelihood of k x with noise of
-            variance v + k s^2 |A|^2: as far as images are N(grey, prior_std^2), that of the image behind the noise.
+            is the noisy image moved towards the centre, k = prior_std^2 / (prior_std^2 + s^2), and L the largest
+            curvature of the negative log-likelihood. For y = A x + noise of variance v this is the likelihood of k x
+            with noise of variance v + k s^2 |A|^2: as far as images are N(centre, prior_std^2), that of the image
+            behind the noise.
             With `prior_std=None` k is 1; a polynomial operator then meets numbers that it was not made for. The
             authors' script for images centres, clamps and floors log-weights, and resamples among the images of a
             batch; nothing is clamped here, and chains stay apart.
@@ -33,7 +34,8 @@ from torch import Tensor
 
 from invdiff.ranges import Positive
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Streams
-from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, largest_curvature, parts_of
+from invdiff.samplers.moves import largest_curvature
+from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, parts_of
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
@@ -45,10 +47,10 @@ class FKC(ParticleSampler):
 
     schedule             noise levels, image units
     inverse_temperature  b, the power of the prior: 1 for the posterior; above 1 towards its modes
-    prior_std            how far images scatter about mid-grey, image units; None: the likelihood is told the noisy
+    prior_std            how far images scatter about their centre, image units; None: the likelihood is told the noisy
                          image as it is. Any value leaves the limit the same
     curvature            L, the largest curvature of the negative log-likelihood, 1 / image units squared, which says
-                         how fast the likelihood fades in. None: measured at a flat grey image, exact for linear
+                         how fast the likelihood fades in. None: measured at the centre of the prior, exact for linear
                          operators with Gaussian noise. Any value leaves the limit the same; one too low makes steps
                          unstable, one too high puts the likelihood off to the last steps
 
@@ -71,17 +73,17 @@ class FKC(ParticleSampler):
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
         power, noise_shape = self.inverse_temperature, (self.ensemble, *problem.image_shape)
-        grey = sum(prior.value_range) / 2
-        sigmas = self.schedule.sigmas().tolist()
+        centre, std = prior.centre.to(problem.y.real), self.prior_std and self.prior_std * prior.scale
+        sigmas = self.schedule.levels(prior.scale)
         curvature = self._curvature(problem, prior)[:, None]
-        x = sigmas[0] / power**0.5 * rng.normal(noise_shape)
+        x = prior.start(sigmas[0] / power**0.5, rng.normal(noise_shape))
         weights.multiply(log_integral(power, sigmas[0], math.prod(problem.image_shape)))
         for sigma, after in pairwise(sigmas):
             step = sigma**2 - after**2
-            (keep, strength), (keep_next, strength_next) = (self._annealed(s, curvature) for s in (sigma, after))
-            nll, gradient = self._likelihood(problem, grey + keep * (x - grey))
+            (keep, strength), (keep_next, strength_next) = (annealed(s, std, curvature) for s in (sigma, after))
+            nll, gradient = self._likelihood(problem, centre + keep * (x - centre))
             nll_next = each_particle(
-                lambda i, part: problem.select(i).nll(part), grey + keep_next * (x - grey), self.particles_at_once
+                lambda i, part: problem.select(i).nll(part), centre + keep_next * (x - centre), self.particles_at_once
             )
             if sigma == sigmas[0]:
                 weights.multiply(-strength * nll)
@@ -96,11 +98,6 @@ class FKC(ParticleSampler):
                 x, x0 = take(x, ancestors), take(x0, ancestors)
             yield x, x0, after
 
-    def _annealed(self, sigma: float, curvature: Tensor) -> tuple[float, Tensor]:
-        """How much of the noisy image the likelihood is told, and with which power it counts, (R, 1)."""
-        keep = 1.0 if self.prior_std is None else self.prior_std**2 / (self.prior_std**2 + sigma**2)
-        return keep, 1 / (1 + keep * sigma**2 * curvature)
-
     def _likelihood(self, problem: InverseProblem, x: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of all particles, (R, N), and its gradient, (R, N, C, H, W)."""
         parts = []
@@ -113,8 +110,14 @@ class FKC(ParticleSampler):
     def _curvature(self, problem: InverseProblem, prior: Prior) -> Tensor:
         """L of each chain, (R,) float64."""
         if self.curvature is None:
-            return largest_curvature(problem, prior.value_range)
+            return largest_curvature(problem, prior)
         return torch.full((problem.images,), self.curvature, dtype=torch.float64, device=problem.y.device)
+
+
+def annealed(sigma: float, std: float | None, curvature: Tensor) -> tuple[float, Tensor]:
+    """How much of the noisy image the likelihood is told, and with which power it counts, (R, 1)."""
+    keep = 1.0 if std is None else std**2 / (std**2 + sigma**2)
+    return keep, 1 / (1 + keep * sigma**2 * curvature)
 
 
 def log_integral(power: float, sigma: float, pixels: int) -> Tensor:

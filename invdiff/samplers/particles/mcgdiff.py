@@ -9,7 +9,7 @@ Idea        with c = V^T x, the measurement u_i / s_i is the coordinate c_i with
             t_i = sigma / s_i: it is one of the diffusing images, seen in that coordinate at level t_i. Above it the
             coordinate is guided to the measurement, below it is free.
 Coordinates variance exploding; the paper's kappa (1 - alpha) and its potentials carry over by division by alpha. Its
-            unit is half the width of the value range h: the slack at level t_i is kappa (h^2 + t_i^2).
+            unit is h = `prior.unit`: the slack at level t_i is kappa (h^2 + t_i^2), here at most t_i^2 / 100.
 Departures  the start is drawn from noise and potential together, not reweighted; resampling is systematic, and where
             `resample_below` says so. Each t_i stands on the grid of levels as in the paper, but the number of levels
             stays: a level moves to the largest t_i that is nearest to it. Where many singular values share a level,
@@ -33,7 +33,7 @@ from invdiff.samplers.base import InverseProblem, Needs, Prior, Streams
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.spectrum import Spectrum, back, into
 from invdiff.samplers.particles.weights import Weights, take
-from invdiff.schedules import EDM, VP, Schedule
+from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row
 
 
@@ -55,27 +55,28 @@ class MCGDiff(ParticleSampler):
         "particles_at_once": 1000,
     }
 
-    schedule: Schedule = VP(steps=100)
+    schedule: Schedule = EDM(steps=100, sigma_max=20.0, sigma_min=0.003)
     eta: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     kappa: Positive = 1e-4
 
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        seen, noise_shape = Spectrum.of(problem), (self.ensemble, *problem.image_shape)
-        guide = Guide.of(seen, self.kappa, (prior.value_range[1] - prior.value_range[0]) / 2)
-        sigmas = self.levels(guide.level)  # (R, K + 1)
+        centre = prior.centre.to(problem.y.real)
+        seen, noise_shape = Spectrum.of(problem, prior), (self.ensemble, *problem.image_shape)
+        guide = Guide.of(seen, self.kappa, prior.unit)
+        sigmas = self.levels(guide.level, prior.scale)  # (R, K + 1)
         # The start: noise and potential together.
         sigma = per_row(sigmas[:, 0], guide.level)
         weights.multiply(guide.log_density(sigma, 0, sigma**2 + guide.slack(sigma)))
         weights.multiply(guide.log_units(sigma, seen))
         pin = guide.pin(sigma, sigma**2)
         c = pin * guide.target + sigma * (1 - pin).sqrt() * rng.normal(noise_shape)
-        x = back(problem, c, self.particles_at_once)
+        x = centre + back(problem, c, self.particles_at_once)
         for k in range(self.num_steps):
             sigma, after = per_row(sigmas[:, k], guide.level), per_row(sigmas[:, k + 1], guide.level)
             x0 = self.denoise(prior, x, sigmas[:, k])
-            x0_c = into(problem, x0, self.particles_at_once)
+            x0_c = into(problem, x0 - centre, self.particles_at_once)
             variance = self.eta**2 * after**2 * (1 - (after / sigma) ** 2)
             mean = x0_c + (after**2 - variance).sqrt() / sigma * (c - x0_c)
             weights.multiply(
@@ -88,15 +89,15 @@ class MCGDiff(ParticleSampler):
                 mean, x0 = take(mean, ancestors), take(x0, ancestors)
             pin = guide.pin(after, variance)
             c = pin * guide.target + (1 - pin) * mean + (variance * (1 - pin)).sqrt() * rng.normal(noise_shape)
-            x = back(problem, c, self.particles_at_once)
+            x = centre + back(problem, c, self.particles_at_once)
             yield x, x0, float(sigmas[:, k + 1].amax())
 
-    def levels(self, measured_at: Tensor) -> Tensor:
+    def levels(self, measured_at: Tensor, scale: float) -> Tensor:
         """Noise levels of each chain, (R, K + 1) float64, from the levels t of its coordinates, (R, 1, C, H, W).
 
         Every level but the first and the last moves to the largest t among those nearest to it; the first and 0 stay.
         """
-        base = self.schedule.sigmas().to(measured_at.device)
+        base = torch.tensor(self.schedule.levels(scale), dtype=torch.float64, device=measured_at.device)
         t = measured_at.double().flatten(1)
         inside = (t >= base[-2]) & (t < base[0])
         # Nearest on the scale of logarithms: cells are bounded by geometric means, the first level has none.
@@ -107,12 +108,16 @@ class MCGDiff(ParticleSampler):
         return torch.where(found > 0, found, base)
 
 
+# Largest slack, as a share of the variance of a measured coordinate: with more, small noise is taken for larger.
+SLACK = 0.01
+
+
 @dataclass(frozen=True)
 class Guide:
     """The measurement as diffusing coordinates: c_i was seen as `target` at level t, and is guided down to t.
 
     target, level  (R, 1, C, H, W); infinite levels where nothing was measured
-    kappa, half    slack of the measurement at level t: kappa (half^2 + t^2)
+    kappa, half    slack of the measurement at level t: kappa (half^2 + t^2), at most `SLACK` t^2
     """
 
     target: Tensor
@@ -131,7 +136,8 @@ class Guide:
 
     def slack(self, sigma: Tensor) -> Tensor:
         """Variance of the target about a coordinate at this level, where it is guided; 1 elsewhere."""
-        width = sigma**2 - self.level**2 + self.kappa * (self.half**2 + self.level**2)
+        slack = torch.minimum(self.kappa * (self.half**2 + self.level**2), SLACK * self.level**2)
+        width = sigma**2 - self.level**2 + slack
         return torch.where(self.guided(sigma), width, 1)
 
     def pin(self, sigma: Tensor, variance: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from invdiff.operators.noise.base import masked
+from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers.particles.base import each_particle
 from invdiff.shapes import per_row
@@ -16,7 +16,8 @@ from invdiff.shapes import per_row
 class Spectrum:
     """A linear problem with Gaussian noise in the coordinates of its singular value decomposition, one row per chain.
 
-    With c = V^T x and u = U^T y, direction i was measured as u_i = s_i c_i + noise of this variance.
+    With m an image, c = V^T (x - m) and u = U^T (y - A m), direction i was measured as u_i = s_i c_i + noise of this
+    variance.
 
     values       s, (R, 1, C, H, W), zero where the operator sees nothing, or next to nothing
     data         u, (R, 1, C, H, W), zero there
@@ -30,9 +31,10 @@ class Spectrum:
     unexplained: Tensor
 
     @classmethod
-    def of(cls, problem: InverseProblem) -> Self:
+    def of(cls, problem: InverseProblem, prior: Prior) -> Self:
+        """About the centre of the prior, m, which is where sampling starts."""
         operator = problem.svd
-        y = masked(problem.y, problem.observed)  # y may hold anything where nothing was measured
+        y = problem.residual(prior.centre.to(problem.y.real).expand(problem.images, *problem.image_shape))
         data = operator.ut(y)
         values = operator.singular_values(data).expand_as(data)
         largest = values.flatten(1).amax(1)

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from invdiff.ranges import Positive
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Streams
-from invdiff.samplers.moves import clean_estimate
-from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, largest_curvature, parts_of
+from invdiff.samplers.moves import clean_estimate, largest_curvature
+from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle, parts_of
 from invdiff.samplers.particles.weights import Weights, take
-from invdiff.schedules import VP, Schedule
+from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
 
 
@@ -45,9 +45,13 @@ class TDS(ParticleSampler):
     """
 
     requires = Needs(differentiable=True, differentiable_prior=True)
-    small: ClassVar = {"schedule": VP(steps=10), "ensemble": 6, "particles_at_once": 1000}
+    small: ClassVar = {
+        "schedule": EDM(steps=10, sigma_max=5.0, sigma_min=0.02),
+        "ensemble": 6,
+        "particles_at_once": 1000,
+    }
 
-    schedule: Schedule = VP(steps=100)
+    schedule: Schedule = EDM(steps=100, sigma_max=20.0, sigma_min=0.003)
     prior_std: Positive = 0.25
 
     def expected_cost(self) -> Cost:
@@ -56,11 +60,12 @@ class TDS(ParticleSampler):
     def evolve(
         self, problem: InverseProblem, prior: Prior, rng: Streams, weights: Weights
     ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        sigmas = self.schedule.sigmas().tolist()
-        curvature = largest_curvature(problem, prior.value_range)[:, None]
-        x = sigmas[0] * rng.normal((self.ensemble, *problem.image_shape))
+        sigmas = self.schedule.levels(prior.scale)
+        prior_std = self.prior_std * prior.scale
+        curvature = largest_curvature(problem, prior)[:, None]
+        x = prior.start(sigmas[0], rng.normal((self.ensemble, *problem.image_shape)))
         for sigma, after in pairwise(sigmas):
-            softness = 1 / (1 + (sigma * self.prior_std) ** 2 / (sigma**2 + self.prior_std**2) * curvature)
+            softness = 1 / (1 + (sigma * prior_std) ** 2 / (sigma**2 + prior_std**2) * curvature)
             if after == 0:
                 x = self.denoise(prior, x, sigma)
                 nll = each_particle(lambda i, part: problem.select(i).nll(part), x, self.particles_at_once)

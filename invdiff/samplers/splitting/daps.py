@@ -78,26 +78,27 @@ class DAPS(Sampler):
         return Cost(forwards=self.num_steps * self.ode_steps)
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas = self.schedule.sigmas().tolist()
-        x = sigmas[0] * rng.normal()
-        conditional = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, self.momentum)
+        sigmas = self.schedule.levels(prior.scale)
+        x = prior.start(sigmas[0], rng.normal())
+        scale = prior.scale
+        conditional = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, self.momentum, scale)
         for k, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            x0_hat = probability_flow(prior, x, self._ode_levels(sigma))  # step 1: where x would flow to
-            width = conditional_std(sigma, self.prior_std)
-            spread = conditional_std(sigma, self.draw_std or self.prior_std)
+            x0_hat = probability_flow(prior, x, self._ode_levels(sigma, scale))  # step 1: where x would flow to
+            width = conditional_std(sigma, self.prior_std, scale)
+            spread = conditional_std(sigma, self.draw_std or self.prior_std, scale)
             target = Conditional(problem, x0_hat, width, self.tau, spread)
-            x0 = conditional.draw(target, rng, self._step_size(k))  # step 2
+            x0 = conditional.draw(target, rng, self._step_size(k, scale))  # step 2
             x = x0 + sigma_next * rng.normal() if sigma_next > 0 else x0  # step 3: decoupled from the x before
             yield Step(x, x0, sigma_next)
 
-    def _step_size(self, k: int) -> float | None:
+    def _step_size(self, k: int, scale: float) -> float | None:
         """Step size of the chain at level k; None: measured."""
-        return self.step_size and self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio))
+        return self.step_size and scale**2 * self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio))
 
-    def _ode_levels(self, sigma: float) -> list[float]:
-        return [*karras(sigma, min(self.ode_sigma_min, sigma), self.ode_steps).tolist(), 0.0]
+    def _ode_levels(self, sigma: float, scale: float) -> list[float]:
+        return [*karras(sigma, min(scale * self.ode_sigma_min, sigma), self.ode_steps).tolist(), 0.0]
 
 
-def conditional_std(sigma: float, prior_std: float | None) -> float:
-    """Standard deviation of x0 given x_sigma, for Gaussian x0 of standard deviation `prior_std`; None: infinite."""
-    return sigma if prior_std is None else sigma / sqrt(1 + (sigma / prior_std) ** 2)
+def conditional_std(sigma: float, prior_std: float | None, scale: float = 1.0) -> float:
+    """Standard deviation of x0 given x_sigma, for Gaussian x0 of standard deviation scale * prior_std; None: sigma."""
+    return sigma if prior_std is None else sigma / sqrt(1 + (sigma / (scale * prior_std)) ** 2)

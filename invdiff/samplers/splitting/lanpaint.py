@@ -70,11 +70,11 @@ class LanPaint(Sampler):
         return Cost(forwards=self.num_steps * (1 + self.inner_steps))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        nominal = self.schedule.sigmas().tolist()
+        nominal = self.schedule.levels(prior.scale)
         noise = rng.normal()  # of the known pixels, one and the same at every level
         known = Known.of(problem, noise, None if self.known == "exact" else nominal)
         sigmas = known.levels(nominal)
-        x = known.put_back(sigmas[0] * rng.normal(), sigmas[0], noise)
+        x = known.put_back(prior.start(sigmas[0], rng.normal()), sigmas[0], noise)
         for (sigma, after), level in zip(pairwise(sigmas), nominal[1:], strict=True):
             score = Score.of(known, sigma, self.lam)
             time = known.clock(sigma, self.step_size)

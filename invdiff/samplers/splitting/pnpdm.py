@@ -10,17 +10,16 @@ Cost        per iteration and sample: as many forwards as there are levels of th
             itself; one `solve`, one call and one adjoint of the operator, or `chain_steps` calls and products with
             its Jacobian.
 Coordinates the paper's own; its images live in [-1, 1], so that rho is halved here and step sizes quartered.
-Departures  the walk down from z starts at rho itself; the authors' starts at the level of their grid below rho. Its
-            steps are the ancestral ones, theirs Euler's on the reverse equation, the same as the levels grow. One
-            sample a chain, its last x; theirs are correlated ones of one chain. Ours is `step_size=None`.
+Departures  the start is the centre of the prior; the authors' is A^+ y. The walk down from z starts at rho itself;
+            the authors' starts at the level of their grid below rho. Its steps are the ancestral ones, theirs Euler's
+            on the reverse equation, the same as the levels grow. One sample a chain, its last x; theirs are correlated
+            ones of one chain. Ours is `step_size=None`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
-
-import torch
 
 from invdiff.ranges import Count, Positive, Range, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
@@ -82,13 +81,13 @@ class PnPDM(Sampler):
         return Cost(forwards=sum(len(self.levels(k)) - 1 for k in range(self.iterations)))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        y = problem.y
-        grey = sum(prior.value_range) / 2
-        x = torch.full((problem.images, *problem.image_shape), grey, dtype=y.real.dtype, device=y.device)
-        likelihood = chosen(self.inner, problem, rng, self.chain_steps, self.step_size)
+        x = prior.centre.to(problem.y.real).expand(problem.images, *problem.image_shape)
+        likelihood = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, scale=prior.scale)
         for k in range(self.iterations):
-            levels = self.levels(k)
-            x = likelihood.draw(Conditional(problem, x, levels[0]), rng, self.step_size)  # z
+            levels = [prior.scale * level for level in self.levels(k)]
+            x = likelihood.draw(
+                Conditional(problem, x, levels[0]), rng, self.step_size and prior.scale**2 * self.step_size
+            )  # z
             for sigma, after in pairwise(levels):
                 x = ddim_step(x, prior.denoise(x, sigma), sigma, after, self.eta, rng.normal())
             yield Step(x, x, 0.0)

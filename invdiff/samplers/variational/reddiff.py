@@ -8,10 +8,11 @@ Target      the mode of a variational family that is one point: an optimiser, no
 Needs       a differentiable operator. No network VJP; the operator's first guess, where there is one, as its start.
 Cost        per step and sample: 1 forward, 1 call of the operator and 1 product with its Jacobian.
 Coordinates the paper's z = alpha (mu + sigma eps), where eps_hat - eps = (mu - D(mu + sigma eps)) / sigma: no factor
-            alpha is left. Its images live in [-1, 1]; with h half the width of the value range, learning rates are
+            alpha is left. Its images live in [-1, 1]; with h = `prior.unit`, learning rates are
             halved for [0, 1], and lambda w(sigma / h) h / sigma (mu - D) is its regulariser's gradient.
 Departures  the authors' losses are means over the batch, so that Adam's epsilon couples the images; here every sample
-            has its own sums. They return mu before the last step of Adam, we after it. Ours is the data term
+            has its own sums. They return mu before the last step of Adam, we after it. Their
+            jitter of mu, a standard deviation of 1e-4, is left out. Ours is the data term
             `likelihood`.
 """
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from invdiff.operators.noise.base import masked
 from invdiff.ranges import NotNegative, Positive
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import half_squares, mean_variance
+from invdiff.samplers.moves import half_squares, mean_variance, operator_norm
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import per_row, row_gradient
 
@@ -56,7 +57,8 @@ class REDDiff(Sampler):
     weighting      how it depends on the noise level: the paper's `linear`, or `sqrt`, `square`, `log`, `clip`,
                    `power_2_3`, `constant` of its ablation
     data_term      `likelihood`: the negative log-likelihood times the mean variance of the noise, which is
-                   |y - A(mu)|^2 / 2 for Gaussian noise and of its size for any other. `published`:
+                   |y - A(mu)|^2 / 2 for Gaussian noise and of its size for any other, over the square of the
+                   norm of the operator, so that lambda does not depend on the unit of y. `published`:
                    n / m |y - A(mu)|^2 / 2 with n pixels and m measurements, as the authors' means of losses have it
     """
 
@@ -70,26 +72,28 @@ class REDDiff(Sampler):
     data_term: Literal["likelihood", "published"] = "likelihood"
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        half = (prior.value_range[1] - prior.value_range[0]) / 2
+        half = prior.unit
         mu = start(problem, prior)
-        adam = Adam(mu, self.learning_rate)
-        for sigma, after in pairwise(self.schedule.sigmas().tolist()):
+        norm = operator_norm(problem, prior) if self.data_term == "likelihood" else mu.new_ones(len(mu))
+        adam = Adam(mu, self.learning_rate * prior.scale)
+        for sigma, after in pairwise(self.schedule.levels(prior.scale)):
             x0 = prior.denoise(mu + sigma * rng.normal(), sigma)
             weight = self.lam * WEIGHTINGS[self.weighting](sigma / half) * half / sigma
-            mu = adam.step(mu, self._data_gradient(problem, mu) + weight * (mu - x0))
+            mu = adam.step(mu, self._data_gradient(problem, mu, norm) + weight * (mu - x0))
             yield Step(mu, x0, after)
 
-    def _data_gradient(self, problem: InverseProblem, mu: Tensor) -> Tensor:
+    def _data_gradient(self, problem: InverseProblem, mu: Tensor, norm: Tensor) -> Tensor:
         if self.data_term == "likelihood":
-            return per_row(mean_variance(problem), mu) * problem.nll_gradient(mu)
+            return per_row(mean_variance(problem) / norm**2, mu) * problem.nll_gradient(mu)
         m = problem.y[0].numel() * (2 if problem.y.is_complex() else 1)
         return mu[0].numel() / m * row_gradient(lambda x: half_squares(problem, x), mu)
 
 
 def start(problem: InverseProblem, prior: Prior) -> Tensor:
-    """The operator's first guess about mid-grey, which is 0 on the paper's [-1, 1]."""
+    """The operator's first guess about the centre of the prior, which is 0 on the paper's [-1, 1]."""
     operator, y = problem.operator, problem.y
-    centre = torch.full((problem.images, *problem.image_shape), sum(prior.value_range) / 2).to(y.device, y.real.dtype)
+    blank = torch.zeros(problem.images, *problem.image_shape, device=y.device, dtype=y.real.dtype)
+    centre = prior.start(0.0, blank)
     if operator.linear:
         guess = operator.first_guess(problem.residual(centre))
         return centre if guess is None else centre + guess
