@@ -82,6 +82,11 @@ def split(images: Sequence[np.ndarray], held_out: int) -> tuple[list[np.ndarray]
     return [x for i, x in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
 
 
+def channel_means(images: Sequence[np.ndarray]) -> list[float]:
+    """Mean of every channel over images of any sizes, each of the same weight, in [0, 1]."""
+    return (np.mean([image.mean((0, 1)) for image in images], 0) / 255).tolist()
+
+
 def random_batch(
     images: Sequence[np.ndarray], rng: np.random.Generator, *, batch: int, crop: int, flip: bool, rotate: bool
 ) -> np.ndarray:

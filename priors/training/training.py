@@ -26,7 +26,7 @@ from ..base import Prior
 from ..networks.edm import EDMPrior
 from ..networks.unet import UNet, UNetSpec
 from ..precision import autocast
-from .images import random_batch
+from .images import channel_means, random_batch
 from .optimiser import Optimiser
 
 REPORT_SIGMAS = (0.01, 0.025, 0.05, 25 / 255, 0.2, 0.5, 1.0)
@@ -123,6 +123,7 @@ class Trainer:
             shape=recipe.shape,
             sigma_data=recipe.sigma_data,
             sigma_range=recipe.sigma_range,
+            mean=channel_means(train),
         ).to(self.device)
         if init is not None:
             self.prior.network.start_from(init.network)
