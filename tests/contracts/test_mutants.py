@@ -110,7 +110,7 @@ def data_term_coupled(patch: pytest.MonkeyPatch) -> None:
 
 
 def paper_width(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(invdiff.samplers.splitting.daps, "conditional_std", lambda sigma, prior_std: sigma)
+    patch.setattr(invdiff.samplers.splitting.daps, "conditional_std", lambda sigma, *_: sigma)
 
 
 def nan_to_zero(patch: pytest.MonkeyPatch) -> None:
@@ -121,9 +121,11 @@ def nan_to_zero(patch: pytest.MonkeyPatch) -> None:
 def shared_stream(patch: pytest.MonkeyPatch) -> None:
     """All rows draw from the first row's stream, as a single generator for the batch would do."""
 
-    def normal(self: Streams, shape: tuple[int, ...] | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
-        rows = (len(self.generators), *(self.shape if shape is None else shape))
-        return torch.randn(rows, generator=self.generators[0], dtype=dtype)
+    plain = Streams.normal
+
+    def normal(self: Streams, shape: tuple[int, ...] | None = None, **more: Any) -> Tensor:
+        shape = self.shape if shape is None else shape
+        return plain(self, (len(self), *shape), **more)[0]
 
     patch.setattr(Streams, "normal", normal)
 

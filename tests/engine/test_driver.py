@@ -18,7 +18,7 @@ from invdiff.posterior import Cost
 from invdiff.priors import EDMPrior, GaussianPrior, Prior
 from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
 from invdiff.schedules import EDM
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 SHAPE = (1, 8, 8)
 SAMPLERS = all_samplers()
@@ -123,7 +123,7 @@ def test_a_row_is_its_image_and_its_sample() -> None:
     posterior = Walk(steps=1).sample(numbered(3), WhitePrior(), num_samples=2, seed=9, first_image=10, compute=QUIET)
     for i in range(3):
         for s in range(2):
-            rng = Streams([generator(9, "sample", 10 + i, s)], SHAPE, "cpu")
+            rng = Streams([key(9, "sample", 10 + i, s)], SHAPE)
             assert torch.equal(posterior.samples[i, s], (rng.normal() + 0.1 * rng.normal())[0])
 
 

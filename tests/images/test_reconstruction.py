@@ -17,7 +17,7 @@ from invdiff.samplers import DAPS, DPS, Sampler
 from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import EDM, VP
 from invdiff.scores.metrics import psnr
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, generator, key
 
 QUIET = Compute(progress=False)
 SIGMA = 0.025
@@ -83,7 +83,7 @@ def test_dps_beats_its_family_without_a_gradient(photo: Prior, photographs: Tens
     """Ancestral sampling with the known pixels pasted in at every level: the baseline without guidance."""
     problem = problem_of(Inpainting(keep=0.3), photographs)
     mask = problem.operator.mask_of((3, 64, 64))  # type: ignore[operator]
-    rng = Streams([generator(0, "sample", i, 0) for i in range(3)], (3, 64, 64), "cpu")
+    rng = Streams([key(0, "sample", i, 0) for i in range(3)], (3, 64, 64))
     sigmas = VP(steps=60).sigmas().tolist()
     x = sigmas[0] * rng.normal()
     with torch.no_grad():

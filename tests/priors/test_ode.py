@@ -77,3 +77,13 @@ def test_generate_draws_the_prior() -> None:
 def test_generate_from_a_gaussian_prior(normal: Callable) -> None:
     prior: Prior = GaussianPrior.example()
     assert generate(prior, normal(2, 1, 16, 16, dtype=torch.float32)).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mean"), [("photo", (0.4711 + 0.4551 + 0.3990) / 3), ("brain_small", 0.1749)])
+def test_images_of_a_network_are_as_bright_as_its_training_images(name: str, mean: float) -> None:
+    """`mean` is that of the training images. From black, photographs came out at 0.29."""
+    prior = load_prior(name)
+    streams = Streams([key(0, "generate", i) for i in range(48)], prior.shape or (3, 64, 64))
+    found = torch.cat([generate(prior, z) for z in streams.normal().split(8)]).mean((1, 2, 3))
+    assert abs(float(found.mean()) - mean) < 3 * float(found.std()) / len(found) ** 0.5

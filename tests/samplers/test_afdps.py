@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from helpers import Dense, Levels, Scripted, gaussian, normal, smooth
+from helpers import Dense, Levels, Remembering, Scripted, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import Denoising, GaussianNoise
@@ -35,7 +35,8 @@ def test_a_run_equals_the_equations(annealed: bool) -> None:
     weights = Weights(1, count, 0.0)
     zero = torch.zeros(1, 1, dtype=torch.float64)
     rng = Scripted([numbers[0], numbers[1], zero, numbers[2], zero, numbers[3]])
-    problem, prior = InverseProblem(operator, GaussianNoise(spread), y), gaussian(mean.reshape(SHAPE), covariance)
+    problem = InverseProblem(operator, GaussianNoise(spread), y)
+    prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
     with torch.no_grad():
         path = sampler.evolve(problem, prior, rng, weights)
         found = [(x, weights.log_weights) for x, _, _ in path]
@@ -48,9 +49,10 @@ def test_a_run_equals_the_equations(annealed: bool) -> None:
 
     start = noise(sigmas[0])
     posterior = (eye / sigmas[0] ** 2 + matrix.T @ torch.linalg.solve(start, matrix)).inverse()
-    centre = posterior @ matrix.T @ torch.linalg.solve(start, y[0])
+    grey = torch.full((4,), 0.5, dtype=torch.float64)
+    centre = grey + posterior @ matrix.T @ torch.linalg.solve(start, y[0] - matrix @ grey)
     evidence = torch.distributions.MultivariateNormal(
-        torch.zeros(3, dtype=torch.float64), start + sigmas[0] ** 2 * matrix @ matrix.T
+        matrix @ grey, start + sigmas[0] ** 2 * matrix @ matrix.T
     ).log_prob(y[0])
     constant = 3 / 2 * math.log(2 * math.pi) + start.logdet() / 2  # of the likelihood, which the method leaves out
     for n in range(count):

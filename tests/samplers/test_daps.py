@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Normals, Scripted, assert_law, dense, flat, gaussian, normal, published, smooth
+from helpers import Normals, Remembering, Scripted, assert_law, dense, flat, gaussian, normal, published, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.engine.step import Step
@@ -205,11 +205,11 @@ def test_every_step_equals_the_authors(name: str) -> None:
     for k in range(levels):
         script += [*chains[k], *([noises[k]] if k < levels - 1 else [])]
     sampler = replace(PUBLISHED, schedule=replace(PUBLISHED.schedule, steps=levels), chain_steps=chain)
-    prior = gaussian((mean.reshape(shape) + 1) / 2, covariance / 4)
+    prior = Remembering(gaussian((mean.reshape(shape) + 1) / 2, covariance / 4))  # as of a network: grey is its centre
     found = run(sampler, problem, prior, Scripted([n.reshape(images, *shape) for n in script]))
 
     authors = AuthorsDAPS(mean, covariance, matrix, y, levels=levels, ode=5)
-    x = 2 * (authors.sigmas[0] / 2) * start - 1  # u = sigma n is x = 2 u - 1
+    x = authors.sigmas[0] * start
     for k, step in enumerate(found):
         x, x0 = authors.step(x, k, chains[k], noises[k])
         assert step.sigma == pytest.approx(authors.sigmas[k + 1] / 2, rel=1e-12)

@@ -14,15 +14,16 @@ from invdiff.operators import (
     GaussianBlur,
     GaussianNoise,
     Inpainting,
+    LinearCallableOperator,
     Operator,
     PoissonNoise,
     SuperResolution,
 )
-from invdiff.priors import EDMPrior, GaussianPrior
+from invdiff.priors import GaussianPrior
 from invdiff.samplers import DPS
 from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import VP
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 SHAPE = (1, 8, 8)
 EXACT = 1e-9  # relative, float64 with sigma up to 157
@@ -83,12 +84,17 @@ class Setting:
         self.mean = 0.3 * normal(n, seed=1)
         self.truth = normal(images, n, seed=2)
         self.prior = gaussian((self.mean.reshape(SHAPE) + 1) / 2, covariance / 4)
+        self.prior.unit = 0.5  # of the authors, in units of u
         clean_x, clean_u = self.truth @ matrix.T, operator((self.truth.reshape(-1, *SHAPE) + 1) / 2)
         noise = 0.05 * normal(*clean_x.shape, seed=3)
         # What was not measured carries no noise: the rows of the matrix are zero there, and so is y.
         noise = torch.where(matrix.abs().sum(1) > 0, noise, 0)
         self.y_x = clean_x + noise
         self.problem = InverseProblem(operator, GaussianNoise(0.025), clean_u + noise.reshape(clean_u.shape) / 2)
+
+    def start(self, z: Tensor, alpha: Tensor, sigma: float) -> Tensor:
+        """The noise with which our run begins at the authors' z."""
+        return (((z / alpha + 1) / 2).reshape(-1, *SHAPE) - self.prior.mean) / sigma
 
 
 OPERATORS = {
@@ -108,11 +114,13 @@ def test_photon_counts_weigh_the_residual_as_the_paper_does() -> None:
     """zeta' grad |y - A x0|_Lambda with Lambda = diag(1 / 2y), by finite differences; the unit of the norm is free."""
     operator, zeta, sigma = SuperResolution(factor=2), 0.3, 0.7
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.2))
+    prior.unit = 0.5
     y = operator(0.6 + 0.1 * normal(1, *SHAPE, seed=1))  # no count is zero
     problem = InverseProblem(operator, PoissonNoise(0.01), y)
-    x = 0.5 + sigma * normal(1, *SHAPE, seed=2)
+    noise = normal(1, *SHAPE, seed=2)
+    x = 0.5 + sigma * noise
     sampler = DPS(schedule=Levels(values=(sigma, 0.0)), zeta=zeta, clip=False)
-    numbers = [x / sigma, torch.zeros_like(x)]
+    numbers = [noise, torch.zeros_like(x)]
     (step,) = run(sampler, problem, prior, Scripted(numbers))
     found = (prior.denoise(x, sigma) - step.x).flatten()
 
@@ -139,9 +147,9 @@ def test_a_step_equals_the_authors_ddpm_step(setting: Setting, clip: bool) -> No
         expected = authors.step(z, t, setting.y_x, setting.matrix, 0.3, noise, clip)
 
         sigma_t, sigma_s = float(sigma[t]), float(sigma[t - 1]) if t > 0 else 0.0
-        u = ((z / alpha[t] + 1) / 2).reshape(-1, *SHAPE)
-        sampler = DPS(schedule=Levels(values=(sigma_t, sigma_s)), zeta=0.15, clip=clip)
-        (step,) = run(sampler, setting.problem, setting.prior, Scripted([u / sigma_t, noise.reshape(u.shape)]))
+        sampler = DPS(schedule=Levels(values=(sigma_t, sigma_s)), zeta=0.15, guidance="published", clip=clip)
+        numbers = [setting.start(z, alpha[t], sigma_t), noise.reshape(-1, *SHAPE)]
+        (step,) = run(sampler, setting.problem, setting.prior, Scripted(numbers))
 
         alpha_s = authors.alpha_bar_before[t].sqrt()
         found = alpha_s * (2 * step.x.flatten(1) - 1)
@@ -154,12 +162,12 @@ def test_a_step_equals_the_authors_ddpm_step(setting: Setting, clip: bool) -> No
 def test_clipping_was_put_to_the_test(setting: Setting) -> None:
     """Without pixels beyond the range, `clip=True` and `clip=False` would be one and the same test."""
     sigma = 0.3
-    u = setting.prior.mean + normal(3, *SHAPE, seed=9)
+    noise = normal(3, *SHAPE, seed=9)
     (step,) = run(
         DPS(schedule=Levels(values=(sigma, 0.0)), clip=True),
         setting.problem,
         setting.prior,
-        Scripted([u / sigma, torch.zeros_like(u)]),
+        Scripted([noise / sigma, torch.zeros_like(noise)]),
     )
     clipped = ((step.x0 == 0) | (step.x0 == 1)).double().mean()
     assert 0.02 < clipped < 0.9
@@ -171,15 +179,12 @@ def test_a_whole_respaced_run_equals_the_authors(setting: Setting) -> None:
     authors = AuthorsDPS(setting.mean, setting.covariance, steps)
     noises = [normal(3, 64, seed=20 + k) for k in range(steps)]
     schedule = VP(steps=steps)
-    sigma_max = float(schedule.sigmas()[0])
-    start = normal(3, *SHAPE, seed=6)
-
-    # The authors start from z ~ N(0, I), we from u = sigma_max n: not quite the same, u = 0 is x = -1.
-    z = authors.alpha_bar[-1].sqrt() * (2 * sigma_max * start.flatten(1) - 1)
+    z = normal(3, 64, seed=6)  # where the authors start
+    start = setting.start(z, authors.alpha_bar[-1].sqrt(), float(schedule.sigmas()[0]))
     for k, t in enumerate(reversed(range(steps))):
         z = authors.step(z, t, setting.y_x, setting.matrix, 6.0, noises[k], clip=True)
     found = run(
-        DPS(schedule=schedule, zeta=3.0),
+        DPS(schedule=schedule, zeta=3.0, guidance="published"),
         setting.problem,
         setting.prior,
         Scripted([start, *(n.reshape(-1, *SHAPE) for n in noises)]),
@@ -189,35 +194,51 @@ def test_a_whole_respaced_run_equals_the_authors(setting: Setting) -> None:
     assert (2 * found[-1].x.flatten(1) - 1 - z).abs().max() < 1e-8 * (1 + z.abs().max())
 
 
-@pytest.mark.parametrize("guidance", ["norm", "likelihood"])
+@pytest.mark.parametrize("guidance", ["norm", "published", "likelihood"])
 def test_range_equivariance(setting: Setting, guidance: str) -> None:
-    """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2."""
-    steps = 12
-    numbers = [normal(3, *SHAPE, seed=k) for k in range(steps + 1)]
+    """In [-1, 1] and in [0, 1], with the same settings and the same noise, u = (x + 1) / 2."""
+    numbers = [normal(3, *SHAPE, seed=k) for k in range(13)]
     wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
+    wide_prior.unit = 1.0
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y_x.reshape(setting.problem.y.shape))
     narrow_problem = InverseProblem(setting.operator, GaussianNoise(0.25), setting.problem.y)
-    wide = DPS(schedule=VP(steps=steps, unit=1.0), zeta=2.0, guidance=guidance)  # type: ignore[arg-type]
-    narrow = DPS(schedule=VP(steps=steps, unit=0.5), zeta=1.0, guidance=guidance)  # type: ignore[arg-type]
-    # sigma_max n has mean 0 in either range, and u = 0 is x = -1: shift the start of the one onto the other.
-    sigma_max = float(wide.schedule.sigmas()[0])
-    x = run(wide, wide_problem, wide_prior, Scripted([numbers[0] - 1 / sigma_max, *numbers[1:]]))
-    u = run(narrow, narrow_problem, setting.prior, Scripted(numbers))
+    sampler = DPS(schedule=VP(steps=12), zeta=1.0, guidance=guidance)  # type: ignore[arg-type]
+    x = run(sampler, wide_problem, wide_prior, Scripted(numbers))
+    u = run(sampler, narrow_problem, setting.prior, Scripted(numbers))
     for ours, theirs in zip(u, x, strict=True):
         assert (2 * ours.x - 1 - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
 
 
+def test_the_norm_of_the_operator_is_taken_out(setting: Setting) -> None:
+    """The unit of y changes nothing, and zeta counts as published where the largest singular value is 1."""
+    numbers = [normal(3, *SHAPE, seed=k) for k in range(13)]
+    schedule = VP(steps=12)
+
+    def last(factor: float, zeta: float, guidance: str) -> Tensor:
+        operator = LinearCallableOperator(lambda u: factor * setting.operator(u), image_shape=SHAPE)
+        problem = InverseProblem(operator, GaussianNoise(factor * 0.025), factor * setting.problem.y)
+        sampler = DPS(schedule=schedule, zeta=zeta, guidance=guidance)  # type: ignore[arg-type]
+        return run(sampler, problem, setting.prior, Scripted(numbers))[-1].x
+
+    plain = last(1.0, 1.0, "norm")
+    assert (last(7.0, 1.0, "norm") - plain).abs().max() < 1e-8
+    norm = float(torch.linalg.matrix_norm(setting.matrix, 2))
+    assert (last(1.0, 1 / norm, "published") - plain).abs().max() < 0.02
+    assert (last(7.0, 1 / norm, "published") - plain).abs().max() > 0.1
+
+
 # -- the law of the likelihood variant ---------------------------------------------------------------------------------
+
+GRID = VP(steps=1000).levels(2.0)  # of images with the unit 1
 
 
 def propagate(
-    schedule: VP, mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor, noise_std: float
+    sigmas: list[float], mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor, noise_std: float
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of `guidance="likelihood"` on a linear-Gaussian problem: every step is affine in x."""
     n = covariance.shape[0]
     eye = torch.eye(n, dtype=torch.float64)
-    sigmas = schedule.sigmas().tolist()
-    m, c = torch.zeros(n, dtype=torch.float64), sigmas[0] ** 2 * eye
+    m, c = mean, sigmas[0] ** 2 * eye
     for sigma, after in pairwise(sigmas):
         gain = covariance @ torch.linalg.inv(covariance + sigma**2 * eye)  # D(x) = mean + gain (x - mean)
         pull = (sigma**2 - after**2) / noise_std**2 * gain @ matrix.T  # times (A D(x) - y)
@@ -233,11 +254,11 @@ def test_recursion_has_the_published_numbers() -> None:
     """Slope and variance on the 1000-step grid for a unit prior and a unit gain: far from the posterior, and known."""
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for noise_std, slope, variance in [(1.0, 0.6325, 0.4266), (0.5, 0.9820, 0.1217), (0.2, 1.000, 0.0187)]:
-        m, c = propagate(VP(steps=1000, unit=1.0), zero, one, one, torch.ones(1, dtype=torch.float64), noise_std)
+        m, c = propagate(GRID, zero, one, one, torch.ones(1, dtype=torch.float64), noise_std)
         assert float(m) == pytest.approx(slope, abs=6e-4)
         assert float(c) == pytest.approx(variance, abs=6e-4)
     # Where nothing is measured the law is the prior's, up to the grid.
-    m, c = propagate(VP(steps=1000, unit=1.0), zero, one, 0 * one, zero, 1.0)
+    m, c = propagate(GRID, zero, one, 0 * one, zero, 1.0)
     assert float(m) == 0
     assert float(c) == pytest.approx(1.0, abs=0.02)
 
@@ -247,11 +268,12 @@ def thousand_steps() -> tuple[Tensor, Inpainting]:
     """256 samples of 16 independent pixels, half of them measured, at three noise levels: the published grid."""
     rows, shape = torch.arange(3).repeat_interleave(256), (1, 4, 4)
     operator = Inpainting(mask=torch.arange(16).reshape(4, 4) % 2 == 0)
-    prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), torch.eye(16, dtype=torch.float64))
+    prior = gaussian(torch.zeros(shape), torch.eye(16))
+    prior.unit = 1.0
     y = torch.full((3, *shape), 2.0, dtype=torch.float64)
     y[:, ~operator.mask[0]] = torch.nan  # never measured
     problem = InverseProblem(operator, GaussianNoise(torch.tensor([1.0, 0.5, 0.2])), y).select(rows)
-    sampler = DPS(schedule=VP(steps=1000, unit=1.0), guidance="likelihood", clip=False)
+    sampler = DPS(schedule=VP(steps=1000), guidance="likelihood", clip=False)
     last = run(sampler, problem, prior, Normals(len(rows), shape))[-1]
     return last.x.unflatten(0, (3, -1)), operator
 
@@ -264,7 +286,7 @@ def test_closed_form_of_the_likelihood_variant(
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for seen in (True, False):
         values = samples[level][:, operator.mask[0] if seen else ~operator.mask[0]].flatten()
-        m, c = propagate(VP(steps=1000, unit=1.0), zero, one, one * seen, zero + 2.0, noise_std)
+        m, c = propagate(GRID, zero, one, one * seen, zero + 2.0, noise_std)
         assert abs(float(values.mean() - m)) < 4 * float((c / len(values)).sqrt())
         assert abs(float(values.var() / c) - 1) < 4 * (2 / len(values)) ** 0.5
 
@@ -281,18 +303,20 @@ def test_law_on_a_correlated_problem() -> None:
         torch.zeros(rows, dtype=torch.long)
     )
     sampler = DPS(schedule=schedule, guidance="likelihood", clip=False)
-    last = run(sampler, problem, gaussian(mean.reshape(shape), covariance), Normals(rows, shape))[-1]
-    assert_law(last.x, *propagate(schedule, mean, covariance, dense(operator, shape), y, noise_std))
+    prior = gaussian(mean.reshape(shape), covariance)
+    last = run(sampler, problem, prior, Normals(rows, shape))[-1]
+    assert_law(last.x, *propagate(schedule.levels(prior.scale), mean, covariance, dense(operator, shape), y, noise_std))
 
 
 def test_norm_guidance_on_the_toy_of_the_reference() -> None:
     """Two correlated pixels, one measured without noise: a recorded band (exact: x2 ~ N(0.9, 0.19))."""
     rows = 3000
     prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), (-1.0, 1.0))
+    prior.unit = 1.0
     problem = InverseProblem(
         Inpainting(mask=torch.tensor([[1, 0]])), GaussianNoise(1.0), torch.tensor([[[[1.0, 0.0]]]]).double()
     ).select(torch.zeros(rows, dtype=torch.long))
-    sampler = DPS(schedule=VP(steps=1000, unit=1.0), zeta=0.1, clip=False)
+    sampler = DPS(schedule=VP(steps=1000), zeta=0.05, clip=False)
     x = run(sampler, problem, prior, Normals(rows, (1, 1, 2)))[-1].x.flatten(1)
     assert float(x[:, 1].mean()) == pytest.approx(0.997, abs=0.03)
     assert float(x[:, 1].var()) == pytest.approx(0.156, abs=0.02)
@@ -302,24 +326,13 @@ def test_norm_guidance_on_the_toy_of_the_reference() -> None:
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def digits() -> EDMPrior:
-    return load_prior("digits")
-
-
-def digits_problem(images: int, operator: Operator | None = None) -> InverseProblem:
-    """Enough noise for the likelihood variant to be stable in few steps."""
-    x = torch.rand(images, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    operator = operator or GaussianBlur(std=1.0, kernel_size=9)
-    return InverseProblem(operator, GaussianNoise(0.5), operator(x))
-
-
-def test_without_guidance_it_is_ancestral_sampling_bit_for_bit(digits: EDMPrior) -> None:
-    problem, schedule = digits_problem(2), VP(steps=6)
+def test_without_guidance_it_is_ancestral_sampling_bit_for_bit() -> None:
+    digits, operator, schedule = load_prior("digits"), GaussianBlur(std=1.0, kernel_size=9), VP(steps=6)
+    problem = InverseProblem(operator, GaussianNoise(0.5), operator(torch.full((2, 1, 32, 32), 0.5)))
     found = DPS(schedule=schedule, zeta=0.0).sample(problem, digits, seed=3, compute=Compute(precision="float32"))
-    rng = Streams([generator(3, "sample", i, 0) for i in range(2)], (1, 32, 32), "cpu")
+    rng = Streams([key(3, "sample", i, 0) for i in range(2)], (1, 32, 32))
     sigmas = schedule.sigmas().tolist()
-    x = sigmas[0] * rng.normal()
+    x = digits.start(sigmas[0], rng.normal())
     with torch.no_grad():
         for sigma, after in pairwise(sigmas):
             x = ancestral_step(x, digits.denoise(x, sigma).clamp(0, 1), sigma, after, rng.normal())
@@ -329,6 +342,7 @@ def test_without_guidance_it_is_ancestral_sampling_bit_for_bit(digits: EDMPrior)
 def test_a_perfect_fit_moves_nothing() -> None:
     """|r| has no gradient at r = 0: that image takes the unguided step, the other image is guided."""
     prior = gaussian(torch.zeros(1, 1, 2), torch.eye(2))
+    prior.unit = 0.5
     x = torch.tensor([[[[1.0, -2.0]]], [[[1.0, -2.0]]]], dtype=torch.float64)
     y = prior.denoise(x, 1.0)  # x / 2: exact in binary, so that the residual is 0.0 and not 1e-17
     y[1] += 0.5

@@ -143,14 +143,13 @@ def test_a_whole_run_equals_the_authors(name: str, ratio: float) -> None:
 
     schedule = replace(PUBLISHED.schedule, steps=steps)  # type: ignore[call-arg]
     sampler = replace(PUBLISHED, schedule=schedule, ensemble=particles, guidance_end=ratio)
-    prior = gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4)
+    prior = Remembering(gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4))  # as of a network: grey is its centre
     found = run(sampler, InverseProblem(operator, GaussianNoise(0.025), y_unit), prior, Scripted([start]))
     assert len(found) == steps
     assert found[-1].sigma == 0
     for image in range(images):
         authors = AuthorsEnKG(mean, covariance, matrix, y[image], steps=steps, ratio=ratio)
-        # u = sigma n is x = 2 u - 1
-        path = authors.sample(2 * (authors.sigma_max / 2) * start[image].flatten(1) - 1)
+        path = authors.sample(authors.sigma_max * start[image].flatten(1))
         for step, x, sigma in zip(found, path, authors.sigmas[1:], strict=True):
             assert step.sigma == pytest.approx(sigma / 2, rel=1e-12)
             assert (2 * step.x[image].flatten() - 1 - x[0]).abs().max() < 1e-9 * (1 + x.abs().max())
@@ -171,6 +170,7 @@ def setting() -> tuple[InverseProblem, GaussianPrior, Tensor]:
     operator = GaussianBlur(std=0.8, kernel_size=5)
     problem = InverseProblem(operator, GaussianNoise(0.1), 0.5 + 0.3 * normal(3, *SMALL, seed=2))
     prior = gaussian(0.5 + 0.2 * normal(*SMALL, seed=1), smooth(4, 4, std=0.3))
+    prior.unit = 0.5
     return problem, prior, 0.5 + normal(3, 5, *SMALL, seed=3)
 
 
@@ -189,7 +189,7 @@ def correction(sampler: EnKG, problem: InverseProblem, prior: Prior, x: Tensor, 
     sampler = replace(
         sampler, schedule=schedule, guidance=1.0, updates=1, skip_start=0.0, skip_end=0.0, ode_steps=3, stochastic=False
     )
-    run(replace(sampler, particles_at_once=x.shape[0] * x.shape[1]), problem, memory, Scripted([x / sigma]))
+    run(replace(sampler, particles_at_once=x.shape[0] * x.shape[1]), problem, memory, Scripted([(x - 0.5) / sigma]))
     with torch.no_grad():
         predicted = problem.operator(clean(prior, x.flatten(0, 1), sigma)).flatten(1)
     return x - memory.images.unflatten(0, x.shape[:2]), predicted.unflatten(0, x.shape[:2])
@@ -303,7 +303,7 @@ def test_without_guidance_every_particle_follows_the_flow(
     problem, prior, start = setting
     schedule = EDM(steps=steps, sigma_max=20.0, sigma_min=0.01)
     found = whole(EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=False), problem, prior, start)
-    flowed = probability_flow(prior, 20.0 * start.flatten(0, 1), schedule.sigmas())
+    flowed = probability_flow(prior, 0.5 + 20.0 * start.flatten(0, 1), schedule.sigmas())
     assert (found.flatten(0, 1) - flowed).abs().max() < 1e-12
 
 
@@ -315,7 +315,7 @@ def test_an_ancestral_step_without_guidance_is_ancestral_sampling(
     noises = [normal(3, 5, *SMALL, seed=10 + k) for k in range(4)]
     sampler = EnKG(schedule=schedule, ensemble=5, guidance=0.0, stochastic=True)
     found = run(sampler, problem, prior, Scripted([start, *noises]))
-    x = 10.0 * start[:, 0]
+    x = prior.mean + 10.0 * start[:, 0]
     for (sigma, after), noise, step in zip(pairwise(schedule.sigmas().tolist()), noises, found, strict=True):
         x0 = prior.denoise(x, sigma)
         spread = after * math.sqrt(1 - (after / sigma) ** 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Dense, Levels, Scripted, gaussian, normal, smooth
+from helpers import Dense, Levels, Remembering, Scripted, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise, PoissonNoise
@@ -45,7 +45,7 @@ def test_a_run_equals_the_equations_on_the_scale_of_the_paper(power: float, prio
     weights = Weights(1, count, 0.0)
     rng = Scripted([numbers[0], numbers[1], uniforms[0], numbers[2], uniforms[1], numbers[3]])
     with torch.no_grad():
-        prior = gaussian(mean.reshape(SHAPE), covariance)
+        prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
         found = [(x, weights.log_weights) for x, _, _ in sampler.evolve(problem, prior, rng, weights)]
 
     # z = 2 x - 1, levels and covariance scaled with it; the measurement is y = A (z + 1) / 2 + noise.
@@ -53,7 +53,7 @@ def test_a_run_equals_the_equations_on_the_scale_of_the_paper(power: float, prio
     z_y = y[0] - z_matrix @ torch.ones(4, dtype=torch.float64)
     log_kernel = -4 / 2 * math.log(2 * math.pi * sigmas[0] ** 2)
     for n in range(count):
-        z = 2 * sigmas[0] / power**0.5 * numbers[0][0, n].flatten() - 1
+        z = 2 * sigmas[0] / power**0.5 * numbers[0][0, n].flatten()
         log_weight = (power - 1) * log_kernel - 4 / 2 * math.log(power)
 
         def reward(z: Tensor, s: float) -> Tensor:

@@ -44,7 +44,7 @@ def test_a_run_equals_the_update_of_the_authors() -> None:
     sampler = LanPaint(
         schedule=Levels(values=sigmas), inner_steps=inner, step_size=step, lam=lam, eta=0.0, known="exact"
     )
-    prior = gaussian(mean.reshape(SHAPE), covariance)
+    prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
     found = run(sampler, masked_problem(y, 0.1), prior, Scripted(numbers))
 
     draws = iter(n.flatten() for n in numbers)
@@ -56,7 +56,7 @@ def test_a_run_equals_the_update_of_the_authors() -> None:
         return (x_t + (1 - abar) * score) / abar**0.5
 
     fixed = next(draws)
-    z = 2 * sigmas[0] * next(draws) - 1  # noise about mid-grey, 0 in the paper's images
+    z = 2 * sigmas[0] * next(draws)  # noise about mid-grey, 0 in the paper's images
     for k, (s, after) in enumerate(pairwise(sigmas)):
         abar = 1 / (1 + (2 * s) ** 2)
         z = torch.where(mask, z_y + 2 * s * fixed, z)
@@ -247,6 +247,6 @@ def test_noise_below_the_last_level_counts_as_none(known: Any) -> None:
 
 def test_a_measurement_noisier_than_the_first_level_is_refused() -> None:
     problem = masked_problem(torch.zeros(1, *SHAPE), 2.0)
-    prior = GaussianPrior(torch.full(SHAPE, 0.5), torch.eye(4))
+    prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.25**2 * torch.eye(4))
     with pytest.raises(ValueError, match=r"noise of y, 2, is not below the first noise level, 1: raise schedule"):
         LanPaint(schedule=EDM(steps=4, sigma_max=1.0)).sample(problem, prior, compute=QUIET)

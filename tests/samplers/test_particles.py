@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
+from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianBlur, GaussianNoise, Inpainting, PoissonNoise
-from invdiff.samplers.particles.base import each_particle, largest_curvature
+from invdiff.samplers.moves import largest_curvature
+from invdiff.samplers.particles.base import each_particle
 from invdiff.samplers.particles.cloud import Cloud
 from invdiff.samplers.particles.spectrum import Spectrum
 from invdiff.samplers.particles.weights import Weights, effective, inverse_cdf, normalised, systematic, take, uniform
-from invdiff.streams import Streams, generator
+from invdiff.streams import Streams, key
 
 
 def streams(rows: int, seed: int = 0, first: int = 0) -> Streams:
-    return Streams([generator(seed, "sample", first + i) for i in range(rows)], (1,), "cpu")
+    return Streams([key(seed, "sample", first + i) for i in range(rows)], (1,))
 
 
 def random_weights(rows: int, count: int, seed: int = 0) -> Tensor:
@@ -240,10 +242,10 @@ def test_largest_curvature_is_that_of_the_likelihood() -> None:
     for operator in (Denoising(), Inpainting(keep=0.4), GaussianBlur(std=0.8, kernel_size=5)):
         n = torch.eye(36, dtype=torch.float64).reshape(36, 1, 6, 6)
         largest = torch.linalg.matrix_norm(operator(n).flatten(1), 2) ** 2
-        found = largest_curvature(InverseProblem(operator, noise, y), (0.0, 1.0))
+        found = largest_curvature(InverseProblem(operator, noise, y), WhitePrior())
         assert torch.allclose(found, largest / noise.sigma.double() ** 2, rtol=0.02)
     squares = CallableOperator(torch.square, image_shape=(1, 6, 6))
-    assert largest_curvature(InverseProblem(squares, PoissonNoise(0.1), y + 0.25), (0.0, 1.0)).isfinite().all()
+    assert largest_curvature(InverseProblem(squares, PoissonNoise(0.1), y + 0.25), WhitePrior()).isfinite().all()
 
 
 def test_a_spectrum_explains_all_that_an_image_can() -> None:
@@ -252,7 +254,7 @@ def test_a_spectrum_explains_all_that_an_image_can() -> None:
         noise = GaussianNoise(torch.tensor([0.1, 0.3]))
         x = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         problem = InverseProblem(operator, noise, operator(x) + 0.1 * x.flip(0))
-        seen = Spectrum.of(problem)
-        residual = seen.data[:, 0] - seen.values[:, 0] * operator.vt(0.7 * x)
+        seen = Spectrum.of(problem, WhitePrior())
+        residual = seen.data[:, 0] - seen.values[:, 0] * operator.vt(0.7 * x - 0.5)  # about grey
         nll = (residual**2 / (2 * seen.variance[:, 0])).flatten(1).sum(1) + seen.unexplained
         assert torch.allclose(nll, problem.nll(0.7 * x), rtol=1e-5)

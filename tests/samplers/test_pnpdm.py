@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Dense, Levels, Normals, Scripted, assert_law, gaussian, normal, smooth
+from helpers import Dense, Levels, Normals, Remembering, Scripted, assert_law, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.engine.step import Step
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise, LinearOperator, PoissonNoise
@@ -36,7 +36,7 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
     shapes = [SHAPE, (3,), *[SHAPE] * 3, SHAPE, (3,), *[SHAPE] * 2]
     numbers = [normal(1, *shape, seed=10 + k) for k, shape in enumerate(shapes)]
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(sigma), y)
-    prior = gaussian(mean.reshape(SHAPE), covariance)
+    prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
     found = run(sampler, problem, prior, Scripted(numbers))
 
     draws, one = iter(n.flatten() for n in numbers), torch.eye(4).double()
@@ -92,7 +92,9 @@ def test_the_law_at_rest_is_the_posterior_with_more_noise(rho: float) -> None:
     problem = InverseProblem(Dense(MIXING, SHAPE), GaussianNoise(sigma), y)
     problem = problem.select(torch.zeros(rows, dtype=torch.long))
     sampler = PnPDM(iterations=25, rho=rho, decay=1.0, rho_min=rho, grid=EDM(steps=25, sigma_max=rho, sigma_min=0.01))
-    x = run(sampler, problem, gaussian(mean.reshape(SHAPE), covariance), Normals(rows, SHAPE))[-1].x
+    prior = gaussian(mean.reshape(SHAPE), covariance)
+    prior.unit = 0.5
+    x = run(sampler, problem, prior, Normals(rows, SHAPE))[-1].x
 
     def law(width: float) -> tuple[Tensor, Tensor]:
         a = MIXING.double()

@@ -67,6 +67,7 @@ class Truth:
 @pytest.fixture(scope="module")
 def truth() -> Truth:
     prior = Mixture()
+    prior.unit = 0.5  # settings of samplers are in the units of the plane
     weights, means = prior.weights, prior.means
     a = torch.ones(2, dtype=torch.float64) / 2**0.5
     problem = InverseProblem(Dense(a[None], SHAPE), GaussianNoise(SIGMA), torch.tensor([[Y]]))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Dense, Levels, Scripted, gaussian, normal, smooth
+from helpers import Dense, Levels, Remembering, Scripted, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise
 from invdiff.samplers import TDS
-from invdiff.samplers.particles.base import largest_curvature
+from invdiff.samplers.moves import largest_curvature
 from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
 
@@ -35,14 +35,15 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
 
     sampler = TDS(schedule=Levels(values=sigmas), ensemble=count, resample_below=0.0, prior_std=prior_std)
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(spread), y)
-    prior, weights, zero = gaussian(mean.reshape(SHAPE), covariance), Weights(1, count, 0.0), torch.zeros(1, 1).double()
+    prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
+    weights, zero = Weights(1, count, 0.0), torch.zeros(1, 1).double()
     rng = Scripted([numbers[0], zero, numbers[1], zero, numbers[2]])
     with torch.no_grad():
         found = [(x, weights.log_weights) for x, _, _ in sampler.evolve(problem, prior, rng, weights)]
 
     z_mean, z_covariance = 2 * mean - 1, 4 * covariance
     noise = float(GaussianNoise(spread).sigma) ** 2
-    largest = float(largest_curvature(problem, (0.0, 1.0))) * noise  # |A|^2
+    largest = float(largest_curvature(problem, prior)) * noise  # |A|^2
 
     def clean(z: Tensor, a: float) -> Tensor:
         marginal = a * z_covariance + (1 - a) * torch.eye(4, dtype=torch.float64)
@@ -56,7 +57,7 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
 
     for n in range(count):
         a = alpha_bar(sigmas[0])
-        z = (2 * sigmas[0] * numbers[0][0, n].flatten() - 1) * a**0.5
+        z = 2 * sigmas[0] * numbers[0][0, n].flatten() * a**0.5
         log_weight = float(log_twist(z, a))
         for k, (s, after) in enumerate(pairwise(sigmas[:-1])):
             a, b = alpha_bar(s), alpha_bar(after)
