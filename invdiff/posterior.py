@@ -18,6 +18,7 @@ class Cost:
     operator_calls  forward, adjoint, pseudo-inverse, solve, and products with the operator's Jacobian
     seconds         wall time of the sampler, callbacks and progress left out
     peak_memory_mb  of the device, or on the CPU of the process so far (`engine.device.peak_memory_mb`)
+    precision       in which the network ran, `float32` or `bfloat16`
     """
 
     forwards: int = 0
@@ -25,6 +26,7 @@ class Cost:
     operator_calls: int = 0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)

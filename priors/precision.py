@@ -33,8 +33,8 @@ def chosen(precision: str, device: torch.device | str, *, bounded_error: bool = 
     return "bfloat16" if bounded_error and fast_bf16(torch.device(device).type) else "float32"
 
 
-def autocast(precision: str, device: torch.device | str, *, bounded_error: bool = True) -> AbstractContextManager:
-    """The context in which networks run under a precision."""
-    if chosen(precision, device, bounded_error=bounded_error) == "bfloat16":
+def autocast(precision: str, device: torch.device | str) -> AbstractContextManager:
+    """The context in which networks run under a precision; `auto` asks the hardware."""
+    if chosen(precision, device) == "bfloat16":
         return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
     return nullcontext()

@@ -25,6 +25,7 @@ from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, t
 from invdiff.benchmark.store import Store
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
+from invdiff.priors.precision import chosen
 from invdiff.samplers import Sampler
 
 Record = dict[str, Any]
@@ -69,6 +70,7 @@ class Planner:
         self.grid, self.store, self.compute, self.ranks = grid, store, compute, ranks
         self.measurements = measurements  # of each task
         self.device = compute.resolve_device()
+        self.precision = chosen(compute.precision, self.device, bounded_error=grid.prior.bounded_error)
         self.fixed_weight = vjp_weight
         self._speed: Speed | None = None
         self._done = store.done()
@@ -110,7 +112,7 @@ class Planner:
 
         fitted  to a budget
         """
-        settings = self.grid.settings(sampler, task, self.compute.precision)
+        settings = self.grid.settings(sampler, task, self.precision)
         run = fingerprint(settings)
         known = self._known.get(run, {})
         record = {
@@ -148,7 +150,7 @@ class Planner:
             alike = (settings["prior"], settings["data"], settings["precision"], record["device"]) == (
                 self.grid.prior_settings,
                 self.grid.images.settings,
-                self.compute.precision,
+                self.precision,
                 str(self.device),
             )
             if alike and record["vjp_weight"] is not None:
@@ -166,7 +168,7 @@ class Planner:
             shape = tuple(self.grid.images.truth.shape[1:])
             rows = max(1, min(16, FULL["cpu"] // (4 * shape[-1] * shape[-2])))
             prior = self.grid.prior.to(self.device)
-            self._speed = measure_speed(prior, shape, self.device, self.compute.precision, rows=rows)
+            self._speed = measure_speed(prior, shape, self.device, self.precision, rows=rows)
         return self._speed
 
     def _rows(self, sampler: Sampler) -> int:
@@ -213,7 +215,7 @@ class Planner:
                     fitted = fit_calls(sampler, budget.amount, weight)
                 else:
                     fitted = fit_seconds(sampler, budget.amount, weight, lambda s: self._pilot(s, measurements))
-                settings = self.grid.settings(fitted, measurements.task, self.compute.precision)
+                settings = self.grid.settings(fitted, measurements.task, self.precision)
                 fit = {"steps": fitted.schedule.steps, "run": fingerprint(settings), "reason": None}  # type: ignore[attr-defined]
             except NoFit as error:
                 fit = {"steps": None, "run": None, "reason": str(error)}

@@ -28,11 +28,11 @@ class _CountBackward(torch.autograd.Function):
 
 
 class MeteredPrior(Prior):
-    """A prior that counts its calls and runs its network under a precision."""
+    """A prior that counts its calls and runs its network under the precision of the cost."""
 
-    def __init__(self, prior: Prior, cost: Cost, *, precision: str = "auto", compile: bool = False) -> None:
+    def __init__(self, prior: Prior, cost: Cost, *, compile: bool = False) -> None:
         super().__init__()
-        self._prior, self._cost, self._precision = prior, cost, precision
+        self._prior, self._cost = prior, cost
         self._denoise = torch.compile(prior.denoise) if compile else prior.denoise
         # A network computes in the type of its weights, a closed form in that of the images.
         self._dtype = next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
@@ -47,7 +47,7 @@ class MeteredPrior(Prior):
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         rows = x.shape[0]
         self._cost.forwards += rows
-        with autocast(self._precision, x.device, bounded_error=self._prior.bounded_error):
+        with autocast(self._cost.precision, x.device):
             x0 = self._denoise(x.to(self._dtype or x.dtype), sigma).to(x.dtype)
         return _CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0
 

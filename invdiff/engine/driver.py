@@ -19,7 +19,7 @@ from invdiff.engine.progress import progress_bar
 from invdiff.engine.step import Step
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
-from invdiff.priors.precision import PRECISIONS
+from invdiff.priors.precision import PRECISIONS, chosen
 from invdiff.problem import InverseProblem
 from invdiff.shapes import shallow_copy
 from invdiff.streams import Streams, key
@@ -62,10 +62,12 @@ Callback = Callable[[Event], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and how to compute; no choice changes the result beyond float tolerance.
+    """Where and how to compute. The random numbers are the same everywhere; results agree to rounding, which long
+    chains and decisions (resampling, acceptance) amplify.
 
     device     cuda, xpu, mps or cpu, with an index where there are several, cuda:1; None: the first available
-    precision  of networks: `auto` (bf16 where the hardware is fast at it), `float32`, `bfloat16`
+    precision  of networks: `auto` (bf16 where the hardware is fast at it and its error is bounded), `float32`,
+               `bfloat16`
     compile    run the prior through `torch.compile`
     checkpoint VJPs through the network keep less and compute more (gradient checkpointing): measured a third of
                the memory for 1.2 times the time (benchmarks/checkpointing.py); nothing changes in samplers without VJPs
@@ -130,9 +132,9 @@ def run(
     with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
         prior = shallow_copy(prior).to(device)  # the prior of the caller stays where it is
     prior.checkpoint_gradients(compute.checkpoint)
-    cost = Cost()
+    cost = Cost(precision=chosen(compute.precision, device, bounded_error=prior.bounded_error))
     reset_peak_memory(device)  # else the peak of an earlier run would be this one's
-    metered = MeteredPrior(prior, cost, precision=compute.precision, compile=compute.compile)
+    metered = MeteredPrior(prior, cost, compile=compute.compile)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples

@@ -24,7 +24,8 @@ def check_metrics(found: dict[str, Any], names: list[str], samples: int) -> None
     assert set(found) == {"images", "mean", "cost", "notes"}
     assert [row["name"] for row in found["images"]] == names
     assert list(found["mean"]) == SCORES
-    assert set(found["cost"]) == {"forwards", "vjps", "operator_calls", "seconds", "peak_memory_mb"}
+    assert set(found["cost"]) == {"forwards", "vjps", "operator_calls", "seconds", "peak_memory_mb", "precision"}
+    assert found["cost"].pop("precision") in ("float32", "bfloat16")
     assert all(isinstance(value, (int, float)) and value >= 0 for value in found["cost"].values())
     assert found["cost"]["forwards"] > 0
     reasons = " ".join(found["notes"])

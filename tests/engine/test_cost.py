@@ -64,7 +64,7 @@ def test_gradients_through_the_meter_are_those_of_the_prior() -> None:
 def test_the_meter_shows_what_the_prior_is() -> None:
     prior = EDMPrior.example()
     prior.differentiable = False
-    metered = MeteredPrior(prior, Cost(), precision="float32")
+    metered = MeteredPrior(prior, Cost())
     for name in ("shape", "channels", "sigma_range", "value_range", "differentiable"):
         assert getattr(metered, name) == getattr(prior, name)
     assert metered.mismatch((3, 16, 16)) == prior.mismatch((3, 16, 16))
@@ -76,9 +76,9 @@ def test_bf16_is_for_networks_alone() -> None:
     """A closed form that is metered under bf16 keeps its digits; a network comes back in float32."""
     x = torch.rand(2, 1, 16, 16)
     exact = GaussianPrior.example()
-    assert torch.equal(MeteredPrior(exact, Cost(), precision="bfloat16").denoise(x, 0.3), exact.denoise(x, 0.3))
+    assert torch.equal(MeteredPrior(exact, Cost(precision="bfloat16")).denoise(x, 0.3), exact.denoise(x, 0.3))
     network = EDMPrior.example()
-    found = MeteredPrior(network, Cost(), precision="bfloat16").denoise(x, 0.3)
+    found = MeteredPrior(network, Cost(precision="bfloat16")).denoise(x, 0.3)
     assert found.dtype == torch.float32
     assert not torch.equal(found, network.denoise(x, 0.3))
 

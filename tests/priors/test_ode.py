@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from invdiff.contracts.toys import WhitePrior
-from invdiff.priors import GaussianPrior, Prior
+from invdiff.priors import GaussianPrior, Prior, load_prior
 from invdiff.priors.ode import generate, probability_flow
 from invdiff.schedules import karras
+from invdiff.streams import Streams, key
 
 S, MEAN = 0.25, 0.4
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from invdiff.priors import precision
-from invdiff.priors.precision import autocast, fast_bf16
+from invdiff.priors.networks.parametrised import ParametrisedPrior
+from invdiff.priors.precision import autocast, chosen, fast_bf16
 
 
 def dtype_inside(policy: str) -> torch.dtype:
@@ -22,6 +23,16 @@ def test_auto_asks_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast in [True, False]:
         monkeypatch.setattr(precision, "fast_bf16", lambda device_type, fast=fast: fast and device_type == "cpu")
         assert dtype_inside("auto") == (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.parametrize("name", ParametrisedPrior.variants())
+def test_auto_is_float32_where_rounding_grows_with_sigma(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At sigma 40 a noise that is rounded to bf16 moves the clean estimate by 0.06 and more."""
+    monkeypatch.setattr(precision, "fast_bf16", lambda _: True)
+    prior = ParametrisedPrior.variants()[name]
+    found = chosen("auto", "cpu", bounded_error=prior.bounded_error)
+    assert found == ("float32" if prior.parametrisation in ("epsilon", "score") else "bfloat16")  # type: ignore[attr-defined]
+    assert chosen("bfloat16", "cpu", bounded_error=prior.bounded_error) == "bfloat16"  # as asked for
 
 
 def test_a_device_that_is_not_known_is_not_fast() -> None:
