@@ -50,16 +50,15 @@ RECOMMENDED: dict[str, dict[str, dict[str, Any]]] = {
     "dps": {
         "Blur": {"zeta": 4.0},
         "CircularBlur": {"zeta": 4.0},
-        # 6 brains, from sigma 3 26.2 dB, over the whole grid 24.8; zeta 0.025 and 0.1: 25.6 and 25.2. In inverse
-        # proportion to the size of line integrals in pixels.
-        "CT": {"schedule.sigma_max": 3.0, "zeta": 0.05},
+        # 6 brains, from sigma 3 26.2 dB, over the whole grid 24.8; zeta 1.5 and 6: 25.6 and 25.2.
+        "CT": {"schedule.sigma_max": 3.0, "zeta": 3.0},
         "GaussianBlur": {"schedule.sigma_max": 3.0, "zeta": 4.0},  # 6 brains: 25.4 dB, over the whole grid 24.9
         "HDR": {"zeta": 1.0},  # with the default of 2 images may end clipped altogether
         # 6 brains: 24.1 dB, over the whole grid 23.3.
         "MotionBlur": {"schedule.sigma_max": 3.0, "zeta": 4.0},
         "MRI": {"schedule.sigma_max": 3.0},  # 6 brains: 29.9 dB, over the whole grid 29.3; zeta 1.4 and 3: 29.3, 29.8
         "NonlinearBlur": {"schedule.sigma_max": 3.0, "zeta": 4.0},  # 6 brains: 25.7 dB; zeta 2 24.8
-        "SuperResolution": {"zeta": 4.0},
+        "SuperResolution": {"zeta": 1.0},
         # JPEG of 6 digits, noise 0.05, mean of 4 samples: 22.2 -> 24.8 dB; two brains 25.7 -> 26.3. Quantised digits
         # 29.5 -> 31.6; quantised brains are better with 2, 28.7 dB.
         "stepped": {"zeta": 1.0},
@@ -80,14 +79,14 @@ RECOMMENDED: dict[str, dict[str, dict[str, Any]]] = {
     "reddiff": {
         "Blur": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.05, "lam": 0.1},
         "CircularBlur": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.05, "lam": 0.1},
-        "CT": {"lam": 100.0},  # line integrals in pixels, 30 views; in proportion to the number of views
+        "CT": {"lam": 0.03},
         "GaussianBlur": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.05, "lam": 0.1},
         "HDR": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.1, "learning_rate": 0.05, "lam": 0.5},
         "Inpainting": {"lam": 0.3},
         "MotionBlur": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.05, "lam": 0.1},
         "NonlinearBlur": {"schedule.sigma_max": 2.0, "schedule.sigma_min": 0.05, "lam": 0.1},
         "PhaseRetrieval": {"schedule.sigma_max": 2.0, "lam": 3.0},
-        "SuperResolution": {"lam": 0.03},
+        "SuperResolution": {"lam": 0.5},
     },
 }
 
