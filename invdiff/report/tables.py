@@ -54,10 +54,12 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     """The scores of a reconstruction, image by image, as in `metrics.json`, and its cost in words."""
     columns = {
         "image": "name",
+        "energy": "energy",
+        "CRPS": "crps",
+        "spread/error": "spread_error",
+        "mean": "psnr_mean",
         "baseline": "baseline_psnr",
         "sample": "psnr",
-        "mean": "psnr_mean",
-        "SSIM": "ssim",
         "misfit": "misfit",
         "diverged": "diverged",
     }
@@ -72,7 +74,9 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     lines = [
         f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
         f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
-        "baseline (first guess, without a prior), sample and mean: PSNR in dB · misfit: 1 fits to the noise",
+        "energy score, CRPS: lower is better · spread/error: 1 is right · misfit: 1 fits to the noise",
+        "mean, baseline (first guess, without a prior), sample: PSNR in dB, which ranks no sampler by a sample",
+        _on_proper(metrics),
         metrics["notes"].get("alignment", ""),
     ]
     return [_scores(metrics, columns, title), *second], [line for line in lines if line]
@@ -83,14 +87,21 @@ def _scores(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Tab
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for row in metrics["images"]:
-        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
+        table.add_row(*(Text(_cell(row[key], 4 if key in ("energy", "crps") else 2)) for key in columns.values()))
     return table
 
 
-def _cell(value: Any) -> str:
+def _on_proper(metrics: dict[str, Any]) -> str:
+    """The means over several images with their errors, and what is wrong with them."""
+    mean, error, note = metrics["mean"]["energy"], metrics["standard_error"]["energy"], metrics["notes"].get("energy")
+    parts = [] if mean is None or error is None else [f"energy score {mean:.4f} ± {error:.4f} over the images"]
+    return "; ".join(parts + ([] if note is None else [f"energy, CRPS, spread/error: {note}"]))
+
+
+def _cell(value: Any, digits: int) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"  # noqa: RUF001, an en dash marks an empty cell
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:

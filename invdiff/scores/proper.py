@@ -1,7 +1,7 @@
 """Proper scores of the samples of one image: energy score, CRPS, and the ratio of spread to error.
 
-Energy score   E|X - t| - E|X - X'| / 2, of whole images: Gneiting & Raftery, JASA 2007. Its expectation over truths t is
-               least where X has the law of t, so neither collapse nor inflation pays.
+Energy score   E|X - t| - E|X - X'| / 2, of whole images: Gneiting & Raftery, JASA 2007. Its expectation over truths t
+               is least where X has the law of t, so neither collapse nor inflation pays.
 CRPS           the same of every pixel, averaged: it sees the law of single pixels alone.
 Fair           E|X - X'| is estimated from pairs of different samples: Ferro, QJRMS 2014. The expectation of both scores
                does not depend on the number of samples S, so that runs of different S may be compared; their scatter

@@ -55,7 +55,7 @@ def agree(found: Tensor, exact: float) -> bool:
 @pytest.mark.parametrize("count", [2, 3, 4, 12])
 @pytest.mark.parametrize("width", [0.2, 1.0, 2.0])
 def test_unbiased_at_every_number_of_samples(count: int, width: float) -> None:
-    """Of Gaussians of width w: E|X - t| = c sqrt(1 + w^2) and E|X - X'| = c sqrt(2) w, c = E|n| in 3 and in 1 pixels."""
+    """Of Gaussians of width w: E|X - t| = c sqrt(1 + w^2), E|X - X'| = c sqrt(2) w, c = E|n| in 3 and in 1 pixels."""
     energy, of_pixels = scores(count, width)
     exact = math.sqrt(1 + width**2) - width / math.sqrt(2)
     assert agree(energy, math.sqrt(8 / math.pi) * exact / math.sqrt(3))
