@@ -9,12 +9,12 @@ from rich.text import Text
 
 from invdiff.benchmark.summary import Comparison
 from invdiff.contracts.verdict import Verdict
-from invdiff.report.leaderboard import columns
+from invdiff.report.leaderboard import BEHIND, columns
 from invdiff.scores.calibration import Calibration
 
 # Scores of a benchmark that a terminal has room for.
 SHOWN = (
-    *("PSNR", "PSNR of mean", "SSIM", "misfit", "sliced W / floor", "modes off / floor"),
+    *("energy score", BEHIND, "spread / error", "PSNR of mean", "misfit", "sliced W / floor", "modes off / floor"),
     *("diverged", "steps", "cost", "seconds"),
 )
 VERDICTS = {"passed": "green", "warning": "yellow", "failed": "bold red", "n/a": "dim"}
