@@ -277,7 +277,13 @@ def test_out_of_memory_halves_batches_and_is_remembered(
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path, rows: Run) -> None:
     words = ["benchmark", "prior=digits", "samplers=[{dps:{schedule:{steps:5}}},{daps:{schedule:{steps:4}}}]"]
-    words += ["operators=[inpainting,denoising]", "images=4", "compute.progress=false", "compute.precision=float32"]
+    words += [
+        "operators=[inpainting,denoising]",
+        "images=4",
+        "num_samples=2",
+        "compute.progress=false",
+        "compute.precision=float32",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "invdiff"]
     for start, output in (([sys.executable, "-m", "invdiff"], "one"), (launch, "two")):
         done = subprocess.run(
