@@ -103,7 +103,7 @@ def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callabl
             if score == rule:
                 found[heading] = partial(_ruling, score=score, digits=digits, error=errors)
                 if any(s.behind for s in comparison.standings):
-                    found[BEHIND] = lambda s, digits=digits: estimate(s.behind, digits)
+                    found[BEHIND] = partial(_behind, digits=digits)
             if score == "coverage_90":
                 found[heading] = partial(_beside, beside=f"{floor:.2f}", score=score, digits=digits, error=errors)
     for heading, score, digits in DISTANCES:
@@ -136,6 +136,10 @@ def _score(standing: Standing, *, score: str, digits: int, error: bool) -> str:
 
 def _ruling(standing: Standing, *, score: str, digits: int, error: bool) -> str:
     return _marked(_score(standing, score=score, digits=digits, error=error), standing.best)
+
+
+def _behind(standing: Standing, *, digits: int) -> str:
+    return estimate(standing.behind, digits)
 
 
 def _beside(standing: Standing, *, beside: str, score: str, digits: int, error: bool) -> str:
