@@ -15,7 +15,7 @@ from invdiff.scores.calibration import Calibration
 # Scores of a benchmark that a terminal has room for.
 SHOWN = (
     *("energy score", BEHIND, "spread / error", "PSNR of mean", "misfit", "sliced W / floor", "modes off / floor"),
-    *("diverged", "steps", "cost", "seconds"),
+    *("diverged", "cost", "seconds"),
 )
 VERDICTS = {"passed": "green", "warning": "yellow", "failed": "bold red", "n/a": "dim"}
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of a calibration
@@ -54,12 +54,11 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     """The scores of a reconstruction, image by image, as in `metrics.json`, and its cost in words."""
     columns = {
         "image": "name",
-        "energy": "energy",
+        "energy score": "energy",
         "CRPS": "crps",
-        "spread/error": "spread_error",
-        "mean": "psnr_mean",
-        "baseline": "baseline_psnr",
-        "sample": "psnr",
+        "spread / error": "spread_error",
+        "PSNR of mean": "psnr_mean",
+        "first guess": "baseline_psnr",
         "misfit": "misfit",
         "diverged": "diverged",
     }
@@ -74,8 +73,8 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     lines = [
         f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
         f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
-        "energy score, CRPS: lower is better · spread/error: 1 is right · misfit: 1 fits to the noise",
-        "mean, baseline (first guess, without a prior), sample: PSNR in dB, which ranks no sampler by a sample",
+        "energy score, CRPS: lower is better · spread / error: 1 is right · misfit: 1 fits to the noise",
+        "PSNR in dB, of the posterior mean and of the first guess, which uses no prior",
         _on_proper(metrics),
         metrics["notes"].get("alignment", ""),
     ]
@@ -95,7 +94,7 @@ def _on_proper(metrics: dict[str, Any]) -> str:
     """The means over several images with their errors, and what is wrong with them."""
     mean, error, note = metrics["mean"]["energy"], metrics["standard_error"]["energy"], metrics["notes"].get("energy")
     parts = [] if mean is None or error is None else [f"energy score {mean:.4f} ± {error:.4f} over the images"]
-    return "; ".join(parts + ([] if note is None else [f"energy, CRPS, spread/error: {note}"]))
+    return "; ".join(parts + ([] if note is None else [f"energy score, CRPS, spread / error: {note}"]))
 
 
 def _cell(value: Any, digits: int) -> str:

@@ -124,7 +124,7 @@ def test_the_summary_of_a_reconstruction_shows_proper_scores() -> None:
     found = score(x, samples)
     (table,), lines = scores_in_words(found, "title")
     headings = [str(column.header) for column in table.columns]
-    assert headings[1:4] == ["energy", "CRPS", "spread/error"]
+    assert headings[1:4] == ["energy score", "CRPS", "spread / error"]
     assert str(next(iter(table.columns[1].cells))) == f"{found['images'][0]['energy']:.4f}"
     words = "\n".join(lines)
     assert (
