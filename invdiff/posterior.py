@@ -53,7 +53,7 @@ class Posterior:
 
     @cached_property
     def misfit(self) -> Tensor:
-        """Reduced chi-square of the residual of each sample, (B, S): 1 where it fits to the noise."""
+        """Misfit of each sample, (B, S), see `Noise.misfit`: 1 where it fits to the noise."""
         place = self.problem.y.device
         with torch.no_grad():
             return torch.stack([self.problem.misfit(x.to(place)).cpu() for x in self.samples.unbind(1)], 1)

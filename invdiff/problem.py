@@ -150,7 +150,7 @@ class InverseProblem:
         return residual if observed is None else torch.where(observed, residual, 0)
 
     def misfit(self, x: Tensor) -> Tensor:
-        """Reduced chi-square of the residual of each image, (B,): 1 where x fits to the noise."""
+        """Misfit of each image, (B,), see `Noise.misfit`: 1 where x fits to the noise."""
         return self.noise.misfit(self.y, self.operator(x), self.observed)
 
     def select(self, index: Tensor) -> Self:

@@ -43,7 +43,7 @@ class Budget:
     amount: float
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {'network calls' if self.kind == 'calls' else 's'}"
+        return f"{self.amount:.12g} {'network calls' if self.kind == 'calls' else 's'}"
 
 
 def budgets_of(kind: Literal["calls", "seconds"], amounts: Any) -> list[Budget]:

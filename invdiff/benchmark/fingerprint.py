@@ -17,8 +17,17 @@ Settings = dict[str, Any]
 
 
 def fingerprint(thing: Any) -> str:
-    """16 hexadecimal digits of JSON, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:16]
+    """16 hexadecimal digits of JSON, whatever the order of its keys, and whether 1 is written as 1.0."""
+    return hashlib.sha256(json.dumps(_plain(thing), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(thing: Any) -> Any:
+    """The same JSON without decimals of whole numbers."""
+    if isinstance(thing, Mapping):
+        return {str(key): _plain(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_plain(value) for value in thing]
+    return int(thing) if isinstance(thing, float) and thing.is_integer() else thing
 
 
 def settings_of(thing: Any) -> Any:

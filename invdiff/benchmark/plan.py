@@ -75,16 +75,17 @@ class Planner:
         self._speed: Speed | None = None
         self._done = store.done()
         self._known = store.all_records()
+        self._names: dict[tuple[str, bool], list[str]] = {}  # of this plan, by run and whether it was fitted
 
     def plan(self) -> list[Run]:
-        """Every possible run with its missing images; an impossible one gets a record with the reason."""
+        """Every possible run with its missing images; an impossible one gets a record with the reason.
+
+        Samplers of equal settings are one run under all their names.
+        """
         runs: dict[str, Run] = {}
         for t, measurements in enumerate(self.measurements):
             for entry in self.grid.entries:
-                for run in self._pair(entry, t, measurements):
-                    same = runs.setdefault(run.id, run)
-                    if same.label != run.label:
-                        raise BadInput(f"samplers {same.label} and {run.label} have the same settings; remove one")
+                runs |= {run.id: run for run in self._pair(entry, t, measurements)}
         return list(runs.values())
 
     def _pair(self, entry: Entry, t: int, measurements: Measurements) -> list[Run]:
@@ -115,9 +116,13 @@ class Planner:
         settings = self.grid.settings(sampler, task, self.precision)
         run = fingerprint(settings)
         known = self._known.get(run, {})
+        names = self._names.setdefault((run, fitted), [])
+        if entry.label not in names:
+            names.append(entry.label)
+        label = ", ".join(self._names.get((run, False), names))
         record = {
             "run": run,
-            "sampler": entry.label,
+            "sampler": label,
             "operator": task.label,
             "task": task_of(settings),
             "reason": reason,
@@ -131,7 +136,7 @@ class Planner:
             "in_effect": in_effect(task.operator, settings.get("operator")),
         }
         if self.grid.config is not None and reason is None:
-            self.store.write_config(run, self.grid.config_of(entry.label, sampler, task))
+            self.store.write_config(run, self.grid.config_of(label, sampler, task))
         return self._keep(record)
 
     def _keep(self, record: Record) -> Record:

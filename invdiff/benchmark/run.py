@@ -33,9 +33,10 @@ from invdiff.problem import InverseProblem
 from invdiff.samplers import ParticleSampler
 from invdiff.scores.metrics import for_json, mean_of
 from invdiff.scores.of_images import missing_scores, score_images
+from invdiff.scores.proper import PROPER
 from invdiff.scores.truth import DISTANCES, distances_to, missing_truth
 
-LOGGED = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
+LOGGED = (*PROPER, "psnr_mean", "psnr", "ssim", "lpips", "misfit", "diversity", "baseline_psnr", "seconds")
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class _Worker:
         measurements = self.measurements[run.task]
         baseline = measurements.baseline(problem, batch.images)
         distances, missing = self._distances(batch, measurements)
-        notes = missing_scores(problem, batch.truth) | missing
+        notes = missing_scores(problem, batch.truth, grid.num_samples) | missing
         if None in baseline:
             notes["baseline_psnr"] = f"{type(problem.operator).__name__} has no first guess"
         if grid.num_samples == 1:

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from invdiff.io import BadInput
 from invdiff.io.atomic import PARTIAL, write_atomically
 from invdiff.scores.of_images import COVERAGES
+from invdiff.scores.proper import PROPER
 from invdiff.scores.truth import DISTANCES, FLOORS
 
 DATASET, RECORDS, DAMAGED = "results.parquet", "runs", "damaged"
-VERSION = 1  # of the columns; files of another one are not read
+VERSION = 2  # of the columns; files of another one are not read
 OF_RECORD = {"run", "sampler", "operator", "task", "reason", "fitted", "fits", "settings"}  # keys that readers rely on
 _MARK = b"invdiff.results"  # the key in the metadata of our files
 
@@ -48,6 +49,8 @@ SCHEMA = pa.schema(
         ("misfit", pa.float64()),
         ("psnr_raw", pa.float64()),
         # scores of the image, the same for each of its samples
+        *((name, pa.float64()) for name in PROPER),
+        ("rmse_mean", pa.float64()),  # root mean square error of the posterior mean, image units
         ("psnr_mean", pa.float64()),
         ("diversity", pa.float64()),
         ("baseline_psnr", pa.float64()),

@@ -12,11 +12,15 @@ from invdiff.benchmark.grid import OF_THE_SAMPLER
 from invdiff.benchmark.sets import SetScores
 from invdiff.benchmark.store import PER_SAMPLE, Store
 from invdiff.scores.of_images import COVERAGES
+from invdiff.scores.proper import pooled
 from invdiff.scores.truth import DISTANCES, FLOORS
 
 # Scores of a sample, averaged over the samples of each image first; and scores of an image.
 OF_SAMPLES = ("psnr", "ssim", "lpips", "misfit", "psnr_raw")
-OF_IMAGES = ("psnr_mean", "diversity", "baseline_psnr", *COVERAGES, *DISTANCES, *FLOORS)
+OF_IMAGES = ("energy", "crps", "psnr_mean", "diversity", "baseline_psnr", *COVERAGES, *DISTANCES, *FLOORS)
+# The score that ranks where no exact posterior is known, with the sign of a loss: the first that any sampler has.
+RULES = {"energy": 1, "psnr_mean": -1}
+ESTABLISHED = 2.0  # standard errors: smaller differences make nobody the best
 ORIGIN = ("invdiff", "torch", "git_revision", "device")
 
 
@@ -51,9 +55,12 @@ class Standing:
     images, samples   numbers of those that were computed
     diverged          number of diverged samples
     scores            by name; without those that could not be computed
+    by_image          those of `RULES` by image, for paired differences
+    behind            difference to the best row in the score that ranks, paired over the images of both; None: is it
+    best              better than every other row by an established difference
     forwards ... seconds  of one sample
     cost              forwards and weighted VJPs; None where the weight is not known
-    best_for_cost     no other sampler has a better PSNR for fewer network calls
+    best_for_cost     no sampler with fewer network calls is as good, to within the error of the difference
     best_for_seconds  the same, in seconds
     """
 
@@ -66,6 +73,9 @@ class Standing:
     samples: int = 0
     diverged: int = 0
     scores: Mapping[str, Estimate] = field(default_factory=dict)
+    by_image: Mapping[str, Mapping[tuple[int, str], float]] = field(default_factory=dict)
+    behind: Estimate | None = None
+    best: bool = False
     forwards: float = 0.0
     vjps: float = 0.0
     operator_calls: float = 0.0
@@ -78,7 +88,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Samplers on one task at one budget, the best first: nearest to the exact posterior, or of the best PSNR.
+    """Samplers on one task at one budget, the best first.
+
+    By distance to the exact posterior where it is known, then by energy score, without one by PSNR of the mean.
 
     budget    None: with their own settings
     settings  that they share; with the values that the operator chose for null
@@ -93,12 +105,20 @@ class Comparison:
     baseline: Estimate | None
 
     @property
+    def rule(self) -> str:
+        """The score of `RULES` that ranks and marks."""
+        return rule_of(self.standings)
+
+    @property
     def notes(self) -> dict[str, str]:
-        """Why scores are missing, of any of them, by their names; those that share a reason stand together."""
+        """What is missing or weak, by the names of scores; those that share a reason stand together."""
         reasons: dict[str, list[str]] = {}
         for score, why in {score: why for s in self.standings for score, why in s.notes.items()}.items():
             reasons.setdefault(why, []).append(score)
-        return {", ".join(scores): why for why, scores in reasons.items()}
+        notes = {", ".join(scores): why for why, scores in reasons.items()}
+        if self.rule != "energy" and any(self.rule in s.scores for s in self.standings):
+            notes["ranking"] = "by the PSNR of the mean, for no sampler has an energy score"
+        return notes
 
 
 def summarise(
@@ -131,19 +151,22 @@ def summarise(
     comparisons = []
     for task, members in sorted(tasks.items(), key=lambda item: item[1][0]["operator"]):
         own = [standing(record) for record in members if not record["fitted"]]
-        by_budget: dict[tuple[str, float, str], list[Standing]] = {}
+        by_budget: dict[tuple[str, float, str], dict[str, Standing]] = {}
         for record in members:
             for budget, fit in record["fits"].items():
-                place = by_budget.setdefault((fit["kind"], fit["amount"], budget), [])
+                place = by_budget.setdefault((fit["kind"], fit["amount"], budget), {})
                 if fit["run"] is None:
-                    place.append(_nothing(record, fit["reason"]))
+                    place[record["run"]] = _nothing(record, fit["reason"])
+                elif fit["run"] in place:  # samplers of other steps may be the same at a budget
+                    same = place[fit["run"]]
+                    place[fit["run"]] = replace(same, label=f"{same.label}, {record['sampler']}")
                 elif fit["run"] in records:
                     at_budget = records[fit["run"]] | {"sampler": record["sampler"]}
-                    place.append(standing(at_budget, steps=fit["steps"]))
+                    place[fit["run"]] = standing(at_budget, steps=fit["steps"])
         shared = {key: value for key, value in members[0]["settings"].items() if key not in OF_THE_SAMPLER}
         if members[0].get("in_effect"):
             shared["operator"] = shared["operator"] | members[0]["in_effect"]
-        for budget, standings in [(None, own), *((key[2], by_budget[key]) for key in sorted(by_budget))]:
+        for budget, standings in [(None, own), *((key[2], [*by_budget[key].values()]) for key in sorted(by_budget))]:
             shown = [s for s in standings if s.images or s.reason]
             if any(s.images for s in shown) or (budget is None and shown):
                 operator = members[0]["operator"]
@@ -154,7 +177,19 @@ def summarise(
 
 def rows_by_image(store: Store) -> Rows:
     """Rows of each run and image; of an image that was another one earlier, the latest."""
-    columns = ("created", "name", *ORIGIN, "diverged_at", "notes", "vjp_weight", *OF_SAMPLES, *OF_IMAGES, *PER_SAMPLE)
+    columns = (
+        "created",
+        "name",
+        *ORIGIN,
+        "diverged_at",
+        "notes",
+        "vjp_weight",
+        "spread_error",
+        "rmse_mean",
+        *OF_SAMPLES,
+        *OF_IMAGES,
+        *PER_SAMPLE,
+    )
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in sorted(store.table(columns).to_pylist(), key=lambda row: row["created"]):
         images = found.setdefault(row["run"], {})
@@ -175,6 +210,8 @@ def _standing(
     }
     per_image |= {score: [rows[0][score] for rows in images.values()] for score in OF_IMAGES}
     scores = {score: Estimate.of(values) for score, values in per_image.items()}
+    ratio = pooled(*([rows[0][name] for rows in images.values()] for name in ("spread_error", "rmse_mean")))
+    scores["spread_error"] = None if ratio is None else Estimate(ratio.value, ratio.standard_error)
     costs = {cost: sum(row[cost] for row in every) / len(every) for cost in PER_SAMPLE}
     diverged = sum(row["diverged_at"] is not None for row in every)
     weight = every[-1]["vjp_weight"]
@@ -188,6 +225,10 @@ def _standing(
         samples=len(every),
         diverged=diverged,
         scores={score: value for score, value in scores.items() if value is not None},
+        by_image={
+            score: {(i, r[0]["image_key"]): r[0][score] for i, r in images.items() if r[0][score] is not None}
+            for score in RULES
+        },
         cost=costs["forwards"] + (weight or 0.0) * costs["vjps"] if weight is not None or not costs["vjps"] else None,
         notes=json.loads(every[-1]["notes"]),
         **costs,
@@ -203,44 +244,82 @@ def _mean(values: Sequence[float | None]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
+def rule_of(standings: Sequence[Standing]) -> str:
+    """The first score of `RULES` that any of them has."""
+    return next((score for score in RULES if any(score in s.scores for s in standings)), "psnr_mean")
+
+
+def paired(a: Standing, b: Standing, score: str) -> Estimate | None:
+    """Mean of a's score minus b's over the images that both have, and its standard error; None without any."""
+    ours, theirs = a.by_image.get(score, {}), b.by_image.get(score, {})
+    return Estimate.of([ours[image] - theirs[image] for image in ours if image in theirs])
+
+
 def _ranked(standings: Sequence[Standing]) -> list[Standing]:
-    """Sort by distance to the exact posterior where it is known, then by PSNR; mark the Pareto fronts of PSNR and cost.
+    """Sort as `Comparison` says, with differences to the best row in the score that ranks, and Pareto fronts.
 
     Those that share a label get the settings in which they differ.
     """
-    names = _labels(standings)
+    names, rule = _labels(standings), rule_of(standings)
+    sign = RULES[rule]
+    scored = [s for s in standings if rule in s.scores]
+    shared = set.intersection(*({*s.by_image[rule]} for s in scored)) if scored else set()
 
-    def score(s: Standing) -> float:
-        return s.scores["psnr"].mean if "psnr" in s.scores else -math.inf
+    def loss_of(s: Standing) -> float:
+        """Over the images that all rows have: a mean over easier ones must not win."""
+        of_image = s.by_image.get(rule, {})
+        return sign * (float(np.mean([of_image[i] for i in shared])) if shared else s.scores[rule].mean)
 
-    scores = [score(s) for s in standings]
-    for_cost = undominated([s.cost for s in standings], scores)
-    for_seconds = undominated([s.seconds for s in standings], scores)
+    first = min(scored, key=loss_of, default=None)
+    behind = [None if first in (None, s) else _loss(s, first, rule) for s in standings]
+    others = [loss for s, loss in zip(standings, behind, strict=True) if rule in s.scores and s is not first]
+    for_cost = front(standings, [s.cost for s in standings], rule)
+    for_seconds = front(standings, [s.seconds for s in standings], rule)
     marked = [
-        replace(s, label=names[k], best_for_cost=for_cost[k], best_for_seconds=for_seconds[k])
+        replace(
+            s,
+            label=names[k],
+            behind=behind[k],
+            best=s is first and bool(others) and all(map(_established, others)),
+            best_for_cost=for_cost[k],
+            best_for_seconds=for_seconds[k],
+        )
         for k, s in enumerate(standings)
     ]
 
-    def place(s: Standing) -> tuple[float, float, str]:
+    def place(s: Standing) -> tuple[float, float, float, str]:
         distance = s.scores["sliced_wasserstein"].mean if "sliced_wasserstein" in s.scores else math.inf
-        return distance, -score(s), s.label
+        psnr = s.scores["psnr_mean"].mean if "psnr_mean" in s.scores else -math.inf
+        return distance, loss_of(s) if rule in s.scores else math.inf, -psnr, s.label
 
     return sorted(marked, key=place)
 
 
-def undominated(prices: Sequence[float | None], scores: Sequence[float]) -> list[bool]:
-    """Whether each is on the Pareto front: no other has at least its score for at most its price, one of them better.
+def _loss(s: Standing, other: Standing, rule: str) -> Estimate | None:
+    """How much worse a row is than another one, paired."""
+    found = paired(s, other, rule)
+    return None if found is None else Estimate(RULES[rule] * found.mean, found.error)
 
-    Entries without a price or with a score of -inf are not on it and dominate none.
+
+def _established(loss: Estimate | None) -> bool:
+    return loss is not None and loss.mean > ESTABLISHED * loss.error  # an error that is not known establishes nothing
+
+
+def front(standings: Sequence[Standing], prices: Sequence[float | None], rule: str) -> list[bool]:
+    """Whether each is on the Pareto front: it is better, by an established difference, than all that cost less.
+
+    Of those that cost the same it must not be worse. Rows without a price or a score are not on it and beat none.
     """
-    known = [(p, s) for p, s in zip(prices, scores, strict=True) if p is not None and s > -math.inf]
+    known = [(s, p) for s, p in zip(standings, prices, strict=True) if p is not None and rule in s.scores]
 
-    def on_it(price: float | None, score: float) -> bool:
-        if price is None or score == -math.inf:
-            return False
-        return not any(p <= price and s >= score and (p, s) != (price, score) for p, s in known)
+    def beaten(s: Standing, price: float, other: Standing, less: float) -> bool:
+        if less < price:
+            gain = _loss(other, s, rule)
+            return gain is not None and not _established(gain)
+        return less == price and _established(_loss(s, other, rule))
 
-    return [on_it(p, s) for p, s in zip(prices, scores, strict=True)]
+    fronts = {id(s): not any(beaten(s, p, o, q) for o, q in known if o is not s) for s, p in known}
+    return [fronts.get(id(s), False) for s in standings]
 
 
 def _labels(standings: Sequence[Standing]) -> list[str]:

@@ -14,7 +14,6 @@ from invdiff.benchmark.pictures import MAPS, SHARED, THUMBNAILS, drawn, file_nam
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import Comparison, Rows, Standing
 from invdiff.report.plots import Look
-from invdiff.scores.metrics import mean_of
 
 MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
 OF_METHOD = ("sample", "mean", *MAPS)
@@ -132,9 +131,11 @@ def _all(gallery: Gallery) -> Iterator[Picture]:
 
 
 def _scored(samples: Sequence[Mapping[str, Any]]) -> str:
-    psnr = mean_of([row["psnr"] for row in samples])
-    if psnr is not None:
-        return f"{psnr:.1f} dB"
+    energy, psnr = samples[0]["energy"], samples[0]["psnr_mean"]
+    words = [] if energy is None else [f"energy {energy:.4f}"]
+    words += [] if psnr is None else [f"mean {psnr:.1f} dB"]
+    if words:
+        return ", ".join(words)
     return "diverged" if all(row["diverged_at"] is not None for row in samples) else ""
 
 

@@ -5,21 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from invdiff.benchmark.summary import Comparison, Estimate, Standing
+from invdiff.benchmark.summary import RULES, Comparison, Estimate, Standing
+from invdiff.scores.of_images import COVERAGES, coverage_floor
 
 # Heading, score, digits; in the order of the columns.
 SCORES = (
-    ("PSNR", "psnr", 2),
+    ("energy score", "energy", 4),
+    ("CRPS", "crps", 4),
+    ("spread / error", "spread_error", 2),
+    ("in 90% intervals / one-sided", "coverage_90", 2),
     ("PSNR of mean", "psnr_mean", 2),
+    ("PSNR of a sample", "psnr", 2),
     ("SSIM", "ssim", 3),
     ("LPIPS", "lpips", 3),
     ("misfit", "misfit", 2),
     ("diversity", "diversity", 3),
-    ("in 90% intervals", "coverage_90", 2),
     ("PSNR not aligned", "psnr_raw", 2),
     ("FID", "fid", 2),
     ("KID", "kid", 4),
 )
+DIGITS = {score: digits for _, score, digits in SCORES}
+HEADINGS = {score: heading for heading, score, _ in SCORES}
+BEHIND = "behind the best"
+BASELINE = HEADINGS["psnr_mean"]  # the column of the first guess, one image too
 # To the exact posterior, each beside its floor.
 DISTANCES = (
     ("sliced W / floor", "sliced_wasserstein", 3),
@@ -30,11 +38,19 @@ DISTANCES = (
 )
 
 LEGEND = """\
-Means over images, ± their standard error; samples of one image are averaged first. PSNR in dB, of a sample and of the
-posterior mean; misfit: 1 fits to the noise; diversity: root mean square of the samples' standard deviation, in image
-units; in 90% intervals: share of the pixels whose central 90% credible interval holds the truth, 0.90 if calibrated.
-Costs are of one sample of one image: calls and VJPs of the network, cost in network calls with a VJP counting as many
-of them as it takes time, seconds of the sampler. A cost or time in **bold**: no sampler has a better PSNR for less."""
+Means over images, ± their standard error; samples of one image are averaged first. Energy score (of images) and CRPS
+(of pixels), in image units, lower is better, are proper: the true posterior has the best expected one. Their estimators
+are fair: the expectation does not depend on the number of samples, which decides their scatter alone; of fewer than 4
+samples they are noisy. Rows are sorted by the distance to the exact posterior where it is known, then by energy score,
+without one by PSNR of the mean. Behind the best: difference to the row with the best of these two scores, paired over
+the images of both; below 2 standard errors it may be chance. Spread / error: standard deviation of the samples over the
+error of their mean, 1 is right, below 1 too sure. In 90% intervals: share of the pixels whose central 90% credible
+interval holds the truth, 0.90 if calibrated, beside the share of as many samples that all lie on one side of the truth.
+PSNR in dB; that of a sample ranks nothing: it rewards samples that vary too little. Misfit: 1 fits to the noise.
+Diversity: root mean square of the samples' standard deviation, in image units. Costs are of one sample of one image:
+calls and VJPs of the network, cost in network calls with a VJP counting as many of them as it takes time, seconds of
+the sampler. A score in **bold** is better than that of every other row, a cost or time in bold buys a better score than
+every lower one, both by more than 2 standard errors of the paired difference."""
 
 OF_DISTANCES = """\
 Distances are of all samples of an image to exact draws of its posterior, and the floor is the distance of as many exact
@@ -80,9 +96,16 @@ def columns(comparison: Comparison, *, errors: bool = True) -> dict[str, Callabl
     errors  with the standard errors
     """
     found: dict[str, Callable[[Standing], str]] = {}
+    rule, floor = comparison.rule, coverage_floor(comparison.settings.get("num_samples", 1), COVERAGES["coverage_90"])
     for heading, score, digits in SCORES:
         if any(score in s.scores for s in comparison.standings):
             found[heading] = partial(_score, score=score, digits=digits, error=errors)
+            if score == rule:
+                found[heading] = partial(_ruling, score=score, digits=digits, error=errors)
+                if any(s.behind for s in comparison.standings):
+                    found[BEHIND] = partial(_behind, digits=digits)
+            if score == "coverage_90":
+                found[heading] = partial(_beside, beside=f"{floor:.2f}", score=score, digits=digits, error=errors)
     for heading, score, digits in DISTANCES:
         if any(score in s.scores for s in comparison.standings):
             found[heading] = partial(_beside_floor, score=score, digits=digits, error=errors)
@@ -111,9 +134,30 @@ def _score(standing: Standing, *, score: str, digits: int, error: bool) -> str:
     return estimate(standing.scores.get(score), digits, error=error)
 
 
+def _ruling(standing: Standing, *, score: str, digits: int, error: bool) -> str:
+    return _marked(_score(standing, score=score, digits=digits, error=error), standing.best)
+
+
+def _behind(standing: Standing, *, digits: int) -> str:
+    return estimate(standing.behind, digits)
+
+
+def _beside(standing: Standing, *, beside: str, score: str, digits: int, error: bool) -> str:
+    words = _score(standing, score=score, digits=digits, error=error)
+    return f"{words} / {beside}" if words and beside else ""
+
+
 def _beside_floor(standing: Standing, *, score: str, digits: int, error: bool) -> str:
     floor = estimate(standing.scores.get(f"{score}_floor"), digits, error=False)
-    return f"{_score(standing, score=score, digits=digits, error=error)} / {floor}" if floor else ""
+    return _beside(standing, beside=floor, score=score, digits=digits, error=error)
+
+
+def sorted_by(comparison: Comparison) -> tuple[str, str]:
+    """The heading of the column that sorts the rows, and whether `ascending` or `descending`."""
+    heading, score, _ = DISTANCES[0]
+    if any(score in s.scores for s in comparison.standings):
+        return heading, "ascending"
+    return HEADINGS[comparison.rule], "ascending" if RULES[comparison.rule] > 0 else "descending"
 
 
 def _marked(words: str, mark: bool) -> str:
@@ -129,7 +173,7 @@ def _table(comparison: Comparison) -> list[str]:
             why = f" ({s.reason})" if s.reason else ""
             lines.append("| " + " | ".join([_escaped(s.label + why), *words]) + " |")
     if comparison.baseline is not None:
-        first = [estimate(comparison.baseline, 2) if heading == "PSNR" else "" for heading in cells]
+        first = [estimate(comparison.baseline, 2) if heading == BASELINE else "" for heading in cells]
         lines.append("| " + " | ".join(["*first guess, without a prior*", *first]) + " |")
     reasons = [f"- {_escaped(s.label)}: {s.reason}" for s in comparison.standings if not s.images]
     return lines + (["", *reasons] if reasons else [])

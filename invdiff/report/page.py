@@ -16,7 +16,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import ORIGIN, Comparison, Rows, Standing
 from invdiff.report.gallery import OF_METHOD, Galleries, Gallery, in_order, magma_css
-from invdiff.report.leaderboard import DISTANCES, LEGEND, OF_DISTANCES, OF_SETS, columns, described, estimate
+from invdiff.report.leaderboard import (
+    BASELINE,
+    DISTANCES,
+    LEGEND,
+    OF_DISTANCES,
+    OF_SETS,
+    columns,
+    described,
+    estimate,
+    sorted_by,
+)
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
 
 CALLS = "network calls of a sample, VJPs included"
@@ -63,6 +73,7 @@ class Row:
 class Table:
     title: str
     headings: Sequence[str]
+    sorted_by: tuple[str, str]
     rows: Sequence[Row]
     baseline: Sequence[str] | None
     reasons: Sequence[str]
@@ -198,10 +209,11 @@ def _table(comparison: Comparison, look: Mapping[str, Look], again: Mapping[str,
     cells = columns(comparison)
     baseline = None
     if comparison.baseline is not None:
-        baseline = [estimate(comparison.baseline, 2) if heading == "PSNR" else "" for heading in cells]
+        baseline = [estimate(comparison.baseline, 2) if heading == BASELINE else "" for heading in cells]
     return Table(
         title="Own settings" if comparison.budget is None else f"At {comparison.budget} a sample",
         headings=list(cells),
+        sorted_by=sorted_by(comparison),
         rows=[
             Row(
                 s.run,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from invdiff.benchmark.summary import Comparison, Estimate, Standing, undominated
-from invdiff.scores.of_images import COVERAGES
+from invdiff.benchmark.summary import Comparison, Estimate, Standing, front, rule_of
+from invdiff.report.leaderboard import DIGITS
+from invdiff.scores.of_images import COVERAGES, coverage_floor
 
 WIDTH, HEIGHT = 330, 280
 LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 42
@@ -80,31 +81,36 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 def quality_against(
     comparisons: Sequence[Comparison], price: str, title: str, x_label: str, look: dict[str, Look]
 ) -> Plot | None:
-    """PSNR of the samplers of one task, with their own settings and at every budget, against `cost` or `seconds`.
+    """The score that ranks the samplers of one task, with their own settings and at every budget, against a price.
 
-    The steps in it are the front: no sampler has a better PSNR for less. None where nothing has both.
+    price  `cost` or `seconds`
+
+    The steps in it are the front (`invdiff.benchmark.summary.front`). None where nothing has both. PSNR is beside that
+    of the first guess.
     """
+    rule = rule_of([s for comparison in comparisons for s in comparison.standings])
     # A run that is at a budget anyway stands in two comparisons.
     found: dict[str, tuple[Standing, str | None]] = {}
     for comparison in comparisons:
         for s in comparison.standings:
-            if (getattr(s, price) or 0) > 0 and "psnr" in s.scores:
+            if (getattr(s, price) or 0) > 0 and rule in s.scores:
                 found.setdefault(s.run, (s, comparison.budget))
     if not found:
         return None
     prices = [float(getattr(s, price)) for s, _ in found.values()]
-    scores = [s.scores["psnr"] for s, _ in found.values()]
-    front = undominated(prices, [score.mean for score in scores])
-    baseline = comparisons[0].baseline
+    scores = [s.scores[rule] for s, _ in found.values()]
+    on_front = front([s for s, _ in found.values()], prices, rule)
+    baseline = comparisons[0].baseline if rule == "psnr_mean" else None
+    y_label, unit = ("PSNR of the mean (dB)", " dB") if rule == "psnr_mean" else ("energy score, lower is better", "")
     lows, highs = zip(*(_ends(score) for score in scores), strict=True)
     heights = [*lows, *highs, *([] if baseline is None else [baseline.mean])]
     x_of, x_ticks = _log_axis(min(prices), max(prices))
     y_of, y_ticks = _axis(min(heights), max(heights))
 
     marks = []
-    for (s, budget), paid, score, best in zip(found.values(), prices, scores, front, strict=True):
+    for (s, budget), paid, score, best in zip(found.values(), prices, scores, on_front, strict=True):
         where = "own settings" if budget is None else f"at {budget} a sample"
-        tip = f"{s.label}, {where}: {score.mean:.2f} dB for {paid:,.3g} {x_label.partition(',')[0]}"
+        tip = f"{s.label}, {where}: {score.mean:.{DIGITS[rule]}f}{unit} for {paid:,.3g} {x_label.partition(',')[0]}"
         low, high = _ends(score)
         marks.append(
             Mark(
@@ -125,7 +131,7 @@ def quality_against(
         notes.append(_beside_line("first guess, no prior", y, marks, _boxes(lines[0].points)))
     names = [s.label for s, _ in found.values()]
     taken = [*(_box(note) for note in notes), *(box for line in lines for box in _boxes(line.points))]
-    return Plot(title, x_label, "PSNR (dB)", x_ticks, y_ticks, _labelled(marks, names, taken), lines, notes)
+    return Plot(title, x_label, y_label, x_ticks, y_ticks, _labelled(marks, names, taken), lines, notes)
 
 
 def calibration(comparison: Comparison, title: str, look: dict[str, Look]) -> Plot | None:
@@ -138,6 +144,9 @@ def calibration(comparison: Comparison, title: str, look: dict[str, Look]) -> Pl
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
     marks, lines = [], [Line(f"{x_of(0)},{y_of(0)} {x_of(1)},{y_of(1)}", "baseline")]
+    samples = comparison.settings.get("num_samples", 1)
+    floors = [(level, coverage_floor(samples, level)) for level in COVERAGES.values()]
+    lines.append(Line(" ".join(f"{x_of(level):.1f},{y_of(floor):.1f}" for level, floor in floors), "baseline"))
     for s in comparison.standings:
         known = [(level, s.scores[name]) for name, level in COVERAGES.items() if name in s.scores]
         if not known:
@@ -147,7 +156,8 @@ def calibration(comparison: Comparison, title: str, look: dict[str, Look]) -> Pl
         for (x, y), (level, share) in zip(points, known, strict=True):
             low, high = _ends(share)
             bar = high > low
-            tip = f"{s.label}: {level:.0%} intervals hold {share.mean:.0%} of the pixels"
+            tip = f"{s.label}: {level:.0%} intervals hold {share.mean:.0%} of the pixels, "
+            tip += f"{coverage_floor(samples, level):.0%} if all {samples} samples lay on one side of the truth"
             marks.append(
                 Mark(
                     x,
@@ -186,10 +196,11 @@ def _ends(value: Estimate) -> tuple[float, float]:
 
 
 def _axis(low: float, high: float) -> tuple[Callable[[float], float], list[tuple[float, str]]]:
-    """The upright axis: places of values, and ticks at round numbers."""
-    span = max(high - low, 1.0)
+    """The upright axis: places of values, and ticks at round numbers; its span is 4 % of the values or more."""
+    span = max(high - low, 0.04 * max(abs(low), abs(high)), 1e-6)
     low, high = low - 0.08 * span, high + 0.08 * span
-    step = next(s for s in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1e9) if (high - low) / s <= 6)
+    decade = 10.0 ** math.floor(math.log10(high - low))
+    step = next(s for s in (0.2 * decade, 0.5 * decade, decade, 2 * decade, 5 * decade) if (high - low) / s <= 6)
 
     def place(value: float) -> float:
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)

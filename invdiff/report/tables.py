@@ -9,13 +9,13 @@ from rich.text import Text
 
 from invdiff.benchmark.summary import Comparison
 from invdiff.contracts.verdict import Verdict
-from invdiff.report.leaderboard import columns
+from invdiff.report.leaderboard import BEHIND, columns
 from invdiff.scores.calibration import Calibration
 
 # Scores of a benchmark that a terminal has room for.
 SHOWN = (
-    *("PSNR", "PSNR of mean", "SSIM", "misfit", "sliced W / floor", "modes off / floor"),
-    *("diverged", "steps", "cost", "seconds"),
+    *("energy score", BEHIND, "spread / error", "PSNR of mean", "misfit", "sliced W / floor", "modes off / floor"),
+    *("diverged", "cost", "seconds"),
 )
 VERDICTS = {"passed": "green", "warning": "yellow", "failed": "bold red", "n/a": "dim"}
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of a calibration
@@ -54,10 +54,11 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     """The scores of a reconstruction, image by image, as in `metrics.json`, and its cost in words."""
     columns = {
         "image": "name",
-        "baseline": "baseline_psnr",
-        "sample": "psnr",
-        "mean": "psnr_mean",
-        "SSIM": "ssim",
+        "energy score": "energy",
+        "CRPS": "crps",
+        "spread / error": "spread_error",
+        "PSNR of mean": "psnr_mean",
+        "first guess": "baseline_psnr",
         "misfit": "misfit",
         "diverged": "diverged",
     }
@@ -72,7 +73,9 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     lines = [
         f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
         f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
-        "baseline (first guess, without a prior), sample and mean: PSNR in dB · misfit: 1 fits to the noise",
+        "energy score, CRPS: lower is better · spread / error: 1 is right · misfit: 1 fits to the noise",
+        "PSNR in dB, of the posterior mean and of the first guess, which uses no prior",
+        _on_proper(metrics),
         metrics["notes"].get("alignment", ""),
     ]
     return [_scores(metrics, columns, title), *second], [line for line in lines if line]
@@ -83,14 +86,21 @@ def _scores(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Tab
     for heading in columns:
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for row in metrics["images"]:
-        table.add_row(*(Text(_cell(row[key])) for key in columns.values()))
+        table.add_row(*(Text(_cell(row[key], 4 if key in ("energy", "crps") else 2)) for key in columns.values()))
     return table
 
 
-def _cell(value: Any) -> str:
+def _on_proper(metrics: dict[str, Any]) -> str:
+    """The means over several images with their errors, and what is wrong with them."""
+    mean, error, note = metrics["mean"]["energy"], metrics["standard_error"]["energy"], metrics["notes"].get("energy")
+    parts = [] if mean is None or error is None else [f"energy score {mean:.4f} ± {error:.4f} over the images"]
+    return "; ".join(parts + ([] if note is None else [f"energy score, CRPS, spread / error: {note}"]))
+
+
+def _cell(value: Any, digits: int) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"  # noqa: RUF001, an en dash marks an empty cell
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def verdict_table(title: str, verdicts: Sequence[Verdict]) -> Table:

@@ -102,6 +102,12 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def standard_error_of(values: Sequence[float | None]) -> float | None:
+    """Standard error of `mean_of`; None for fewer than two finite values."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else None
+
+
 def for_json(value: float | None) -> float | None:
     """The value, None for NaN and infinity, which JSON lacks."""
     return value if value is not None and math.isfinite(value) else None

@@ -10,9 +10,10 @@ from torch import Tensor
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
-from invdiff.scores.metrics import for_json, mean_of
+from invdiff.scores.metrics import for_json, mean_of, standard_error_of
+from invdiff.scores.proper import PROPER, crps, energy_score, missing_proper, pooled, spread_and_error
 
-SCORES = ("psnr", "psnr_mean", "ssim", "lpips", "misfit", "baseline_psnr")
+SCORES = (*PROPER, "psnr_mean", "psnr", "ssim", "lpips", "misfit", "baseline_psnr")
 OF_SAMPLES = ("psnr", "ssim", "lpips", "misfit", "psnr_raw")  # averaged over the samples
 BEST = ("psnr_best_oracle", "psnr_best_misfit")
 # Credible intervals of every pixel: how many of them hold the truth, by the level they are meant to have.
@@ -26,7 +27,8 @@ class ImageScores:
     samples  of each sample, None for one that diverged: misfit and, where the truth is known, psnr, ssim, lpips and
              psnr_raw
     image    psnr_mean, of the posterior mean; diversity, root mean square over the pixels of the posterior standard
-             deviation, image units; where the truth is known and two samples were kept, those of `COVERAGES`
+             deviation, image units; where the truth is known and two samples were kept, those of `PROPER`, rmse_mean
+             (root mean square error of the mean, image units) and those of `COVERAGES`
     """
 
     samples: list[dict[str, float] | None]
@@ -74,6 +76,7 @@ def score_images(
             {
                 "psnr_mean": for_json(metrics.psnr(mean[i], truth[i], value_range)),
                 "diversity": _diversity(posterior.std[i]),
+                **proper(facing.samples[i][~diverged[i]], truth[i]),
                 **coverage(facing.samples[i][~diverged[i]], truth[i]),
             },
         )
@@ -83,6 +86,25 @@ def score_images(
 
 def _diversity(std: Tensor) -> float | None:
     return for_json(float(std.square().mean().sqrt()))
+
+
+def proper(samples: Tensor, truth: Tensor) -> dict[str, float | None]:
+    """Proper scores of samples (L, C, H, W), and rmse_mean; empty for fewer than two samples."""
+    widths = spread_and_error(samples, truth)
+    if widths is None:
+        return {}
+    spread, error = widths
+    found = {"energy": energy_score(samples, truth), "crps": crps(samples, truth), "rmse_mean": error}
+    return found | {"spread_error": spread / error if error > 0 else None}
+
+
+def coverage_floor(num_samples: int, level: float) -> float:
+    """The coverage of so many samples that all lie on one side of the truth in every pixel, as of a collapsed sampler.
+
+    Their interval is taken to reach beyond them (`coverage`), the fewer they are the more: 0.85 at the level of 90 %
+    for 2 samples, 0.75 for 4, 0 from 19 on. Coverage says something only above this floor.
+    """
+    return max(0.0, 1 - (num_samples + 1) * (1 - level) / 2)
 
 
 def coverage(samples: Tensor, truth: Tensor) -> dict[str, float]:
@@ -128,11 +150,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score every image; what cannot be computed is None, with the reason under `notes`.
 
-    psnr, ssim, lpips  averages over the samples that did not diverge
+    energy, crps       proper scores of the samples that did not diverge, image units, lower is better: they rank
+    spread_error       spread of the samples over the error of their mean: 1 is right, below 1 too sure
     psnr_mean          of the posterior mean
+    psnr, ssim, lpips  averages over the samples that did not diverge: no quality of a sampler, see docs/scores.md
     baseline_psnr      of the operator's first guess (pseudo-inverse), which uses no prior
-    misfit             reduced chi-square of the samples' residuals, averaged; 1 fits to the noise
+    misfit             of the samples (`Noise.misfit`), averaged; 1 fits to the noise
     diverged           how many of the samples diverged
+
+    `mean` is over the images, of spread_error by root mean squares (`pooled`); `standard_error` is its error.
 
     Where the operator cannot tell some images apart (`Operator.align`), all of these are of images moved onto the truth
     first, the mean being that of `Posterior.aligned`, and there is one score more:
@@ -148,7 +174,8 @@ def evaluate(
     scores = [*SCORES, *(["psnr_raw"] if problem.operator.ambiguous else []), *(BEST if best_of else [])]
     baseline = None if truth is None else baseline_psnr(problem, truth, value_range)
     images: list[dict[str, Any]] = []
-    for i, (name, found) in enumerate(zip(names, score_images(posterior, truth, value_range), strict=True)):
+    scored = score_images(posterior, truth, value_range)
+    for i, (name, found) in enumerate(zip(names, scored, strict=True)):
         known = {score: mean_of(found.kept(score)) for score in OF_SAMPLES} | found.image
         known["baseline_psnr"] = None if baseline is None else for_json(baseline[i])
         if best_of and found.kept("psnr"):
@@ -156,7 +183,7 @@ def evaluate(
             known |= zip(BEST, map(for_json, (max(psnrs), psnrs[misfits.index(min(misfits))])), strict=True)
         images.append({"name": name, **{s: known.get(s) for s in scores}, "diverged": found.samples.count(None)})
 
-    notes = missing_scores(problem, truth, scores)
+    notes = missing_scores(problem, truth, posterior.samples.shape[1], scores)
     if posterior.diverged.any():
         notes["diverged"] = "diverged samples are left out of every average"
     if truth is not None and baseline is None:
@@ -164,21 +191,33 @@ def evaluate(
     for score in scores:
         # Other gaps, in images that have samples to score.
         if any(row[score] is None and row["diverged"] < posterior.samples.shape[1] for row in images):
-            notes.setdefault(score, "infinite: the images are equal" if "psnr" in score else "not a finite number")
+            why = "fewer than two samples are left" if score in PROPER else "not a finite number"
+            notes.setdefault(score, "infinite: the images are equal" if "psnr" in score else why)
+    means = {score: mean_of([row[score] for row in images]) for score in scores}
+    errors = {score: standard_error_of([row[score] for row in images]) for score in scores}
+    ratio = pooled([f.image.get("spread_error") for f in scored], [f.image.get("rmse_mean") for f in scored])
+    if ratio is not None:
+        means["spread_error"], errors["spread_error"] = ratio.value, for_json(ratio.standard_error)
     return {
         "images": images,
-        "mean": {score: mean_of([row[score] for row in images]) for score in scores},
+        "mean": means,
+        "standard_error": errors,
         "cost": asdict(posterior.cost),
         "notes": notes,
     }
 
 
-def missing_scores(problem: InverseProblem, truth: Tensor | None, scores: Sequence[str] = SCORES) -> dict[str, Any]:
-    """Reasons why scores cannot be computed, by score."""
+def missing_scores(
+    problem: InverseProblem, truth: Tensor | None, num_samples: int, scores: Sequence[str] = SCORES
+) -> dict[str, Any]:
+    """Reasons why scores of so many samples cannot be computed, or not relied on, by score."""
     notes: dict[str, Any] = {}
     if truth is None:
         notes |= {score: "the true image is not known" for score in scores if score != "misfit"}
     else:
+        reason = missing_proper(num_samples)
+        if reason is not None:
+            notes |= dict.fromkeys(PROPER, reason)
         lpips_reason = metrics.lpips_unavailable(problem.image_shape)
         if lpips_reason is not None:
             notes["lpips"] = lpips_reason

@@ -1,7 +1,9 @@
 """Scores of a sampler's settings on validation images: one number for each image."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,10 +19,13 @@ from invdiff.priors.closed_form.base import ClosedFormPrior
 from invdiff.problem import InverseProblem
 from invdiff.scores import metrics
 from invdiff.scores.distances import energy_distance
+from invdiff.scores.proper import FEWEST, crps, energy_score
 from invdiff.streams import generator
 
-Score = Literal["psnr", "lpips", "misfit", "truth"]
+Score = Literal["energy_score", "crps", "psnr", "lpips", "misfit", "truth"]
 SCORES: dict[str, str] = {
+    "energy_score": "energy score, image units",
+    "crps": "CRPS, image units",
     "psnr": "PSNR of the posterior mean, dB",
     "lpips": "LPIPS of the samples",
     "misfit": "distance of the misfit to 1",
@@ -58,6 +63,13 @@ class Validation:
         """
         if self.score not in get_args(Score):
             raise BadInput(f"score must be one of {', '.join(get_args(Score))}, got {self.score}")
+        if self.score in ("energy_score", "crps"):
+            if self.num_samples < FEWEST:
+                raise BadInput(
+                    f"score={self.score}: num_samples must be >= {FEWEST}, for of fewer it is mostly noise, "
+                    f"got {self.num_samples}"
+                )
+            return partial(self._proper, energy_score if self.score == "energy_score" else crps)
         if self.score == "lpips":
             reason = metrics.lpips_unavailable(self.problem.image_shape)
             if reason is not None:
@@ -70,6 +82,17 @@ class Validation:
                 for x, i in zip(posterior.samples, images, strict=True)
             ]
         return self._psnr if self.score == "psnr" else self._misfit
+
+    def _proper(
+        self,
+        score: Callable[[Tensor, Tensor], float | None],
+        problem: InverseProblem,
+        posterior: Posterior,
+        images: Sequence[int],
+    ) -> list[float]:
+        truth = self.truth[list(images)]
+        pairs = zip(posterior.facing(truth).samples, truth, strict=True)
+        return [math.nan if (value := score(x, t)) is None else value for x, t in pairs]
 
     def _psnr(self, problem: InverseProblem, posterior: Posterior, images: Sequence[int]) -> list[float]:
         truth = self.truth[list(images)]

@@ -173,6 +173,11 @@ class StackedNoise(Noise):
         pieces = zip(self.noises, clean.split(self.sizes, 1), strict=True)
         return torch.cat([noise.variance(piece).expand(piece.shape) for noise, piece in pieces], dim=1)
 
+    def entry_misfit(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        pieces = zip(self.noises, y.split(self.sizes, 1), clean.split(self.sizes, 1), strict=True)
+        found, expected = zip(*(noise.entry_misfit(a, b) for noise, a, b in pieces), strict=True)
+        return torch.cat(found, dim=1), torch.cat(expected, dim=1)
+
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         if y.dim() != 2 or y.shape[1] != sum(self.sizes):
             return f"stacked noise: y must have {sum(self.sizes)} entries, got {describe_shape(y.shape[1:])}"

@@ -5,7 +5,9 @@ Levels are in the units of the measurement.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import ClassVar, Self
 
 import torch
@@ -55,11 +57,21 @@ class Noise(nn.Module, ABC):
         return masked(entries, observed).flatten(1).sum(1)
 
     def misfit(self, y: Tensor, clean: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Reduced chi-square of each image, (B,): 1 where the residual is as large as the noise."""
-        y, clean = masked(y, observed), masked(clean, observed)
+        """How far each image is from y in units of the noise, (B,): its expectation at the truth is 1.
+
+        The distances of the measured entries, summed, over the sum of their expectations (`entry_misfit`).
+        """
+        found, expected = self.entry_misfit(masked(y, observed), masked(clean, observed))
+        found, expected = (masked(part, observed).flatten(1).sum(1) for part in (found, expected))
+        return found / expected.clamp(min=torch.finfo(expected.dtype).tiny)  # where nothing can be off, as in the dark
+
+    def entry_misfit(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance of every entry and its expectation if `clean` is the truth; both (B, ...), real.
+
+        Here the squared residual over its variance, whose expectation is 1: a reduced chi-square.
+        """
         squares = squared(y - clean) / self.variance(clean)
-        count = masked(torch.ones_like(squares), observed).flatten(1).sum(1)
-        return masked(squares, observed).flatten(1).sum(1) / count
+        return squares, torch.ones_like(squares)
 
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         """None where these measurements, (B, ...), can be scored, otherwise the reason why not."""
@@ -149,6 +161,9 @@ class PoissonNoise(Noise):
     A noiseless measurement below zero counts as zero when drawing, and in the likelihood where nothing was counted.
     Where something was counted, the negative log-likelihood, infinite there, is continued below a tenth of a count by
     its tangent, so that samplers which leave the positive range are pulled back.
+
+    The misfit is the deviance over its expectation at A x: the squared residual over the variance would be ruled by the
+    darkest pixels, whose variance is nearly zero.
     """
 
     per_image = ("gain",)
@@ -166,19 +181,55 @@ class PoissonNoise(Noise):
     def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:
         gain = self.level("gain", clean)
         rate, count = clean / gain, y / gain
-        floor = 0.1
-        safe = rate.clamp(min=floor)
-        exact = safe - count * safe.log()
-        # Without a count the tangent falls for ever: it would reward negative rates.
-        rate = torch.where(count < floor, rate.clamp(min=0), rate)
-        return exact + (1 - count / floor) * (rate - safe)
+        return count_nll(count, rate)
 
     def variance(self, clean: Tensor) -> Tensor:
         gain = self.level("gain", clean)
         return gain * torch.maximum(clean, 0.1 * gain)
 
+    def entry_misfit(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self.level("gain", clean)
+        rate, count = clean / gain, y / gain
+        return 2 * (count_nll(count, rate) - count_nll(count, count)), expected_deviance(rate)
+
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         return super().mismatch(y, observed) or negative("photon counts", y, observed)
+
+
+FLOOR = 0.1  # counts
+
+
+def count_nll(count: Tensor, rate: Tensor) -> Tensor:
+    """Poisson negative log-likelihood of counts, the constant dropped, continued as `PoissonNoise` states."""
+    safe = rate.clamp(min=FLOOR)
+    exact = safe - count * safe.log()
+    # Without a count the tangent falls for ever: it would reward negative rates.
+    rate = torch.where(count < FLOOR, rate.clamp(min=0), rate)
+    return exact + (1 - count / FLOOR) * (rate - safe)
+
+
+MOST_TABULATED = 60.0  # counts; beyond, two terms of the expansion are right to 2e-6
+NODES, DARK = 4096, 8.0  # of the table, evenly spaced in log(1 + DARK rate)
+
+
+@cache
+def _deviances() -> Tensor:
+    """(NODES + 1,) expected deviances at the rates of the table: exact sums over the counts."""
+    rate = torch.linspace(0, math.log1p(DARK * MOST_TABULATED), NODES + 1, dtype=torch.float64)[:, None].expm1() / DARK
+    count = torch.arange(160, dtype=torch.float64)
+    chance = (torch.special.xlogy(count, rate) - rate - torch.lgamma(count + 1)).exp()
+    return (chance * 2 * (count_nll(count, rate) - count_nll(count, count))).sum(1)
+
+
+def expected_deviance(rate: Tensor) -> Tensor:
+    """E 2 (nll(n, rate) - nll(n, n)) over Poisson counts n: 1 for many, 1.15 for one, 0 in the dark; NaN for NaN."""
+    rate = rate.clamp(min=0)
+    place = (DARK * rate.clamp(max=MOST_TABULATED)).log1p() * (NODES / math.log1p(DARK * MOST_TABULATED))
+    below = place.detach().nan_to_num().long().clamp(max=NODES - 1)
+    table = _deviances().to(rate)
+    tabulated = table[below].lerp(table[below + 1], place - below)
+    many = rate.clamp(min=MOST_TABULATED)
+    return torch.where(rate < MOST_TABULATED, tabulated, 1 + 1 / (6 * many) + 1 / (6 * many**2))
 
 
 def as_level(name: str, value: float | Tensor, meaning: str = "in the units of the measurement") -> Tensor:

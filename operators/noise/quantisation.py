@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from invdiff.shapes import per_row
+
 from ..camera.quantisation import check_bits
 from .base import Noise, as_level, masked
 
@@ -74,6 +76,12 @@ class QuantisationNoise(Noise):
             distance = (self.low + (k + 0.5) * self.step - clean).abs()
             total = total + self.step * distance * torch.erfc(distance / (math.sqrt(2) * sigma))
         return total.clamp(min=torch.finfo(total.dtype).tiny)  # it underflows at a level with little noise
+
+    def entry_misfit(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        # Not divided entry by entry: on a level with little noise the variance, and nearly every residual, is zero.
+        variance = self.variance(clean)
+        unit = per_row(variance.flatten(1).mean(1), clean)
+        return (y - clean) ** 2 / unit, variance / unit
 
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         reason = super().mismatch(y, observed)

@@ -50,5 +50,8 @@ class SpeckleNoise(Noise):
     def variance(self, clean: Tensor) -> Tensor:
         return clean.clamp(min=self.floor) ** 2 / self.level("looks", clean)
 
+    def entry_misfit(self, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        return super().entry_misfit(y, clean.clamp(min=self.floor))  # about the mean of the draws
+
     def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
         return super().mismatch(y, observed) or negative("intensities with speckle", y, observed)

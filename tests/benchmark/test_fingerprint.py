@@ -14,6 +14,12 @@ from invdiff.schedules import EDM, VP
 
 def test_defaults_and_the_order_of_keys_do_not_matter() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert (
+        fingerprint({"a": [1, {"b": 2.0}]})
+        == fingerprint({"a": [1.0, {"b": 2}]})
+        != fingerprint({"a": [1, {"b": 2.5}]})
+    )
+    assert fingerprint({"a": True}) != fingerprint({"a": 1})
     assert settings_of(DPS()) == settings_of(DPS(schedule=DPS().schedule, clip=DPS().clip))
     kinds = [DPS(), DPS(zeta=7.0), DPS(schedule=VP(steps=7)), DAPS(), DAPS(schedule=EDM(steps=7)), DAPS(tau=0.7)]
     assert len({fingerprint(settings_of(sampler)) for sampler in kinds}) == len(kinds)

@@ -38,7 +38,7 @@ ROWS = 2 * 2 * 5 * 2  # samplers x operators x images x samples
 def assert_same_scores(a: pa.Table, b: pa.Table, tolerance: float = 1e-3) -> None:
     for name in ("run", "image", "image_key", "sample", "diverged_at", "forwards", "vjps"):
         assert a[name].to_pylist() == b[name].to_pylist(), name
-    for name in ("psnr", "psnr_mean", "ssim", "misfit", "diversity", "baseline_psnr"):
+    for name in ("energy", "crps", "spread_error", "psnr", "psnr_mean", "ssim", "misfit", "diversity", "baseline_psnr"):
         x, z = (t[name].to_numpy() for t in (a, b))
         np.testing.assert_allclose(x, z, rtol=0, atol=tolerance, err_msg=name)
 
@@ -55,7 +55,8 @@ def test_a_row_for_each_sample(grid: Grid, run: Run, tmp_path: Path) -> None:
         (s, o, i, k) for s in ("dps", "daps") for o in ("inpainting", "denoising") for i in range(5) for k in (0, 1)
     }
     assert table.num_rows == ROWS
-    for name in ("psnr", "ssim", "misfit", "psnr_mean", "diversity", "baseline_psnr", "seconds", "invdiff", "device"):
+    scores = ("energy", "crps", "spread_error", "psnr", "ssim", "misfit", "psnr_mean", "diversity", "baseline_psnr")
+    for name in (*scores, "seconds", "invdiff", "device"):
         assert table[name].null_count == 0, name
     of_dps = dict(zip(table["sampler"].to_pylist(), table["vjps"].to_pylist(), strict=True))
     assert of_dps == {"dps": 4, "daps": 0}, "costs are of one sample"
@@ -276,7 +277,13 @@ def test_out_of_memory_halves_batches_and_is_remembered(
 @pytest.mark.slow
 def test_torchrun(tmp_path: Path, rows: Run) -> None:
     words = ["benchmark", "prior=digits", "samplers=[{dps:{schedule:{steps:5}}},{daps:{schedule:{steps:4}}}]"]
-    words += ["operators=[inpainting,denoising]", "images=4", "compute.progress=false", "compute.precision=float32"]
+    words += [
+        "operators=[inpainting,denoising]",
+        "images=4",
+        "num_samples=2",
+        "compute.progress=false",
+        "compute.precision=float32",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "invdiff"]
     for start, output in (([sys.executable, "-m", "invdiff"], "one"), (launch, "two")):
         done = subprocess.run(

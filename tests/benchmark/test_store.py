@@ -120,7 +120,7 @@ def test_another_format_is_refused(store: Store) -> None:
     path = parts(store)[0]
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({b"invdiff.results": b"99"}), path)
-    with pytest.raises(BadInput, match=r"another version of invdiff \(format 99, this is 1\)"):
+    with pytest.raises(BadInput, match=r"another version of invdiff \(format 99, this is 2\)"):
         reopened(store)
 
 

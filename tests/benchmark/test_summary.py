@@ -13,7 +13,7 @@ import pytest
 from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.grid import Entry, Grid
 from invdiff.benchmark.store import Store
-from invdiff.benchmark.summary import Estimate, summarise
+from invdiff.benchmark.summary import Estimate, paired, summarise
 from invdiff.report.leaderboard import markdown
 
 Run = Callable[..., Any]
@@ -29,9 +29,20 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def add(store: Store) -> Callable[..., None]:
-    """`add(run, psnrs)`: a run with these PSNR, a list of samples for each image."""
+    """`add(run, psnrs)`: a run with these PSNR, a list of samples for each image.
 
-    def call(run: str, psnrs: list[list[float | None]], *, sampler: str = "", task: str = "t", **more: Any) -> None:
+    `energies` are the energy scores of the images, and the PSNR of the mean that of the first sample.
+    """
+
+    def call(
+        run: str,
+        psnrs: list[list[float | None]],
+        *,
+        energies: list[float] | None = None,
+        sampler: str = "",
+        task: str = "t",
+        **more: Any,
+    ) -> None:
         settings = {
             "sampler": {"class": sampler or run, **more.pop("settings", {})},
             "operator": {"_target_": "x.Blur", "std": 2.0},
@@ -46,9 +57,12 @@ def add(store: Store) -> Callable[..., None]:
         store.write_record(record | {"fits": {}, "fitted": False, "reason": None} | more.pop("record", {}))
         costs = {"forwards": 10.0, "vjps": 5.0, "operator_calls": 1.0, "seconds": 0.5, "vjp_weight": 2.0} | more
         for i, samples in enumerate(psnrs):
-            shared = {"run": run, "image": i, "image_key": "k", "created": NOW, "notes": "{}", **costs}
+            shared = {"run": run, "image": i, "image_key": f"k{i}", "created": NOW, "notes": "{}", **costs}
+            shared |= {"baseline_psnr": 5.0, "psnr_mean": samples[0]}
+            if energies is not None:
+                shared |= {"energy": energies[i], "spread_error": energies[i], "rmse_mean": i + 1.0, "coverage_90": 0.8}
             rows = [
-                shared | {"sample": s, "psnr": p, "baseline_psnr": 5.0, "diverged_at": 3 if p is None else None}
+                shared | {"sample": s, "psnr": p, "diverged_at": 3 if p is None else None}
                 for s, p in enumerate(samples)
             ]
             store.append(rows)
@@ -88,14 +102,94 @@ def test_diverged_samples_are_left_out_and_said(store: Store, add: Run) -> None:
     assert "b (every sample diverged)" in page
 
 
-def test_nobody_is_better_for_less(store: Store, add: Run) -> None:
-    add("best", [[30.0]], seconds=9.0)
-    add("cheap", [[20.0]], forwards=1.0, vjps=0.0, seconds=1.0)
-    add("beaten", [[19.0]], forwards=5.0, vjps=0.0, seconds=8.0)
-    add("quick", [[25.0]], seconds=2.0)
-    marks = {s.label: (s.best_for_cost, s.best_for_seconds) for s in summarise(store)[0].standings}
-    assert marks == {"best": (True, True), "cheap": (True, True), "beaten": (False, False), "quick": (False, True)}
-    assert [s.label for s in summarise(store)[0].standings] == ["best", "quick", "cheap", "beaten"]
+# Energy scores of four images, which differ more from one another than between samplers.
+EASY = np.array([0.01, 0.02, 0.05, 0.09])
+
+
+def test_rows_are_ranked_by_energy_score_and_not_by_the_psnr_of_a_sample(store: Store, add: Run) -> None:
+    add("sharp", [[30.0, 30.0]] * 4, energies=[*EASY + 0.02])
+    add("right", [[20.0, 20.0]] * 4, energies=[*EASY])
+    add("lost", [[40.0, None]] * 4)
+    (comparison,) = summarise(store)
+    assert comparison.rule == "energy"
+    assert [s.label for s in comparison.standings] == ["right", "sharp", "lost"], "last the one without energy scores"
+
+
+def test_differences_are_paired_over_the_images_that_rows_share(store: Store, add: Run) -> None:
+    gap = np.array([0.002, 0.003, 0.001, 0.002])
+    add("best", [[20.0]] * 4, energies=[*EASY])
+    add("close", [[20.0]] * 4, energies=[*EASY + np.array([0.002, -0.004, 0.0, 0.0])])
+    add("behind", [[20.0]] * 3, energies=[*(EASY + gap)[:3]])
+    # The mean of three easy images is the lowest, but not on the images that all have.
+    assert [s.run for s in summarise(store)[0].standings] == ["close", "best", "behind"]
+    add("fourth", [[20.0]] * 4, energies=[*EASY + gap])
+    standings = {s.run: s for s in summarise(store)[0].standings}
+    for run in ("best", "close", "fourth"):
+        found = paired(standings[run], standings["behind"], "energy")
+        assert found is not None
+        wanted = {"best": -gap, "close": np.array([0.002, -0.004, 0, 0]) - gap, "fourth": 0 * gap}[run][:3]
+        assert found.mean == pytest.approx(wanted.mean())
+        assert found.error == pytest.approx(np.std(wanted, ddof=1) / math.sqrt(3)), "not that of the images"
+    assert paired(standings["best"], replace(standings["close"], by_image={}), "energy") is None
+
+
+def test_nobody_is_best_inside_the_error(store: Store, add: Run) -> None:
+    gap = np.array([0.002, 0.003, 0.001, 0.002])
+    add("best", [[20.0]] * 4, energies=[*EASY])
+    add("far", [[20.0]] * 4, energies=[*EASY + gap])
+    best, far = summarise(store)[0].standings
+    assert (best.best, best.behind, far.best) == (True, None, False)
+    assert far.behind is not None
+    assert far.behind.mean == pytest.approx(0.002)
+    page = markdown(summarise(store))
+    assert "| best | **0.0425 ± 0.0180** |  |" in page
+    assert "| far | 0.0445 ± 0.0178 | 0.0020 ± 0.0004 |" in page
+    add("close", [[20.0]] * 4, energies=[*EASY + np.array([0.002, -0.001, 0.0, 0.0])])
+    assert not any(s.best for s in summarise(store)[0].standings)
+    assert "**0.04" not in markdown(summarise(store))
+
+
+def test_better_for_less_only_beyond_the_error(store: Store, add: Run) -> None:
+    """`wasteful` costs more than `cheap` and is better by chance; `dear` is better than all that cost less."""
+    chance, sure = np.array([-0.004, 0.002, 0.001, 0.0]), np.array([-0.004, -0.003, -0.004, -0.003])
+    add("cheap", [[20.0]] * 4, energies=[*EASY], forwards=1.0, vjps=0.0, seconds=1.0)
+    add("wasteful", [[20.0]] * 4, energies=[*EASY + chance], forwards=5.0, vjps=0.0, seconds=0.5)
+    add("dear", [[20.0]] * 4, energies=[*EASY + sure], forwards=9.0, vjps=0.0, seconds=9.0)
+    add("as dear", [[20.0]] * 4, energies=[*EASY], forwards=9.0, vjps=0.0, seconds=9.0)
+    marks = {s.run: (s.best_for_cost, s.best_for_seconds) for s in summarise(store)[0].standings}
+    assert marks == {"cheap": (True, False), "wasteful": (False, True), "dear": (True, True), "as dear": (False, False)}
+
+
+def test_one_sample_is_ranked_by_the_psnr_of_the_mean_and_the_page_says_so(store: Store, add: Run) -> None:
+    add("low", [[20.0, 40.0], [21.0, 40.0]], forwards=1.0)
+    add("high", [[30.0, 10.0], [31.0, 12.0]], forwards=2.0)
+    (comparison,) = summarise(store)
+    assert [s.label for s in comparison.standings] == ["high", "low"]
+    assert [s.best for s in comparison.standings] == [True, False]
+    assert comparison.standings[1].behind is not None
+    assert comparison.standings[1].behind.mean == 10
+    assert "- ranking: by the PSNR of the mean, for no sampler has an energy score" in markdown([comparison])
+
+
+def test_one_image_makes_nobody_the_best(store: Store, add: Run) -> None:
+    """The error of a difference is not known: the cheapest alone is marked."""
+    add("good", [[30.0]], energies=[0.01])
+    add("bad", [[20.0]], energies=[0.02], forwards=1.0)
+    standings = {s.run: s for s in summarise(store)[0].standings}
+    assert not any(s.best for s in standings.values())
+    assert {run: s.best_for_cost for run, s in standings.items()} == {"good": False, "bad": True}
+
+
+def test_spread_over_error_is_of_all_images_together(store: Store, add: Run) -> None:
+    add("a", [[20.0]] * 2, energies=[1.0, 2.0])  # with errors 1 and 2
+    assert summarise(store)[0].standings[0].scores["spread_error"].mean == pytest.approx(math.sqrt((1 + 16) / 5))
+
+
+def test_coverage_stands_beside_that_of_samples_on_one_side(store: Store, add: Run) -> None:
+    add("a", [[20.0]], energies=[0.1])
+    page = markdown(summarise(store))
+    assert "in 90% intervals / one-sided" in page
+    assert "| 0.80 / 0.85 |" in page, "of two samples"
 
 
 def test_tasks_are_not_mixed(store: Store, add: Run) -> None:
@@ -135,9 +229,10 @@ def test_the_page(store: Store, add: Run) -> None:
     assert "## blur" in lines
     assert "Blur(std=2.0) · Noise() · prior digits · 2 image(s), 2 sample(s) each, seed 0" in lines
     table = [line for line in lines if line.startswith("|")]
-    assert table[0] == "| sampler | PSNR | images | calls | VJPs | cost | seconds |"
-    assert table[2] == "| b\\|c | 25.00 | 1 | 10 | 5 | **20** | **0.5** |"
-    assert table[3] == "| a | 21.00 ± 1.00 | 2 | 10 | 5 | 20 | 0.5 |"
+    headings = "PSNR of mean | behind the best | PSNR of a sample | images | calls | VJPs | cost | seconds"
+    assert table[0] == f"| sampler | {headings} |"
+    assert table[2] == "| b\\|c | 25.00 |  | 25.00 | 1 | 10 | 5 | **20** | **0.5** |"
+    assert table[3] == "| a | 21.00 ± 1.00 | 5.00 | 21.00 ± 1.00 | 2 | 10 | 5 | **20** | **0.5** |"
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
 
 

@@ -23,7 +23,7 @@ Run = Callable[..., Any]
 def benchmark(invdiff: Run) -> Run:
     """Two samplers of a few steps on two images of a Gaussian field, one by one, into `out`; later words overrule."""
     words = (
-        *("benchmark", "prior=gaussian_field", "prior.shape=[1,16,16]", "images=2", "output=out"),
+        *("benchmark", "prior=gaussian_field", "prior.shape=[1,16,16]", "images=2", "num_samples=2", "output=out"),
         *("compute.device=cpu", "compute.max_rows=2", "save.thumbnails=0", "budget.vjp_weight=1"),
         "samplers=[{dps:{schedule:{steps:2}}},{daps:{schedule:{steps:2}}}]",
     )

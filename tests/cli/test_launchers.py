@@ -16,6 +16,7 @@ WORDS = (
     "benchmark",
     "prior=digits",
     "operators=[denoising]",
+    "num_samples=2",
     "data=[{generated:{steps:1,count:3}}]",
     "compute.max_rows=2",
     "compute.precision=float32",

@@ -16,12 +16,12 @@ from invdiff.scores.metrics import psnr
 Run = Callable[..., Any]
 Load = Callable[..., Any]
 
-SCORES = ["psnr", "psnr_mean", "ssim", "lpips", "misfit", "baseline_psnr"]
+SCORES = ["energy", "crps", "spread_error", "psnr_mean", "psnr", "ssim", "lpips", "misfit", "baseline_psnr"]
 
 
 def check_metrics(found: dict[str, Any], names: list[str], samples: int) -> None:
     """The keys that scripts rely on, and a reason for everything that is null."""
-    assert set(found) == {"images", "mean", "cost", "notes"}
+    assert set(found) == {"images", "mean", "standard_error", "cost", "notes"}
     assert [row["name"] for row in found["images"]] == names
     assert list(found["mean"]) == SCORES
     assert set(found["cost"]) == {"forwards", "vjps", "operator_calls", "seconds", "peak_memory_mb", "precision"}
@@ -39,7 +39,10 @@ def check_metrics(found: dict[str, Any], names: list[str], samples: int) -> None
                 assert known or (row["diverged"] == samples and "diverged" in reasons), f"no reason why {score} is null"
     for score in SCORES:
         values = [row[score] for row in found["images"] if row[score] is not None]
-        assert found["mean"][score] == (pytest.approx(np.mean(values)) if values else None)
+        if score == "spread_error":  # root mean squares over all images
+            assert (found["mean"][score] is None) == (not values)
+        else:
+            assert found["mean"][score] == (pytest.approx(np.mean(values)) if values else None)
 
 
 def is_picture(path: Path, least: tuple[int, int], mode: str | None = None) -> None:

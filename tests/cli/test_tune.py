@@ -66,14 +66,14 @@ def test_what_it_finds_the_other_commands_take(tune: Run, invdiff: Run, files: C
     )
     assert {row["calls"] for row in rows} == {"6.0"}
     complete = [row for row in rows if row["state"] == "complete"]
-    best = max(complete, key=lambda row: float(row["score"]))
+    best = min(complete, key=lambda row: float(row["score"]))
 
     # The same images, measurements and samples give the same score.
     done = invdiff("benchmark", "--config-dir=out", "samplers=[best]", "images=2", "seed=1000000", "output=again")
     assert (done.code, done.err) == (0, "")
-    by_image = Store(Path("again")).table(["psnr_mean"]).to_pylist()
-    scores = {row["image"]: row["psnr_mean"] for row in by_image}
-    assert sum(scores.values()) / 2 == pytest.approx(float(best["score"]), abs=1e-3)
+    by_image = Store(Path("again")).table(["energy"]).to_pylist()
+    scores = {row["image"]: row["energy"] for row in by_image}
+    assert sum(scores.values()) / 2 == pytest.approx(float(best["score"]), abs=1e-4)
 
     done = invdiff(
         "reconstruct", "--config-dir=out", "sampler=best", "prior=digits", "data=generated", "output=picture"
@@ -187,7 +187,7 @@ def test_a_space_that_cannot_be(space: Any, message: str) -> None:
     [
         (["sampler=mcg", "operator=phase_retrieval"], "MCG needs a linear operator"),
         (["sampler=auto"], "sampler=auto has no settings to search"),
-        (["score=beauty"], "score must be one of psnr, lpips, misfit, truth, got beauty"),
+        (["score=beauty"], "score must be one of energy_score, crps, psnr, lpips, misfit, truth, got beauty"),
         (["trials=0"], "trials must be an integer >= 1, got 0"),
         (["budget.calls=some"], "budget.calls must be a number > 0 or one of open or null, got some"),
         (["budget.calls=1"], "more than the 1 a sample may cost"),

@@ -15,7 +15,9 @@ from torch import Tensor
 from invdiff.operators import Denoising, GaussianNoise, Inpainting, Operator
 from invdiff.posterior import Cost, Posterior
 from invdiff.problem import InverseProblem
+from invdiff.report.tables import scores_in_words
 from invdiff.scores import SCORES, evaluate, metrics
+from invdiff.scores.proper import crps, energy_score
 
 
 class Squares(Operator):
@@ -86,6 +88,49 @@ def test_averages_over_samples_and_images() -> None:
         assert row["psnr_mean"] > row["psnr"] + 2
     for name in ("psnr", "misfit", "baseline_psnr"):
         assert found["mean"][name] == pytest.approx(np.mean([row[name] for row in found["images"]]))
+
+
+def test_proper_scores_of_images_with_their_errors() -> None:
+    x = draw(3, 1, 16, 16)
+    samples = x[:, None] + 0.1 * torch.randn(3, 4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = score(x, samples)
+    for i, row in enumerate(found["images"]):
+        assert row["energy"] == pytest.approx(energy_score(samples[i], x[i]))
+        assert row["crps"] == pytest.approx(crps(samples[i], x[i]))
+    for name in ("energy", "crps"):
+        values = [row[name] for row in found["images"]]
+        assert found["mean"][name] == pytest.approx(np.mean(values))
+        assert found["standard_error"][name] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
+    spreads = samples.var(1).mean((1, 2, 3)) * 5 / 4
+    errors = (samples.mean(1) - x).square().mean((1, 2, 3))
+    assert found["images"][0]["spread_error"] == pytest.approx(float((spreads[0] / errors[0]).sqrt()), rel=1e-4)
+    assert found["mean"]["spread_error"] == pytest.approx(float((spreads.sum() / errors.sum()).sqrt()), rel=1e-4)
+    assert not any("noisy" in str(note) for note in found["notes"].values())
+
+    few = score(x, samples[:, :3])
+    assert few["images"][0]["energy"] is not None
+    assert "noisy: of 3 samples" in few["notes"]["energy"]
+    one = score(x, samples[:, :1])
+    assert one["mean"]["energy"] is None
+    assert one["notes"]["crps"] == "needs num_samples >= 2"
+    left = score(x, samples, diverged_at=torch.tensor([[-1, 3, 3, 3], [-1] * 4, [-1] * 4]))
+    assert left["images"][0]["energy"] is None
+    assert left["notes"]["energy"] == "fewer than two samples are left"
+
+
+def test_the_summary_of_a_reconstruction_shows_proper_scores() -> None:
+    x = draw(2, 1, 16, 16)
+    samples = x[:, None] + 0.1 * torch.randn(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = score(x, samples)
+    (table,), lines = scores_in_words(found, "title")
+    headings = [str(column.header) for column in table.columns]
+    assert headings[1:4] == ["energy score", "CRPS", "spread / error"]
+    assert str(next(iter(table.columns[1].cells))) == f"{found['images'][0]['energy']:.4f}"
+    words = "\n".join(lines)
+    assert (
+        f"energy score {found['mean']['energy']:.4f} ± {found['standard_error']['energy']:.4f} over the images" in words
+    )
+    assert "noisy: of 3 samples" in words
 
 
 def test_misfit_is_one_at_the_truth() -> None:
@@ -224,7 +269,7 @@ def test_scores_are_of_aligned_images(signed: tuple[Tensor, Tensor]) -> None:
     x, samples = signed
     found, plain = score(x, samples, Magnitude()), score(x, samples.abs())
     for i, (row, wanted) in enumerate(zip(found["images"], plain["images"], strict=True)):
-        for name in ("psnr", "psnr_mean", "ssim", "misfit"):
+        for name in ("energy", "crps", "spread_error", "psnr", "psnr_mean", "ssim", "misfit"):
             assert row[name] == pytest.approx(wanted[name], rel=1e-5)
         assert row["baseline_psnr"] > 15, "the first guess is aligned too"
         assert row["psnr_raw"] == pytest.approx(np.mean([metrics.psnr(s, x[i]) for s in samples[i]]))

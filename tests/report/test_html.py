@@ -51,6 +51,7 @@ def store(tmp_path: Path) -> Store:
             row |= {"created": datetime(2026, 1, 1, tzinfo=UTC), "notes": json.dumps({"lpips": EVIL})}
             row |= {"forwards": 10.0 * (k + 1), "vjps": 0.0, "operator_calls": 1.0, "seconds": 0.5 + k}
             row |= {"vjp_weight": 1.0, "psnr_mean": psnr + 1, "baseline_psnr": 12.0, "misfit": 1.0}
+            row |= {"energy": (30 - psnr + i) / 100, "crps": 0.01, "spread_error": 0.8, "rmse_mean": 0.1}
             row |= {"invdiff": "1", "git_revision": "abc"}
             row |= dict.fromkeys(COVERAGES, 0.4)
             store.append([row | {"sample": s, "psnr": psnr + i} for s in range(2)])
@@ -107,11 +108,15 @@ def test_it_says_what_the_leaderboard_says(store: Store) -> None:
                 assert f"{standing.label}: {standing.reason}" in text
                 continue
             for write in columns(comparison).values():
-                for word in write(standing).replace("**", "").split(" ± "):
+                for word in re.split(" ± | / ", write(standing).replace("**", "")):
                     assert word in text
     assert "first guess , without a prior" in text
     assert "coverage" not in text, "scores have the headings of the leaderboard"
-    assert "0.40" in text
+    assert "0.40 / 0.85" in text
+    assert "energy score, lower is better" in text
+    assert "energy 0.0600, mean 25.0 dB" in text
+    sorted_columns = [a for a in Reader(page_of(store)).all("th", "number") if "aria-sort" in a]
+    assert [a["aria-sort"] for a in sorted_columns] == ["ascending"] * 2, "one column of each table"
 
 
 def test_it_loads_nothing(store: Store) -> None:
@@ -254,14 +259,16 @@ def test_tables_are_sorted_by_click_and_by_key(look: Callable[..., Any]) -> None
     headers = shown.locator(".board").first.locator("thead th")
     assert order(shown) == ["daps", EVIL, "dps", "bold"]
     by = {words.split("\xa0")[0].strip(): k for k, words in enumerate(headers.all_inner_texts())}
-    headers.nth(by["PSNR"]).locator("button").click()
+    assert headers.nth(by["energy score"]).get_attribute("aria-sort") == "ascending"
+    headers.nth(by["PSNR of a sample"]).locator("button").click()
     assert order(shown) == ["bold", "dps", EVIL, "daps"], "9 before 20: as numbers, not as words"
-    assert headers.nth(by["PSNR"]).get_attribute("aria-sort") == "ascending"
+    assert headers.nth(by["PSNR of a sample"]).get_attribute("aria-sort") == "ascending"
+    assert headers.nth(by["energy score"]).get_attribute("aria-sort") is None
     headers.nth(by["seconds"]).locator("button").focus()
     shown.keyboard.press("Enter")
     assert order(shown) == ["bold", EVIL, "daps", "dps"]
     assert headers.nth(by["seconds"]).get_attribute("aria-sort") == "descending"
-    assert headers.nth(by["PSNR"]).get_attribute("aria-sort") is None
+    assert headers.nth(by["PSNR of a sample"]).get_attribute("aria-sort") is None
 
 
 def test_pictures_are_zoomed_and_flipped_at_the_same_crop(look: Callable[..., Any]) -> None:

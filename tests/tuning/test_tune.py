@@ -172,11 +172,12 @@ def test_settings_that_diverge_or_cannot_be_are_never_the_best(make: Make) -> No
 
 
 def test_only_a_score_that_falls_is_better_where_it_should(make: Make) -> None:
-    tuning = make(score="misfit")
-    tuning.run(5)
-    best = tuning.best()
-    assert best is not None
-    assert best.score == min(t.score or 0.0 for t in tuning.trials() if t.complete())
+    for score in ("misfit", "energy_score"):
+        tuning = make(score, score=score, num_samples=4)
+        tuning.run(5)
+        best = tuning.best()
+        assert best is not None
+        assert best.score == min(t.score or 0.0 for t in tuning.trials() if t.complete())
 
 
 # -- resuming ----------------------------------------------------------------------------------------------------------
@@ -324,12 +325,35 @@ def test_distance_to_the_truth_is_least_for_the_exact_posterior(validation: Vali
     assert abs(score(exact)) < 0.1 * score(wide)
 
 
+@pytest.mark.parametrize("score", ["energy_score", "crps"])
+def test_proper_scores_prefer_the_exact_posterior(validation: Validation, score: str) -> None:
+    """And not its mean, which has the best PSNR: the objectives are those of the benchmark."""
+    proper = replace(validation, score=score, num_samples=16)  # type: ignore[arg-type]
+    rng = torch.Generator().manual_seed(1)
+    posteriors = [validation.prior.posterior(validation.problem.select(torch.tensor([i]))) for i in range(4)]  # type: ignore[attr-defined]
+    exact = torch.stack([posterior.sample(16, rng) for posterior in posteriors])
+    mean = exact.mean(1, keepdim=True)
+    scores = proper.scorer()
+
+    def found(samples: torch.Tensor) -> list[float]:
+        posterior = Posterior(samples, torch.full(samples.shape[:2], -1), Cost(), validation.problem)
+        return scores(validation.problem, posterior, range(4))
+
+    assert not proper.higher_is_better
+    assert np.mean(found(exact)) < min(np.mean(found(mean + width * (exact - mean))) for width in (0.0, 2.0))
+    posterior = Posterior(exact, torch.full(exact.shape[:2], -1), Cost(), validation.problem)
+    of_benchmark = [s.image[score.removesuffix("_score")] for s in score_images(posterior, validation.truth)]
+    assert found(exact) == pytest.approx(of_benchmark)
+
+
 def test_scores_that_cannot_be_are_refused_before_the_work(validation: Validation) -> None:
+    with pytest.raises(BadInput, match=r"score=energy_score: num_samples must be >= 4, .* got 3"):
+        replace(validation, score="energy_score", num_samples=3).scorer()
     with pytest.raises(BadInput, match="score=lpips: LPIPS needs"):
         replace(validation, score="lpips").scorer()
     with pytest.raises(BadInput, match="score=truth compares distributions"):
         replace(validation, score="truth", num_samples=1).scorer()
-    with pytest.raises(BadInput, match="score must be one of psnr, lpips"):
+    with pytest.raises(BadInput, match="score must be one of energy_score, crps, psnr"):
         replace(validation, score="beauty").scorer()  # type: ignore[arg-type]
 
 

@@ -21,6 +21,7 @@ from invdiff.operators import (
     QuantisationNoise,
     SpeckleNoise,
 )
+from invdiff.operators.noise.base import count_nll, expected_deviance
 
 Normal = Callable[..., Tensor]
 N = 100_000  # entries of a Monte Carlo test
@@ -304,10 +305,43 @@ def test_gaussian_misfit_is_one_at_the_truth(dtype: torch.dtype, normal: Normal)
     assert ((noise.misfit(clean + 3 * noise.sigma[:, None], clean) - 9).abs() <= 1e-4).all()
 
 
-def test_poisson_misfit_is_one_at_the_truth(normal: Normal) -> None:
-    noise, clean = PoissonNoise(0.1), normal(1, N).abs() + 0.1
-    misfit = noise.misfit(noise.sample(clean, streams(0)), clean)
-    assert abs(misfit.item() - 1) <= 5 * math.sqrt((2 + (0.1 / clean).mean().item()) / N)
+@pytest.mark.parametrize("counts", [0.01, 0.1, 1.0, 10.0, 1000.0])
+def test_poisson_misfit_is_one_at_the_truth_for_few_and_many_counts(counts: float, normal: Normal) -> None:
+    """Black pixels, where nothing can be counted, and bright ones together."""
+    noise, image = PoissonNoise(1 / counts), normal(1, 400).abs() * (normal(1, 400, seed=1) > 0)
+    clean = image.expand(400, 400)
+    misfit = noise.misfit(noise.sample(clean, streams(*range(400))), clean)
+    assert within(misfit, 1)
+
+
+def test_poisson_misfit_sees_a_wrong_image_but_no_small_error(normal: Normal) -> None:
+    clean = normal(1, N).abs() * (normal(1, N, seed=1) > 0)
+    for counts in (10.0, 100.0):
+        noise = PoissonNoise(1 / counts)
+        y = noise.sample(clean, streams(0))
+        assert noise.misfit(y, (clean + 0.1 / counts * normal(1, N, seed=2)).clamp(min=0)) < 1.2, "a tenth of a count"
+        assert noise.misfit(y, 0.5 * clean) > 1.5
+    nothing = torch.zeros(1, 4)
+    assert noise.misfit(nothing, nothing) == 0
+    assert noise.misfit(nothing, torch.full((1, 4), torch.nan)).isnan().all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3, 0.02, 0.0999, 0.1001, 1.7, 30.0, 59.0, 61.0, 500.0])
+def test_the_expected_deviance_is_the_sum_over_all_counts(rate: float) -> None:
+    count, at = torch.arange(1200.0, dtype=torch.float64), torch.tensor(rate, dtype=torch.float64)
+    chance = torch.distributions.Poisson(at).log_prob(count).exp()
+    exact = chance @ (2 * (count_nll(count, at.expand_as(count)) - count_nll(count, count)))
+    assert float(expected_deviance(at)) == pytest.approx(float(exact), rel=1e-4, abs=1e-9)
+
+
+DARK = NOISY | {"few levels, little noise": QuantisationNoise(3, 0.01), "one look": SpeckleNoise(1.0)}
+
+
+@each(DARK)
+def test_misfit_is_one_at_a_truth_with_black_pixels(noise: Noise, normal: Normal) -> None:
+    image = normal(1, 400).abs() * (normal(1, 400, seed=1) > 0.3)
+    clean = image.expand(400, 400)
+    assert within(noise.misfit(noise.sample(clean, streams(*range(400))), clean), 1)
 
 
 @each(NOISY)
