@@ -21,6 +21,8 @@ class Prior(nn.Module, ABC):
     sigma_range     noise levels of its training, in image units
     value_range     range of clean images in image units, (0, 1) for pictures
     differentiable  whether autograd can differentiate `denoise`
+    weights_hash    of the file that it was loaded from, None for others: tensors that are computed from a file differ
+                    in their last digits between machines
     """
 
     shape: tuple[int, ...] | None = None
@@ -28,6 +30,7 @@ class Prior(nn.Module, ABC):
     sigma_range: tuple[float, float] = (0.002, 80.0)
     value_range: tuple[float, float] = (0.0, 1.0)
     differentiable: bool = True
+    weights_hash: str | None = None
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
