@@ -21,9 +21,9 @@ class Level:
     """One nominal level.
 
     factor, error  of the spread, and the standard error over images
-    before, after  coverage and its standard error, of the sampler's own intervals (credible intervals by rank, which an
-                   exact sampler covers at any number of samples) and of corrected ones, on images that the factor was
-                   not found on
+    before, after  coverage and its standard error: before, of pixels by the interval that is right for Gaussian samples
+                   of an exact sampler, of as many (Student's t), and of balls as drawn; after, of the corrected ones,
+                   on images that the factor was not found on
     """
 
     factor: float

@@ -42,7 +42,8 @@ def description(made: Recorded) -> dict[str, Any]:
     found = _class(type(made))
     for name, value in list(bound.arguments.items())[1:]:
         if name not in NOT_OF_THE_LAW:
-            found[name] = _plain(getattr(made, name, None) if value is None else value)
+            own = getattr(made, name, None) if value is None else value
+            found[name] = _plain(None if inspect.ismethod(own) else own)
     return found
 
 

@@ -62,13 +62,13 @@ def main(config: DictConfig, output: Path) -> None:
     summary = found.summary()
     truths = "draws of the prior" if given is None else f"images in {Path(config.input).name}"
     key = key_of(problem, prior, sampler, config.num_samples)
+    correction = None
     try:
         about = {"key": key, "truths": truths, "drawn": given is None, "shape": shape}
         correction = correct(found.errors, config.num_samples, config.seed, **about)
-    except ValueError as error:  # the tests of ranks stand all the same
-        correction, intervals = None, str(error)
-    else:
         intervals = f"{correction}, {correction.pixels[0.9].before[0]:.2f} before the correction"
+    except ValueError as error:  # the tests of ranks stand all the same
+        intervals = str(error)
     summary["calibrations"] = [] if correction is None else [correction.as_json()]
     write_config(config, output)
     (output / "calibration.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")

@@ -14,7 +14,6 @@ from torch.nn.functional import max_pool2d
 
 from invdiff.correction import Correction, Level
 from invdiff.posterior import Posterior
-from invdiff.scores.ranking import rank
 from invdiff.streams import generator
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
@@ -33,14 +32,13 @@ class Errors:
     """What the correction is found from, of one image or, stacked, of n of them; float64, NaN where there is none.
 
     error, std  (P,) of pixels that are no background, at random: |truth - mean|, and that of the samples
-    uniform     (P,) their ranks as numbers in (0, 1), uniform if the sampler is right
-    balls       (R, G) the ranks of the truth's distances to random points, likewise, with samples moved by `FACTORS`
+    balls       (R, G) rank of the truth's distance to random points, as numbers in (0, 1), uniform if the sampler is
+                right; with samples moved away from their mean by `FACTORS`
     background  share of the pixels
     """
 
     error: Tensor
     std: Tensor
-    uniform: Tensor
     balls: Tensor
     background: Tensor
 
@@ -69,23 +67,21 @@ def errors_of(
     samples     (L, C, H, W), L >= 2
     background  (C, H, W) bool
     points      (R, C, H, W), centres of balls
-    rng         which pixels, and how ties of ranks are broken
+    rng         which pixels, and where in its step a rank lies
     """
     truth, samples, points = truth.double().flatten(), samples.double().flatten(1), points.double().flatten(1)
     chosen = (~background.flatten()).nonzero()[:, 0]
     chosen = chosen[torch.randperm(len(chosen), generator=rng)[:PIXELS]]
     mean, count = samples.mean(0), len(samples)
-    pixels = torch.full((3, PIXELS), torch.nan, dtype=torch.float64)
-    v = torch.rand(len(chosen), generator=rng, dtype=torch.float64)
-    ranks = rank(torch.cat([truth[None], samples])[:, chosen], v) / (count + 1)
-    pixels[:, : len(chosen)] = torch.stack([(truth - mean).abs()[chosen], samples.std(0)[chosen], ranks])
+    pixels = torch.full((2, PIXELS), torch.nan, dtype=torch.float64)
+    pixels[:, : len(chosen)] = torch.stack([(truth - mean).abs(), samples.std(0)])[:, chosen]
     # |mean + g (x - mean) - point|^2, of all samples (L), points (R) and factors g (G) at once.
     moved, away = samples - mean, mean - points
     cross, own = (moved @ away.mT)[..., None], moved.square().sum(1)[:, None, None]
     squares = away.square().sum(1)[:, None] + 2 * FACTORS * cross + FACTORS**2 * own
     nearer = (squares < (truth - points).square().sum(1)[:, None]).sum(0)
     balls = (nearer + torch.rand(len(points), 1, generator=rng, dtype=torch.float64)) / (count + 1)
-    return Errors(*pixels, balls, background.double().mean())
+    return Errors(pixels[0], pixels[1], balls, background.double().mean())
 
 
 def correct(found: Sequence[Errors], num_samples: int, seed: int, **about: Any) -> Correction:
@@ -99,6 +95,8 @@ def correct(found: Sequence[Errors], num_samples: int, seed: int, **about: Any) 
     """
     if len(found) < FEWEST:
         raise ValueError(f"calibration: a correction of intervals needs {FEWEST} images or more, got {len(found)}")
+    from scipy.stats import t  # slow to import
+
     e, n = _stacked(found), len(found)
     if not bool((e.std > 0).any()):
         raise ValueError(
@@ -116,7 +114,8 @@ def correct(found: Sequence[Errors], num_samples: int, seed: int, **about: Any) 
         for part, (own, found_there) in zip(parts, widths, strict=True):
             corrected[part] = (_ratio(e.error[part], e.std[part], own) <= found_there[k]).double()
             in_ball[part] = held[part, _ball(held[~part], level)]
-        before = ((e.uniform - 0.5).abs() <= level / 2).double()
+        exact = float(t.ppf((1 + level) / 2, num_samples - 1)) * math.sqrt(1 + 1 / num_samples)
+        before = (_ratio(e.error, e.std, 0.0) <= exact).double()
         pixels[level] = Level(factors[k], errors[k], _covered(before, e.error), _covered(corrected, e.error))
         resampled = FACTORS[[_ball(held[rows], level) for rows in again]]
         balls[level] = Level(
