@@ -67,7 +67,7 @@ def _effects(calibration: Calibration, correction: Correction | None) -> Iterato
         size, own = max((abs(found.before[0] - level), found.before[1]) for level, found in known.items())
         factor = correction.spread if known is correction.pixels else (known[0.9].factor, known[0.9].error)
         narrow = "narrow" if sum(found.before[0] - level for level, found in known.items()) < 0 else "wide"
-        words = f"{what} are too {narrow}: 90 % ones hold {covered:.0%} ± {error:.0%} {whose}; "
+        words = f"{what} are too {narrow}: 90 % ones hold {100 * covered:.1f} ± {100 * error:.1f} % {whose}; "
         yield size, own, f"{words}multiply the spread by {factor[0]:.2f} ± {factor[1]:.2f}"
     values = calibration.uniform[calibration.kept > 0]
     error = math.sqrt(1 / 12 / len(values))
