@@ -190,7 +190,8 @@ def reconstruct(
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
     if num_samples > 1:
-        measured, words = find_calibration(key_of(problem, prior, chosen, num_samples), known)
+        key = key_of(problem, prior, chosen, num_samples, probe=calibration is not None)
+        measured, words = find_calibration(key, known)
     for note in notes.values():
         log.info("sampler %s", note)
 

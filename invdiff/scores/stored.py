@@ -27,7 +27,9 @@ def bundled_file() -> Path:
     return Path(str(files("invdiff.priors"))) / "weights" / "calibrations.json"
 
 
-def key_of(problem: InverseProblem, prior: Prior, sampler: Sampler, num_samples: int) -> dict[str, Any]:
+def key_of(
+    problem: InverseProblem, prior: Prior, sampler: Sampler, num_samples: int, *, probe: bool = True
+) -> dict[str, Any]:
     """All that a calibration depends on, as JSON.
 
     prior        class and a hash of its file, or of its tensors
@@ -35,17 +37,17 @@ def key_of(problem: InverseProblem, prior: Prior, sampler: Sampler, num_samples:
     noise        likewise
     sampler      with all settings; `auto` is resolved before
     num_samples  S
-
-    What is described by no value, such as a function, is told apart by what it makes of one random image.
+    probe        False: no call of operator or prior. What is described by no value, such as a function, is otherwise
+                 told apart by what it makes of one random image; no calibration of the package is of such a thing
     """
     operator = description(problem.operator)
-    probe = torch.rand(1, *problem.image_shape, generator=generator(0, "generate", 0))
+    weights = {"class": type(prior).__qualname__, "weights": prior.weights_hash or of_module(prior)}
+    x = torch.rand(1, *problem.image_shape, generator=generator(0, "generate", 0))
     with torch.no_grad():
-        if is_opaque(operator):
-            operator["response"] = response(problem.operator.select(torch.zeros(1, dtype=torch.long))(probe))
-        weights = {"class": type(prior).__qualname__, "weights": prior.weights_hash or of_module(prior)}
-        if not prior.state_dict():
-            weights["response"] = str(response(prior.denoise(probe, 0.5)))
+        if probe and is_opaque(operator):
+            operator["response"] = response(problem.operator.select(torch.zeros(1, dtype=torch.long))(x))
+        if probe and not prior.state_dict():
+            weights["response"] = str(response(prior.denoise(x, 0.5)))
     return {
         "prior": weights,
         "operator": operator,
