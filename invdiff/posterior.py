@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from invdiff.correction import Correction
 from invdiff.problem import InverseProblem
 
 
@@ -37,6 +38,7 @@ class Posterior:
     diverged_at  (B, S) step at which a sample became non-finite or left every reasonable range; -1: it did not
     cost         what was computed
     problem      of these B images
+    calibration  what was measured of intervals of such samples; None where nothing was, and from `Sampler.sample`
 
     `mean`, `std` and `interval` leave diverged samples out, and are those of `aligned` samples.
     """
@@ -45,6 +47,7 @@ class Posterior:
     diverged_at: Tensor
     cost: Cost
     problem: InverseProblem
+    calibration: Correction | None = None
 
     @property
     def diverged(self) -> Tensor:
@@ -99,13 +102,18 @@ class Posterior:
         return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.nan).sqrt()
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central interval of every pixel: its quantiles (1 - level) / 2 and (1 + level) / 2, (B, C, H, W) each.
+        """Interval of every pixel that holds the truth with this probability: its ends, (B, C, H, W) each.
 
-        Quantiles of the samples, interpolated linearly: of few samples they lie too close together (the extremes of 4
-        samples hold 60 %). NaN where fewer than two samples are left. Raises ValueError unless 0 < level < 1.
+        With a `calibration`: the mean -+ the width that held it on other images. Without: the quantiles (1 - level) / 2
+        and (1 + level) / 2 of the samples, interpolated linearly, which of few samples lie too close together (the
+        extremes of 4 samples hold 60 %). NaN where fewer than two samples are left. Raises ValueError unless
+        0 < level < 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"interval: level must be > 0 and < 1, got {level}")
+        if self.calibration is not None:
+            half = self.calibration.half_width(self.std, level)
+            return self.mean - half, self.mean + half
         ends = self.samples.new_full((2, len(self.samples), *self.samples.shape[2:]), torch.nan)
         for i, (samples, diverged) in enumerate(zip(self.aligned.samples, self.diverged, strict=True)):
             ordered = samples[~diverged].sort(0).values
@@ -121,7 +129,7 @@ class Posterior:
 
     def _as_one(self, reference: Tensor) -> "Posterior":
         """All samples moved onto one reference per image: `aligned` already."""
-        moved = Posterior(self.onto(reference), self.diverged_at, self.cost, self.problem)
+        moved = Posterior(self.onto(reference), self.diverged_at, self.cost, self.problem, self.calibration)
         moved.__dict__["aligned"] = moved
         return moved
 

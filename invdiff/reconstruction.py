@@ -28,6 +28,7 @@ from invdiff.priors import Prior, as_prior, load_prior
 from invdiff.problem import InverseProblem, as_measurement, as_noise
 from invdiff.samplers import Sampler, settings_for
 from invdiff.scores import evaluate
+from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
 from invdiff.shapes import describe_shape
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Reconstruction(Posterior):
     truth        true images (B, C, H, W) where they are known
     value_range  range of clean images, image units
     sampler      the sampler that ran
-    notes        reasons for choices: `sampler` (why `auto` chose it), `settings` (recommended ones that were used)
+    notes        reasons for choices: `sampler` (why `auto` chose it), `settings` (recommended ones that were used),
+                 `intervals` (their measured coverage)
     """
 
     names: Sequence[str]
@@ -61,7 +63,10 @@ class Reconstruction(Posterior):
         if best_of not in self._scores:
             self._scores[best_of] = evaluate(self, self.names, self.truth, self.value_range, best_of=best_of)
         scores = self._scores[best_of]
-        return scores | {"notes": scores["notes"] | self.notes}
+        notes = scores["notes"] | self.notes
+        if self.calibration is not None:
+            notes["calibration"] = self.calibration.as_json()
+        return scores | {"notes": notes}
 
     def save(self, folder: str | Path, *, best_of: bool = False, title: str | None = None) -> None:
         """Write samples.npz, metrics.json, comparison.png, and for each image mean.png, std.png and samples/.
@@ -69,7 +74,8 @@ class Reconstruction(Posterior):
         best_of, title  as of `metrics` and `plot`
 
         samples.npz holds `samples` (B, S, C, H, W), `mean` and `std` (B, C, H, W), `interval` (B, 2, C, H, W) of 90 %,
-        `y`, `names`, and `x` where the truth is known. Pictures of an earlier run in this folder are removed.
+        corrected where `calibration` is not None, `y`, `names`, and `x` where the truth is known. Pictures of an
+        earlier run in this folder are removed.
         """
         from invdiff.report.comparison import save_figure  # matplotlib is slow to import
 
@@ -136,6 +142,7 @@ def reconstruct(
     names: str | Sequence[str] = "image",
     image_shape: tuple[int, ...] | None = None,
     recommended: bool = True,
+    calibration: str | Path | None = None,
     compute: Compute | None = None,
     callback: Callback | None = None,
 ) -> Reconstruction:
@@ -153,6 +160,7 @@ def reconstruct(
     names        of the images, for files and tables: B of them, or one that is numbered, image_000
     image_shape  (C, H, W), where neither operator, truth nor prior determine it
     recommended  False: default settings instead of the recommended ones; `auto` always uses the latter
+    calibration  a file of `invdiff calibrate`, for the intervals; None: the calibrations of the package
     compute      device, precision, chunks, progress
     callback     called after every step with an `Event`
 
@@ -179,6 +187,11 @@ def reconstruct(
 
     chosen, notes = _chosen(sampler, problem, prior, recommended)
     chosen.check(problem, prior)
+    known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
+    measured, words = None, "90 % intervals: need num_samples of 2 or more"
+    if num_samples > 1:
+        key = key_of(problem, prior, chosen, num_samples, probe=calibration is not None)
+        measured, words = find_calibration(key, known)
     for note in notes.values():
         log.info("sampler %s", note)
 
@@ -193,7 +206,8 @@ def reconstruct(
             truth=None if truth is None else truth[:count],
             value_range=prior.value_range,
             sampler=chosen,
-            notes=notes,
+            notes=notes | {"intervals": words},
+            calibration=measured,
         )
 
     try:

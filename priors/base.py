@@ -25,6 +25,8 @@ class Prior(nn.Module, ABC):
     differentiable  whether autograd can differentiate `denoise`
     bounded_error   whether rounding inside the network stays small in the clean estimate at every noise level
     unit            see there; it may be set
+    weights_hash    of the file that it was loaded from, None for others: tensors that are computed from a file differ
+                    in their last digits between machines
     """
 
     shape: tuple[int, ...] | None = None
@@ -33,6 +35,7 @@ class Prior(nn.Module, ABC):
     value_range: tuple[float, float] = (0.0, 1.0)
     differentiable: bool = True
     bounded_error: bool = True
+    weights_hash: str | None = None
 
     @cached_property
     def unit(self) -> float:

@@ -1,5 +1,6 @@
 """Loading priors by name: those that ship with the package and those of installed packages; or from a weights file."""
 
+import hashlib
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -49,7 +50,9 @@ def load_prior(name: str = "photo", *, weights: str | Path | None = None) -> Pri
 
 
 def _load(path: Path) -> Prior:
-    return LowRankMixturePrior.load(path) if weights_kind(path) == KIND else EDMPrior.load(path)
+    prior = LowRankMixturePrior.load(path) if weights_kind(path) == KIND else EDMPrior.load(path)
+    prior.weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return prior
 
 
 def _from_package(point: EntryPoint) -> Prior:

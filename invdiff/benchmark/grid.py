@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.benchmark.budget import Budget
-from invdiff.benchmark.fingerprint import Settings, fingerprint, settings_of
+from invdiff.fingerprint import Settings, fingerprint, settings_of
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, simulate

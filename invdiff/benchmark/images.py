@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.benchmark.fingerprint import Settings, fingerprint, of_image
 from invdiff.benchmark.grid import Images
+from invdiff.fingerprint import Settings, fingerprint, of_image
 from invdiff.io import BadInput, Slicing
 from invdiff.io.truth import Example, true_images
 from invdiff.priors import Prior

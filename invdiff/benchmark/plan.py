@@ -20,10 +20,10 @@ from invdiff.benchmark.budget import (
     network_cost,
     with_steps,
 )
-from invdiff.benchmark.fingerprint import fingerprint
 from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, task_of
 from invdiff.benchmark.store import Store
 from invdiff.engine.driver import Compute
+from invdiff.fingerprint import fingerprint
 from invdiff.io import BadInput
 from invdiff.priors.precision import chosen
 from invdiff.samplers import Sampler

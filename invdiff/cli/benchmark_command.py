@@ -11,7 +11,6 @@ from rich.console import Console
 
 from invdiff.benchmark import sets as image_sets
 from invdiff.benchmark.budget import KINDS, budgets_of
-from invdiff.benchmark.fingerprint import Settings, of_module, with_contents
 from invdiff.benchmark.grid import Entry, Grid, Images, Task
 from invdiff.benchmark.images import load_images
 from invdiff.benchmark.lock import held
@@ -24,6 +23,7 @@ from invdiff.cli.entries import Choice, chosen, load, overrule
 from invdiff.cli.inputs import is_generated, made_sampler, make_prior, plain, settle, source_of
 from invdiff.cli.values import check_node
 from invdiff.engine.driver import Compute
+from invdiff.fingerprint import Settings, of_module, with_contents
 from invdiff.io import BadInput
 from invdiff.operators import Operator
 from invdiff.priors import Prior

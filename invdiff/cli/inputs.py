@@ -10,10 +10,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from invdiff.benchmark.fingerprint import with_contents
 from invdiff.benchmark.images import Source
 from invdiff.cli import groups
 from invdiff.cli.app import chosen_name, typed
+from invdiff.fingerprint import with_contents
 from invdiff.io import BadInput
 from invdiff.io.examples import drawn_from_prior
 from invdiff.io.truth import true_images

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from invdiff.cli.app import chosen_name, command, write_config
+from invdiff.cli.app import chosen_name, command, typed, write_config
 from invdiff.cli.inputs import make_prior, make_sampler, true_images_of
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, load_measurement
@@ -66,6 +67,7 @@ def main(config: DictConfig, output: Path) -> None:
                 seed=config.seed,
                 truth=truth,
                 names=names,
+                calibration=config.calibration,
                 compute=compute,
             )
     except Interrupted as stop:
@@ -80,7 +82,8 @@ def main(config: DictConfig, output: Path) -> None:
     title, best_of = _title(config, result), config.evaluation.best_of
     result.save(output, best_of=best_of, title=title)
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
-    _say([*tables, *lines, f"pictures, samples and scores are in {output}"])
+    intervals = result.notes["intervals"] + _how_to_measure(config, given, prior, result)
+    _say([*tables, *lines, intervals, f"pictures, samples and scores are in {output}"])
     if stopped is not None:
         raise stopped
     if result.diverged.all():
@@ -95,6 +98,18 @@ def _load_measurement(config: DictConfig) -> Measurement:
     open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
     path, slicing = Path(str(config.measurement)), instantiate(config.volume)
     return load_measurement(path, parameters=open_, slicing=slicing, size=config.size, allow_nan=True)
+
+
+def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior, result: Reconstruction) -> str:
+    """The command that measures the coverage of intervals, where it is not known and a command can."""
+    groups = ("operator", "noise", "prior", "sampler")
+    own = given is not None and given.parameters  # of the operator, in the file of the measurement
+    if result.calibration is not None or config.num_samples < 2 or own or not all(map(chosen_name, groups)):
+        return ""
+    words = [f"{group}={chosen_name(group)}" for group in groups]
+    words += [word for word in typed() if word.startswith((*(f"{group}." for group in groups), "recommended="))]
+    words += [] if prior.shape is not None else [f"size={result.problem.image_shape[-1]}"]
+    return f"; run invdiff calibrate {shlex.join(words)} num_samples={config.num_samples}"
 
 
 def _check_size(config: DictConfig, given: Measurement, operator: Operator, prior: Prior) -> None:

@@ -1,8 +1,10 @@
 """One picture of a calibration: rank histograms, coverage of intervals, and TARP."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from invdiff.correction import Correction
 from invdiff.report.comparison import _plain
 from invdiff.scores.calibration import Calibration
 
@@ -47,6 +49,36 @@ def calibration_figure(calibration: Calibration, *, title: str) -> "Figure":
         fitting = min(size, 130 * 12.0 / max(len(text), 1))  # a letter is about half as wide as high
         figure.text(0.5, height, _plain(text), ha="center", va="center", fontsize=fitting)
     return figure
+
+
+def largest_effect(calibration: Calibration, correction: Correction | None) -> str:
+    """The largest departure from calibration in words, with its error: of all that exceed three standard errors."""
+    found = [effect for effect in _effects(calibration, correction) if effect[0] > 3 * effect[1]]
+    return max(found)[2] if found else "no effect exceeds three times its error"
+
+
+def _effects(calibration: Calibration, correction: Correction | None) -> Iterator[tuple[float, float, str]]:
+    """Departures as differences of probabilities, each with its standard error and in words."""
+    levels = [] if correction is None else [(correction.pixels, "intervals", "of the pixels")]
+    levels += [] if correction is None else [(correction.balls, "balls about random points", "of the truths")]
+    for known, what, whose in levels:
+        assert correction is not None  # else there are no levels
+        covered, error = known[0.9].before
+        size, own = max((abs(found.before[0] - level), found.before[1]) for level, found in known.items())
+        factor = correction.spread if known is correction.pixels else (known[0.9].factor, known[0.9].error)
+        narrow = "narrow" if sum(found.before[0] - level for level, found in known.items()) < 0 else "wide"
+        words = f"{what} are too {narrow}: 90 % ones hold {100 * covered:.1f} ± {100 * error:.1f} % {whose}; "
+        yield size, own, f"{words}multiply the spread by {factor[0]:.2f} ± {factor[1]:.2f}"
+    values = calibration.uniform[calibration.kept > 0]
+    error = math.sqrt(1 / 12 / len(values))
+    for name, rank in zip(calibration.names, values.mean(0).tolist(), strict=True):
+        words = f"mean rank {rank:.2f} ± {error:.2f}, 0.5 is right"
+        if name == "log-likelihood":
+            closely = "less" if rank > 0.5 else "more"
+            words = f"samples fit the measurement {closely} closely than the truth, whose likelihood has {words}"
+        else:
+            words = f"samples are shifted {'down' if rank > 0.5 else 'up'}: the truth's {name} has {words}"
+        yield abs(rank - 0.5), error, words
 
 
 def _histogram(axis: "Axes", calibration: Calibration, quantity: int, candidates: int, p_value: float) -> None:

@@ -14,6 +14,7 @@ Ties, ends  every rank r among L samples becomes a number in (0, 1), uniform exa
             interval is wider than another.
 Limits      passing is necessary, not sufficient. The sampler is tested under this prior, not the prior. A prior without
             `sample` is sampled by its own ODE, with the error of the ODE's steps.
+Images      of the world, in place of draws, test sampler and prior together: what intervals of a reconstruction hold.
 """
 
 import math
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,19 +30,21 @@ from invdiff.operators import Noise, Operator, as_operator
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.problem import InverseProblem
+from invdiff.scores.conformal import Errors, background_of, errors_of
+from invdiff.scores.ranking import Quantities, Score, score
 from invdiff.streams import Streams, generator, key
 
 if TYPE_CHECKING:
     from invdiff.samplers.base import Sampler
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-PIXELS, PROJECTIONS = 4, 4  # quantities of these kinds
 ODE_STEPS = 40  # as data=generated
 BOOTSTRAPS = 1000
+CENTRES = 16  # of balls whose factors are found; the same for all images
 BLOCK = 2**25  # pixels of samples held at once: 128 MB
 
 # Streams of the scoring, apart from those of truths, which have no number behind the image's.
-_POINT, _CHANCE, _QUANTITIES, _BOOTSTRAP = 1, 2, 3, 4
+_POINT, _CHANCE, _BOOTSTRAP, _PIXELS, _CENTRES = 1, 2, 4, 5, 7
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +62,9 @@ class Calibration:
     balls           (n,) the fraction of the samples that are nearer to a random point than the truth is, as `uniform`
     tarp            (L,) how often the truth is inside the ball of this level
     tarp_band       (2, L) 95% bootstrap band of `tarp`, over images
-    exact_truth     truths are exact draws from the prior (False: drawn by its ODE)
+    drawn           truths are draws from the prior, and not images that were given
+    exact_truth     they are exact draws (False: drawn by the prior's ODE, or given)
+    errors          of the images with two samples or more that did not diverge: what `conformal.correct` takes
     """
 
     names: tuple[str, ...]
@@ -74,7 +78,9 @@ class Calibration:
     balls: Tensor
     tarp: Tensor
     tarp_band: Tensor
+    drawn: bool
     exact_truth: bool
+    errors: tuple[Errors, ...]
 
     @property
     def images(self) -> int:
@@ -137,7 +143,7 @@ class Calibration:
             notes.append(f"{self.diverged} of {self.kept.numel() * self.num_samples} samples diverged and are left out")
         if self.images < len(self.kept):
             notes.append(f"of {len(self.kept) - self.images} image(s) every sample diverged: they are left out")
-        if not self.exact_truth:
+        if self.drawn and not self.exact_truth:
             notes.append("truths are drawn by the prior's ODE, with the error of its steps")
         keys = [f"{level:.2f}" for level in self.levels.tolist()]
         return {
@@ -171,17 +177,18 @@ def calibrate(
     operator: Any,
     noise: Noise,
     *,
-    images: int = 200,
+    images: int | Tensor = 200,
     num_samples: int = 20,
     seed: int = 0,
     compute: Compute | None = None,
     image_shape: tuple[int, ...] | None = None,
     resolution: float = 0.0,
 ) -> Calibration:
-    """Draw truths from the prior, measure them, sample their posteriors, and compare.
+    """Draw truths from the prior, or take images, measure them, sample their posteriors, and compare.
 
     operator     an `Operator`, or what `as_operator` takes; parameters per image: one for each of `images`
-    images       truths; the error of every number falls with their root, 200 see a third too narrow
+    images       truths to draw; the error of every number falls with their root, 200 see a third too narrow. Or the
+                 true images themselves, (n, C, H, W), image units
     num_samples  posterior samples of each, which need not be many
     seed         image i depends on (seed, i) alone, whatever the number of images, batches or device
     image_shape  (C, H, W), needed where the prior takes any size
@@ -193,23 +200,33 @@ def calibrate(
     """
     compute = compute or Compute()
     operator = as_operator(operator)
+    given = images if isinstance(images, Tensor) else None
+    if given is not None:
+        image_shape = tuple(given.shape[1:])
+    images = len(images) if isinstance(images, Tensor) else images
     shape = _check(prior, operator, noise, images, num_samples, resolution, image_shape)
-    quantities = _Quantities(shape, seed, resolution)
-    exact = hasattr(prior, "sample")
-    parts = []
+    quantities = Quantities(shape, seed, resolution)
+    centres = _draw(prior, shape, seed, torch.arange(CENTRES), (_CENTRES,), compute)
+    parts, errors = [], []
     size = max(1, BLOCK // (num_samples * math.prod(shape)))
     for index in torch.arange(images).split(size):
-        truth = _draw(prior, shape, seed, index, (), compute)
+        truth = _draw(prior, shape, seed, index, (), compute) if given is None else given[index].float()
         points = _draw(prior, shape, seed, index, (_POINT,), compute)
         problem = _measured(operator.select(index), noise.select(index), truth, seed, index)
         posterior = sampler.sample(
             problem, prior, num_samples=num_samples, seed=seed, first_image=int(index[0]), compute=compute
         )
+        facing = posterior.facing(truth)
+        background = background_of(facing, prior.value_range)
         for k, i in enumerate(index.tolist()):
             kept = posterior.samples[k, ~posterior.diverged[k]].float()
             one = problem.select(torch.tensor([k]))
-            parts.append(_score(one, truth[k], kept, points[k], quantities, generator(seed, "generate", i, _CHANCE)))
-    return _collect(parts, quantities.names, num_samples, exact, seed)
+            parts.append(score(one, truth[k], kept, points[k], quantities, generator(seed, "generate", i, _CHANCE)))
+            if len(kept) > 1:
+                rng, moved = generator(seed, "generate", i, _PIXELS), facing.samples[k, ~posterior.diverged[k]]
+                errors.append(errors_of(truth[k], moved, background[k], centres, rng))
+    exact = given is None and hasattr(prior, "sample")
+    return _collect(parts, tuple(errors), quantities.names, num_samples, given is None, exact, seed)
 
 
 # -- draws -----------------------------------------------------------------------------------------------------
@@ -272,82 +289,18 @@ def _measured(operator: Operator, noise: Noise, truth: Tensor, seed: int, index:
     return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:]))
 
 
-# -- quantities --------------------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------------------
 
 
-class _Quantities:
-    """Scalar quantities of an image, the same for all images: what is wrong everywhere adds up."""
-
-    def __init__(self, shape: tuple[int, ...], seed: int, resolution: float) -> None:
-        n = math.prod(shape)
-        rng = generator(seed, "generate", 0, _QUANTITIES)
-        self.resolution = resolution
-        self.pixels = torch.randperm(n, generator=rng)[: min(PIXELS, n)]
-        self.directions = torch.randn(PROJECTIONS, n, generator=rng, dtype=torch.float64) / math.sqrt(n)
-        places = [np.unravel_index(int(pixel), shape) for pixel in self.pixels]
-        self.names = (
-            *(f"pixel {tuple(int(i) for i in place)}" for place in places),
-            "mean intensity",
-            *(f"projection {k + 1}" for k in range(PROJECTIONS)),
-            "log-likelihood",
-        )
-
-    def seen(self, x: Tensor) -> Tensor:
-        """Pixels (R, n) as they are ranked."""
-        return (x / self.resolution).round() if self.resolution else x
-
-    def of(self, x: Tensor, problem: InverseProblem) -> Tensor:
-        """(R, C, H, W) -> (R, F), float64."""
-        flat = x.flatten(1).double()
-        likelihood = -problem.select(torch.zeros(len(x), dtype=torch.long)).nll(x).double().cpu()
-        if likelihood.isnan().any():
-            raise ValueError("calibration: the log-likelihood of a truth or a sample is NaN; check operator and noise")
-        linear = [self.seen(flat[:, self.pixels]), flat.mean(1, keepdim=True), flat @ self.directions.mT]
-        return torch.cat([*linear, likelihood[:, None]], 1)
-
-
-@dataclass(frozen=True)
-class _Score:
-    """One image: see `Calibration`."""
-
-    kept: int
-    ranks: Tensor
-    uniform: Tensor
-    pixels: Tensor
-    ball: float
-
-
-def _score(
-    problem: InverseProblem,
-    truth: Tensor,
-    samples: Tensor,
-    point: Tensor,
-    quantities: _Quantities,
-    chance: torch.Generator,
-) -> _Score:
-    """Where one truth lies among its samples."""
-    count = len(samples)
-    v = torch.rand(len(quantities.names) + 1, generator=chance, dtype=torch.float64)
-    v_pixels = torch.rand(truth.shape, generator=chance)
-    if count == 0:
-        missing = torch.full_like(v[:-1], torch.nan)
-        return _Score(0, torch.zeros_like(missing).long(), missing, torch.full_like(truth, torch.nan), math.nan)
-    together = torch.cat([truth[None], samples])
-    with torch.no_grad():
-        values = quantities.of(together, problem)
-    distance = (together - point).flatten(1).double().norm(dim=1, keepdim=True)
-    rank = _rank(torch.cat([values, distance], 1), v)
-    pixels = _rank(quantities.seen(together), v_pixels)
-    return _Score(count, rank[:-1].long(), rank[:-1] / (count + 1), pixels / (count + 1), float(rank[-1]) / (count + 1))
-
-
-def _rank(values: Tensor, v: Tensor) -> Tensor:
-    """The first row's rank among the others plus a part of one step: (1 + L, ...) -> (...), in [0, L + 1)."""
-    truth, others = values[0], values[1:]
-    return (others < truth).sum(0) + v * ((others == truth).sum(0) + 1)
-
-
-def _collect(parts: list[_Score], names: tuple[str, ...], num_samples: int, exact: bool, seed: int) -> Calibration:
+def _collect(
+    parts: list[Score],
+    errors: tuple[Errors, ...],
+    names: tuple[str, ...],
+    num_samples: int,
+    drawn: bool,
+    exact: bool,
+    seed: int,
+) -> Calibration:
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     kept = torch.tensor([part.kept for part in parts])
     if not kept.any():
@@ -376,7 +329,9 @@ def _collect(parts: list[_Score], names: tuple[str, ...], num_samples: int, exac
         balls=balls,
         tarp=inside.mean(0),
         tarp_band=resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0),
+        drawn=drawn,
         exact_truth=exact,
+        errors=errors,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from invdiff.recorded import Recorded
 from invdiff.shapes import describe_shape, per_row
 
 from .conjugate_gradients import conjugate_gradients
@@ -22,7 +23,7 @@ Map = Callable[[Tensor], Tensor]
 Variants = Mapping[str, tuple["Operator", tuple[int, ...]]]
 
 
-class Operator(nn.Module, ABC):
+class Operator(Recorded, nn.Module, ABC):
     """A forward model A: images (B, C, H, W) in image units -> measurements (B, ...), real or complex.
 
     Traits, compared with the requirements of a sampler before any work:

@@ -13,10 +13,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from invdiff.recorded import Recorded
 from invdiff.shapes import describe_shape, per_row
 
 
-class Noise(nn.Module, ABC):
+class Noise(Recorded, nn.Module, ABC):
     """A likelihood p(y | A x), independent over the entries of y.
 
     per_image       names of the buffers that hold levels: one for all images, () or (1,), or one per image, (B,)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from invdiff import Compute
-from invdiff.benchmark.fingerprint import fingerprint, of_module
 from invdiff.benchmark.grid import Entry, Grid, Images, Task
 from invdiff.benchmark.ranks import Ranks
 from invdiff.benchmark.run import Outcome, Save, run_benchmark
 from invdiff.benchmark.store import MEASURED, Store
+from invdiff.fingerprint import fingerprint, of_module
 from invdiff.operators import Denoising, GaussianNoise, Inpainting
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DAPS, DPS

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from invdiff.report.calibration import calibration_figure
+from invdiff.correction import Correction, Level
+from invdiff.report.calibration import calibration_figure, largest_effect
 from invdiff.report.comparison import save_figure
 from invdiff.scores.calibration import LEVELS, Calibration
 
@@ -42,12 +43,63 @@ def calibration(*, images: int = 200, power: float = 1.0, lost: int = 0) -> Cali
         balls=uniform[:, 0],
         tarp=levels,
         tarp_band=torch.stack([levels - 0.05, levels + 0.05]),
+        drawn=True,
         exact_truth=True,
+        errors=(),
+    )
+
+
+def correction(pixels: float, balls: float) -> Correction:
+    """Coverage of 90 % before the correction: 0.01 of error for pixels, 0.03 for balls."""
+    return Correction(
+        key={},
+        truths="draws",
+        drawn=True,
+        images=200,
+        shape=(1, 4, 4),
+        background=0.0,
+        floor=0.0,
+        spread=(1.6, 0.05),
+        pixels={0.9: Level(3.0, 0.1, (pixels, 0.01), (0.9, 0.01))},
+        balls={0.9: Level(1.3, 0.1, (balls, 0.03), (0.9, 0.03))},
     )
 
 
 def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "balls", "words"),
+    [
+        (
+            0.71,
+            0.85,
+            "intervals are too narrow: 90 % ones hold 71.0 ± 1.0 % of the pixels; multiply the spread by 1.60",
+        ),
+        (0.97, 0.92, "intervals are too wide: 90 % ones hold 97.0 ± 1.0 % of"),
+        (
+            0.85,
+            0.4,
+            "balls about random points are too narrow: 90 % ones hold 40.0 ± 3.0 % of the truths; multiply",
+        ),
+        (0.9, 0.85, "no effect exceeds three times its error"),
+    ],
+)
+def test_the_largest_effect_is_named_with_its_error(pixels: float, balls: float, words: str) -> None:
+    assert largest_effect(calibration(), correction(pixels, balls)).startswith(words)
+
+
+def test_a_shift_is_named_with_its_direction() -> None:
+    shifted = largest_effect(calibration(power=3.0), correction(0.88, 0.9))
+    assert shifted == "samples are shifted up: the truth's pixel (0, 3, 3) has mean rank 0.25 ± 0.02, 0.5 is right"
+    found = calibration()
+    blind = found.uniform.clone()
+    blind[:, -1] = 0.95
+    words = largest_effect(replace(found, uniform=blind), None)
+    assert words.startswith(
+        "samples fit the measurement less closely than the truth, whose likelihood has mean rank 0.95"
+    )
 
 
 def test_all_six_panels_are_drawn_and_say_what_they_show() -> None:

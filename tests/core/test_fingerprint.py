@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff.benchmark.fingerprint import fingerprint, of_image, of_module, settings_of, with_contents
+from invdiff.fingerprint import fingerprint, of_image, of_module, settings_of, with_contents
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DAPS, DPS
 from invdiff.schedules import EDM, VP
