@@ -7,6 +7,7 @@ from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.guidance.mcg import MCG
 from invdiff.samplers.guidance.mmps import MMPS
+from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
 from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
@@ -32,6 +33,7 @@ __all__ = [
     "EnKG",
     "LanPaint",
     "MCGDiff",
+    "MomentDraw",
     "Needs",
     "ParticleSampler",
     "PiGDM",

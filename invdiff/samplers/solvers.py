@@ -54,3 +54,35 @@ def conjugate_gradient(product: Product, variance: Tensor | float, b: Tensor, it
         direction = residual + per_row(torch.where(going, left / nonzero(energy), 0), direction) * direction
         energy = left
     return found
+
+
+def square_root(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """J^(1/2) v of each row, for a product v -> J v with eigenvalues about [0, 1], and the quotient v.J v / v.v, (R,).
+
+    It is taken in the Krylov space of v that this many products span (Lanczos; with all vectors orthogonalised, as the
+    J of a network is only about symmetric), where J is made symmetric and negative eigenvalues are zero. Its square
+    is v.J v at any number of steps.
+    """
+    length = row_norm(v)
+    basis = [v / per_row(nonzero(length), v)]
+    small = v.new_zeros(len(v), steps, steps)  # J in the basis
+    for j in range(steps):
+        w = product(basis[j])
+        size = row_norm(w)
+        for i, q in 2 * list(enumerate(basis)):  # twice: once leaves directions that are not orthogonal to rounding
+            part = row_dot(q, w)
+            small[:, i, j] += part
+            w = w - per_row(part, w) * q
+        if j + 1 < steps:
+            norm = row_norm(w)
+            # What is left of a direction that was there before is rounding: it would be blown up to length one.
+            norm = torch.where(norm > ROUNDING[norm.dtype] * size, norm, torch.where(norm.isnan(), norm, 0))
+            small[:, j + 1, j] = norm
+            basis.append(per_row((norm != 0) / nonzero(norm), w) * w)
+    sound = small.isfinite().flatten(1).all(1)
+    small = torch.where(per_row(sound, small), small, 0)  # one row that diverged would end the decomposition of all
+    values, vectors = torch.linalg.eigh((small + small.mT) / 2)
+    along = (vectors * values.clamp(min=0).sqrt()[:, None] @ vectors[:, 0, :, None])[..., 0]
+    along = torch.where(per_row(sound, along), along, torch.nan)
+    root = sum(per_row(length * along[:, j], v) * q for j, q in enumerate(basis))
+    return root, small[:, 0, 0]

@@ -48,9 +48,9 @@ class DAPS(Sampler):
                      one gives cleaner samples that are too sure of themselves
     chain_steps      length of the chain
     step_size        its step size at the first level, image units squared; of Metropolis the variance of a proposal.
-                     None: measured at every level for every sample, as half of what the stiffest direction allows (2
-                     power iterations: 4 more products with the Jacobian) or, of Metropolis, as that of the best random
-                     walk on a Gaussian (3 more calls)
+                     None: measured at every level for every sample, as a quarter of what the stiffest direction allows
+                     (2 power iterations: 4 more products with the Jacobian), with steps that do not widen the law; or,
+                     of Metropolis, as that of the best random walk on a Gaussian (3 more calls)
     step_size_ratio  a given step size falls linearly to this fraction of it at the last level
     momentum         share of the velocity that a Hamiltonian step keeps; 0 is Langevin
     tau              noise level that the chain believes in, image units (published: 0.005, tuned, below the true one);

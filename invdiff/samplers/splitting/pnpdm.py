@@ -44,7 +44,8 @@ class PnPDM(Sampler):
                  where it is possible
     chain_steps  length of a Langevin chain
     step_size    its step size, image units squared; published 2.5e-5. None: measured at every iteration for every
-                 sample, as half of what the stiffest direction allows (4 more products with the Jacobian)
+                 sample, as a quarter of what the stiffest direction allows (4 more products with the Jacobian), with
+                 steps that do not widen the law
     """
 
     small: ClassVar = {

@@ -1,0 +1,123 @@
+"""Moment draws: at every level a clean image is drawn from the Gaussian with the denoiser's own mean and covariance.
+
+Paper       the moments are those of MMPS, Rozet et al., Learning Diffusion Priors from Observations by Expectation
+            Maximization, NeurIPS 2024, arXiv:2405.13712, section 4.2: x0 given x_sigma = x is N(D, sigma^2 J), with J
+            the Jacobian of the denoiser. Ours are the draw in place of the mean, the root, and the preconditioner.
+Target      p(x | y), approximately. The draw is perturb and solve (Papandreou and Yuille, NIPS 2010):
+            e = sigma J^(1/2) v,  x0 = D + e + sigma^2 J^T A^T w,
+            (sigma_y^2 I + sigma^2 A J^T A^T) w = y + sigma_y n - A (D + e),
+            then x moves to the next level by q(x_next | x, x0). For Gaussian images and a linear operator each step is
+            the exact transition, so that the law is exact at any number of steps; a step with the mean in place of the
+            draw (MMPS) leaves out a part of the variance. Otherwise biased at any number of steps.
+Needs       a differentiable operator, Gaussian noise and a differentiable prior. A nonlinear A is linearised about D.
+Cost        per step and sample: 1 forward, `root` and `iterations` VJPs; of the operator 2 calls and 1 adjoint, as many
+            more of each as there are iterations, and one `solve` for each iteration and one more, or `inner`
+            iterations of conjugate gradients where the operator has no singular value decomposition.
+Form        u = A^T w is solved for, in image space: (sigma_y^2 I + sigma^2 A^T A J^T) u = A^T r. The preconditioner is
+            the same operator with J replaced by one number, the Rayleigh quotient of J at v: its inverse is the
+            operator's own `solve`, and one iteration is at least as good as the exact data step of DAPS of that width.
+            The root is taken in the Krylov space of v, where J is made symmetric and negative eigenvalues are zero.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from invdiff.operators import Operator
+from invdiff.operators.core.conjugate_gradients import conjugate_gradients
+from invdiff.operators.noise.base import masked
+from invdiff.ranges import Count
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
+from invdiff.samplers.moves import ancestral_step, clean_estimate
+from invdiff.samplers.solvers import generalised_minimal_residual, square_root
+from invdiff.schedules import EDM, Schedule
+from invdiff.shapes import per_row, row_vjp
+
+Map = Callable[[Tensor], Tensor]
+
+# The Rayleigh quotient of J, from below: at high noise it falls towards 0 and the preconditioner would be singular.
+SMALLEST = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentDraw(Sampler):
+    """Moment draws: clean images with the mean and the covariance that the denoiser and its Jacobian give.
+
+    schedule    noise levels
+    root        Krylov steps for the square root of the covariance, a VJP each
+    iterations  of the solver, a VJP each
+    inner       iterations of conjugate gradients in the preconditioner, for operators without a singular value
+                decomposition
+    """
+
+    requires = Needs(differentiable=True, gaussian_noise=True, differentiable_prior=True)
+    small: ClassVar = {"schedule": EDM(steps=8, sigma_max=10.0, sigma_min=0.02)}
+
+    schedule: Schedule = EDM(steps=20, sigma_max=10.0, sigma_min=0.01)
+    root: Count = 2
+    iterations: Count = 5
+    inner: Count = 10
+
+    def expected_cost(self) -> Cost:
+        return Cost(forwards=self.num_steps, vjps=self.num_steps * (self.root + self.iterations))
+
+    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        sigmas = self.schedule.sigmas().tolist()
+        x = sigmas[0] * rng.normal()
+        for sigma_t, sigma_s in pairwise(sigmas):
+            x0 = self.draw(problem, prior, x, sigma_t, rng)
+            x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
+            yield Step(x, x0, sigma_s)
+
+    def draw(self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float, rng: Streams) -> Tensor:
+        """An image x0 drawn given x at level sigma and y, (R, C, H, W)."""
+        y, observed = problem.y, problem.observed
+        mean, vjp = row_vjp(clean_estimate(prior, sigma, clip=False), x, again=True)
+        e, quotient = square_root(vjp, rng.normal(), self.root)
+        y_perturbed = y + per_row(problem.noise_std, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
+        value, forward, adjoint = linearised(problem.operator, mean)
+        residual = masked(y_perturbed - value - forward(sigma * e), observed)
+
+        variance, width2 = problem.noise_variance, sigma**2 * quotient.clamp(min=SMALLEST)
+        precondition = self._preconditioner(problem, forward, adjoint, variance / width2)
+
+        def product(p: Tensor) -> tuple[Tensor, Tensor]:
+            change = sigma**2 * vjp(p)
+            normal = adjoint(masked(forward(change), observed))
+            return precondition(per_row(variance, p) * p + normal), change
+
+        start = precondition(adjoint(residual))
+        return mean + sigma * e + generalised_minimal_residual(product, 0.0, start, self.iterations)
+
+    def _preconditioner(self, problem: InverseProblem, forward: Map, adjoint: Map, rho: Tensor) -> Map:
+        """b -> (A^T A + rho I)^-1 b, exactly where the singular value decomposition gives it."""
+        if problem.operator.spectral:
+            return lambda b: problem.linear_operator.solve(b, rho)
+
+        def product(b: Tensor) -> Tensor:
+            return adjoint(masked(forward(b), problem.observed)) + per_row(rho, b) * b
+
+        return lambda b: conjugate_gradients(product, b, max_iterations=self.inner)
+
+
+def linearised(operator: Operator, x: Tensor) -> tuple[Tensor, Map, Map]:
+    """A(x), and the products with the Jacobian of A at x and with its transpose: A and its adjoint where A is linear."""
+    if operator.linear:
+        return operator(x), operator, operator.adjoint  # type: ignore[attr-defined]  # linear is LinearOperator
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = operator(x)
+        weights = torch.zeros_like(value, requires_grad=True)
+        (back,) = torch.autograd.grad(value, x, weights, create_graph=True)  # linear in the weights
+
+    def forward(v: Tensor) -> Tensor:
+        return torch.autograd.grad(back, weights, v, retain_graph=True)[0]
+
+    def adjoint(w: Tensor) -> Tensor:
+        return torch.autograd.grad(value, x, w, retain_graph=True)[0]
+
+    return value.detach(), forward, adjoint
