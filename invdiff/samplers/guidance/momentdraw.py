@@ -66,8 +66,8 @@ class MomentDraw(Sampler):
         return Cost(forwards=self.num_steps, vjps=self.num_steps * (self.root + self.iterations))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas = self.schedule.sigmas().tolist()
-        x = sigmas[0] * rng.normal()
+        sigmas = self.schedule.levels(prior.scale)
+        x = prior.start(sigmas[0], rng.normal())
         for sigma_t, sigma_s in pairwise(sigmas):
             x0 = self.draw(problem, prior, x, sigma_t, rng)
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
