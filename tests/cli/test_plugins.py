@@ -82,13 +82,26 @@ def test_it_is_one_file_of_fifty_lines() -> None:
     assert len(DIFFPIR.read_text().splitlines()) <= 50
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("mine", "without_comparison")
-def test_a_file_in_every_command(invdiff: Run) -> None:
+@pytest.mark.usefixtures("mine")
+def test_a_file_is_checked_and_listed(invdiff: Run) -> None:
     done = invdiff("check-sampler", *CALLABLE)
     assert (done.code, done.err) == (0, "")
     assert "DiffPIR on GaussianBlur, images of 1x8x8, 3 steps" in " ".join(done.out.split())
 
+    done = invdiff("list", "samplers", "sampler.file=mine.py:DiffPIR")
+    assert (done.code, done.err) == (0, "")
+    assert "plug-and-play restoration" in done.out
+    assert any(line.split()[:2] == ["diffpir", "yes"] for line in done.out.splitlines())
+
+    done = invdiff("list", "operators", "--markdown")
+    assert done.err.strip() == "invdiff: error: --markdown must go with samplers, the only list with such a table"
+    assert "unknown list 'sampler'" in invdiff("list", "sampler").err
+    assert "usage: invdiff list" in invdiff("list", "--help").out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine", "without_comparison")
+def test_a_file_in_every_command(invdiff: Run) -> None:
     done = invdiff("reconstruct", *CALLABLE, "prior=digits", "data=generated", "num_samples=1", "output=out")
     assert (done.code, done.err) == (0, "")
     again = invdiff("reconstruct", "--config-dir=out", "--config-name=config", "output=again")
@@ -104,11 +117,6 @@ def test_a_file_in_every_command(invdiff: Run) -> None:
     done = invdiff("calibrate", *CALLABLE, "images=20", "num_samples=2", "output=ranks")
     assert (done.code, done.err) == (0, "")
     assert "calibration" in done.out
-
-    done = invdiff("list", "samplers", "sampler.file=mine.py:DiffPIR")
-    assert (done.code, done.err) == (0, "")
-    assert "plug-and-play restoration" in done.out
-    assert any(line.split()[:2] == ["diffpir", "yes"] for line in done.out.splitlines())
 
     done = invdiff("reconstruct", "prior=digits", "data=generated", "operator=hdr", "sampler=mcg", "output=bad")
     assert "MCG needs a linear operator" in done.err
@@ -127,6 +135,13 @@ def test_a_file_is_tuned(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invdiff("reconstruct", "--config-dir=found", "sampler=best", *words).code == 0
 
 
+@pytest.mark.usefixtures("installed")
+def test_an_installed_package_is_listed(invdiff: Run) -> None:
+    lines = ("Darker images.", "Digits of a package.", "plug-and-play restoration")
+    for group, line in zip(("operators", "priors", "samplers"), lines, strict=True):
+        assert line in invdiff("list", group).out
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed", "without_comparison")
 def test_an_installed_package(invdiff: Run) -> None:
@@ -136,9 +151,6 @@ def test_an_installed_package(invdiff: Run) -> None:
     assert (done.code, done.err) == (0, "")
     done = invdiff("check-sampler", "sampler=diffpir")
     assert (done.code, done.err) == (0, "")
-    lines = ("Darker images.", "Digits of a package.", "plug-and-play restoration")
-    for group, line in zip(("operators", "priors", "samplers"), lines, strict=True):
-        assert line in invdiff("list", group).out
     help_text = invdiff("reconstruct", "--help").out
     assert "diffpir" in help_text
     assert "dim" in help_text
