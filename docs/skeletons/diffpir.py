@@ -34,9 +34,9 @@ class DiffPIR(Sampler):
     zeta: Share = 0.3
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        operator, sigmas = problem.linear_operator, self.schedule.sigmas().tolist()
+        operator, sigmas = problem.linear_operator, self.schedule.levels(prior.scale)
         data = operator.adjoint(problem.y)
-        x = sigmas[0] * rng.normal()
+        x = prior.start(sigmas[0], rng.normal())
         for sigma, sigma_next in pairwise(sigmas):
             rho = self.lam * problem.noise_variance / sigma**2
             x0 = operator.solve(data + per_row(rho, x) * prior.denoise(x, sigma), rho)

@@ -24,7 +24,7 @@ class MyPrior(Prior):
     shape = None  # (C, H, W), or None where any size will do
     channels = None  # 1 or 3, where `shape` is None and the network takes no other number
     sigma_range = (0.002, 80.0)  # noise levels of the training, image units
-    value_range = (0.0, 1.0)  # of clean images, image units
+    value_range = (0.0, 1.0)  # of clean images, image units; half of it is `unit`, its middle `centre`, unless set
 
     def __init__(self, spread: float = 0.5) -> None:
         super().__init__()

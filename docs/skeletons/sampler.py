@@ -32,8 +32,10 @@ from invdiff.streams import Streams
 class MySampler(Sampler):
     """What it does, in one sentence.
 
-    schedule   noise levels, image units
-    prior_std  standard deviation of x0 given x_sigma at high noise, image units
+    schedule   noise levels
+    prior_std  standard deviation of x0 given x_sigma at high noise
+
+    Both are for pictures in [0, 1]; `prior.scale` scales them for other images.
     """
 
     requires = Needs(linear=True, gaussian_noise=True)
@@ -45,12 +47,13 @@ class MySampler(Sampler):
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         operator = problem.linear_operator
-        sigmas = self.schedule.sigmas().tolist()  # the last one is 0
-        x = sigmas[0] * rng.normal()  # random numbers come from `rng` alone
+        sigmas = self.schedule.levels(prior.scale)  # the last one is 0
+        prior_std = self.prior_std * prior.scale
+        x = prior.start(sigmas[0], rng.normal())  # random numbers come from `rng` alone
         for sigma, sigma_next in pairwise(sigmas):
             x0 = prior.denoise(x, sigma)
             # Least squares: |y - A x0|^2 over the variance of the noise, plus the squared change of x0 over its own.
-            variance = 1 / (1 / sigma**2 + 1 / self.prior_std**2)
+            variance = 1 / (1 / sigma**2 + 1 / prior_std**2)
             x0 = x0 + operator.solve(operator.adjoint(problem.residual(x0)), problem.noise_variance / variance)
             x = x0 + sigma_next * rng.normal()
             yield Step(x, x0, sigma_next)
