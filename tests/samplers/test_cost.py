@@ -7,7 +7,7 @@ from helpers import normal
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import GaussianBlur, GaussianNoise
-from invdiff.samplers import DAPS, DPS, MCG, MMPS, EnKG, PiGDM, REDDiff, Sampler
+from invdiff.samplers import DAPS, DPS, MCG, MMPS, EnKG, MomentDraw, PiGDM, REDDiff, Sampler
 from invdiff.schedules import EDM, VP
 
 SEVEN = {"schedule": VP(steps=7)}
@@ -22,6 +22,8 @@ CASES: list[tuple[Sampler, int]] = [
     # A call for the residual, and a call and an adjoint in every iteration.
     (MMPS(**SEVEN, iterations=1), 7 * 3),
     (MMPS(**SEVEN, iterations=3, solver="cg"), 7 * 7),
+    # Two calls, an adjoint and a solve, and a call, an adjoint and a solve in every iteration.
+    (MomentDraw(**SEVEN, root=2, iterations=3), 7 * (4 + 3 * 3)),
     # A call, an adjoint and a solve.
     (PiGDM(**SEVEN), 7 * 3),
     (PiGDM(**SEVEN, weight="published"), 7 * 3),

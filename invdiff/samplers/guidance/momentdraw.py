@@ -9,7 +9,8 @@ Target      p(x | y), approximately. The draw is perturb and solve (Papandreou a
             then x moves to the next level by q(x_next | x, x0). For Gaussian images and a linear operator each step is
             the exact transition, so that the law is exact at any number of steps; a step with the mean in place of the
             draw (MMPS) leaves out a part of the variance. Otherwise biased at any number of steps.
-Needs       a differentiable operator, Gaussian noise and a differentiable prior. A nonlinear A is linearised about D.
+Needs       a differentiable operator, Gaussian noise and a differentiable prior. A nonlinear A is replaced by a linear
+            one that fits it about D on average (statistical linearisation).
 Cost        per step and sample: 1 forward, `root` and `iterations` VJPs; of the operator 2 calls and 1 adjoint, as many
             more of each as there are iterations, and one `solve` for each iteration and one more, or `inner`
             iterations of conjugate gradients where the operator has no singular value decomposition.
@@ -19,7 +20,7 @@ Form        u = A^T w is solved for, in image space: (sigma_y^2 I + sigma^2 A^T 
             The root is taken in the Krylov space of v, where J is made symmetric and negative eigenvalues are zero.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -30,7 +31,7 @@ from torch import Tensor
 from invdiff.operators import Operator
 from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 from invdiff.operators.noise.base import masked
-from invdiff.ranges import Count
+from invdiff.ranges import Count, Share, WholeNumber
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step, clean_estimate
 from invdiff.samplers.solvers import generalised_minimal_residual, square_root
@@ -52,6 +53,10 @@ class MomentDraw(Sampler):
     iterations  of the solver, a VJP each
     inner       iterations of conjugate gradients in the preconditioner, for operators without a singular value
                 decomposition
+    pairs       pairs of points about D, as far from it as x0 given x, over which a nonlinear operator and its Jacobian
+                are averaged; 0: at D alone, where clipped values have no slope
+    spread      share of the standard deviation that the draw keeps: 1 is the law, 0 steps with the mean, as MMPS does:
+                samples that are nearer to the posterior mean, and too sure of themselves
     """
 
     requires = Needs(differentiable=True, gaussian_noise=True, differentiable_prior=True)
@@ -61,6 +66,8 @@ class MomentDraw(Sampler):
     root: Count = 2
     iterations: Count = 5
     inner: Count = 10
+    pairs: WholeNumber = 2
+    spread: Share = 1.0
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.num_steps, vjps=self.num_steps * (self.root + self.iterations))
@@ -77,12 +84,14 @@ class MomentDraw(Sampler):
         """An image x0 drawn given x at level sigma and y, (R, C, H, W)."""
         y, observed = problem.y, problem.observed
         mean, vjp = row_vjp(clean_estimate(prior, sigma, clip=False), x, again=True)
-        e, quotient = square_root(vjp, rng.normal(), self.root)
-        y_perturbed = y + per_row(problem.noise_std, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
-        value, forward, adjoint = linearised(problem.operator, mean)
-        residual = masked(y_perturbed - value - forward(sigma * e), observed)
-
+        root, quotient = square_root(vjp, rng.normal(), self.root)
+        e = self.spread * sigma * root
+        noise = self.spread * per_row(problem.noise_std, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
         variance, width2 = problem.noise_variance, sigma**2 * quotient.clamp(min=SMALLEST)
+        pairs = 0 if problem.operator.linear else self.pairs
+        shifts = [per_row(width2.sqrt(), x) * rng.normal() for _ in range(pairs)]
+        value, forward, adjoint = linearised(problem.operator, mean, [*shifts, *(-s for s in shifts)])
+        residual = masked(y + noise - value - forward(e), observed)
         precondition = self._preconditioner(problem, forward, adjoint, variance / width2)
 
         def product(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +100,7 @@ class MomentDraw(Sampler):
             return precondition(per_row(variance, p) * p + normal), change
 
         start = precondition(adjoint(residual))
-        return mean + sigma * e + generalised_minimal_residual(product, 0.0, start, self.iterations)
+        return mean + e + generalised_minimal_residual(product, 0.0, start, self.iterations)
 
     def _preconditioner(self, problem: InverseProblem, forward: Map, adjoint: Map, rho: Tensor) -> Map:
         """b -> (A^T A + rho I)^-1 b, exactly where the singular value decomposition gives it."""
@@ -104,13 +113,17 @@ class MomentDraw(Sampler):
         return lambda b: conjugate_gradients(product, b, max_iterations=self.inner)
 
 
-def linearised(operator: Operator, x: Tensor) -> tuple[Tensor, Map, Map]:
-    """A(x), and the products with the Jacobian of A at x and with its transpose: A and its adjoint where A is linear."""
+def linearised(operator: Operator, x: Tensor, shifts: Sequence[Tensor] = ()) -> tuple[Tensor, Map, Map]:
+    """A(x), and the products with the Jacobian of A at x and its transpose; of a linear A itself and its adjoint.
+
+    shifts  of x, (R, C, H, W) each, over which value and Jacobian of a nonlinear A are averaged; none: those at x
+    """
     if operator.linear:
         return operator(x), operator, operator.adjoint  # type: ignore[attr-defined]  # linear is LinearOperator
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        value = operator(x)
+        values = [operator(x + shift) for shift in shifts] or [operator(x)]
+        value = torch.stack(values).mean(0)
         weights = torch.zeros_like(value, requires_grad=True)
         (back,) = torch.autograd.grad(value, x, weights, create_graph=True)  # linear in the weights
 

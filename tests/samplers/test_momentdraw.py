@@ -1,0 +1,248 @@
+"""Moment draws: the law of Gaussian images at default settings, a run in dense algebra, roots and preconditioners."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import Dense, Levels, Normals, Scripted, assert_law, dense, flat, gaussian, normal, smooth
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.operators import HDR, CallableOperator, GaussianBlur, GaussianNoise, Inpainting, LinearCallableOperator
+from invdiff.operators.core.base import LinearOperator
+from invdiff.priors.base import Prior
+from invdiff.samplers import MomentDraw
+from invdiff.samplers.guidance.momentdraw import linearised
+from invdiff.samplers.solvers import square_root
+from invdiff.schedules import EDM
+
+SHAPE, PIXELS = (1, 4, 4), 16
+QUIET = Compute(device="cpu", precision="float32", progress=False)
+
+
+class Bent(Prior):
+    """A denoiser whose Jacobian is not symmetric and changes with x, as that of a network does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = 0.1 * normal(PIXELS, PIXELS, seed=5)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return ((x.flatten(1) @ self.matrix.T).sin() / (1 + sigma) + 0.5 * x.flatten(1)).reshape(x.shape)
+
+
+def fourier(x: Tensor) -> Tensor:
+    return torch.fft.fft2(x, norm="ortho")[..., :2]
+
+
+def run(sampler: MomentDraw, problem: InverseProblem, prior: Prior, rng: object) -> Tensor:
+    with torch.no_grad():
+        *_, last = sampler.iterate(problem, prior, rng)  # type: ignore[arg-type]
+    return last.x
+
+
+# -- the law -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measured", ["real", "complex"])
+def test_gaussian_images_have_the_exact_law_at_default_settings(measured: str) -> None:
+    """16 pixels, 8 real numbers or 8 complex ones: bias, and variance of every direction, within the Monte Carlo."""
+    rows, sigma = 2000, 0.05
+    prior = gaussian(0.5 + 0.1 * normal(*SHAPE, seed=3), smooth(4, 4, std=0.2))
+    if measured == "real":
+        operator: LinearOperator | LinearCallableOperator = Dense(normal(8, PIXELS, seed=1) / 4, SHAPE)
+        matrix, part = dense(operator, SHAPE), sigma
+    else:
+        operator = LinearCallableOperator(fourier, image_shape=SHAPE)
+        matrix, part = dense(operator, SHAPE), sigma / 2**0.5
+    truth = prior.sample(1, torch.Generator().manual_seed(5))
+    y = operator(truth)
+    exact = prior.condition(matrix, flat(y)[0], part)
+    problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
+    x = run(MomentDraw(), problem, prior, Normals(rows, SHAPE)).flatten(1)
+    away = (x.mean(0) - exact.mean.flatten()) @ torch.linalg.inv(torch.linalg.cholesky(exact.covariance)).T
+    assert float(away.square().mean().sqrt()) < 3 * rows**-0.5
+    ratio = torch.linalg.eigvals(torch.linalg.solve(exact.covariance, x.T.cov())).real
+    assert 0.97 < float(ratio.mean()) < 1.03
+    assert 0.75 < float(ratio.min()) < float(ratio.max()) < 1.25  # Monte Carlo alone: 0.83 to 1.19
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_with_the_whole_space_few_steps_are_exact(steps: int) -> None:
+    """Where root and solver have as many iterations as there are pixels, one step is enough; the mean alone is not."""
+    rows = 4000
+    prior = gaussian(0.5 + 0.1 * normal(*SHAPE, seed=3), smooth(4, 4, std=0.2))
+    matrix = normal(8, PIXELS, seed=1) / 4
+    y = matrix @ prior.sample(1, torch.Generator().manual_seed(5)).flatten()
+    exact = prior.condition(matrix, y, 0.1)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.1), y[None])
+    problem = problem.select(torch.zeros(rows, dtype=torch.long))
+    levels = Levels(values=(*(1e3, 0.5, 0.1)[:steps], 0.0))
+    sampler = MomentDraw(schedule=levels, root=PIXELS, iterations=PIXELS)
+    law = exact.mean.flatten(), exact.covariance
+    assert_law(run(sampler, problem, prior, Normals(rows, SHAPE)), *law)
+    with pytest.raises(AssertionError, match="is off by"):
+        assert_law(run(replace(sampler, spread=0.0), problem, prior, Normals(rows, SHAPE)), *law)
+
+
+# -- the algorithm -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.3])
+def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
+    """Krylov spaces by QR, the solver by least squares, the Jacobian by autograd, for one that is not symmetric."""
+    sigmas, sigma_y, matrix, prior = (2.0, 0.5, 0.1, 0.0), 0.25, normal(6, PIXELS, seed=1), Bent()
+    y = normal(1, 6, seed=2)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(sigma_y), y)
+    numbers = [normal(1, *SHAPE, seed=k) for k in range(1 + 3 * 3)]
+    numbers[2::3] = [normal(1, 6, seed=20 + k) for k in range(3)]
+    sampler = MomentDraw(schedule=Levels(values=sigmas), root=3, iterations=2, spread=spread)
+    found = run(sampler, problem, prior, Scripted(numbers))
+
+    x, script = sigmas[0] * numbers[0].flatten(), iter(numbers[1:])
+    for sigma, after in pairwise(sigmas):
+        v, n, z = (next(script).flatten() for _ in range(3))
+        d = prior.denoise(x.reshape(1, *SHAPE), sigma).flatten()
+        j = torch.autograd.functional.jacobian(
+            lambda u, level=sigma: prior.denoise(u.reshape(1, *SHAPE), level).flatten(), x
+        ).T
+        q, _ = torch.linalg.qr(torch.stack([v, j @ v, j @ j @ v], 1))
+        small = (q.T @ j @ q + (q.T @ j @ q).T) / 2
+        values, vectors = torch.linalg.eigh(small)
+        e = spread * sigma * q @ vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T @ q.T @ v
+        r = y[0] + spread * sigma_y * n - matrix @ (d + e)
+        rho = sigma_y**2 / (sigma**2 * (v @ j @ v) / (v @ v))
+        inverse = torch.linalg.inv(matrix.T @ matrix + rho * torch.eye(PIXELS))
+        system = inverse @ (sigma_y**2 * torch.eye(PIXELS) + sigma**2 * matrix.T @ matrix @ j)
+        start = inverse @ matrix.T @ r
+        space = torch.stack([start, system @ start], 1)
+        u = space @ torch.linalg.lstsq(system @ space, start[:, None]).solution
+        x0 = d + e + sigma**2 * j @ u[:, 0]
+        keep = (after / sigma) ** 2
+        x = x0 + keep * (x - x0) + after * (1 - keep) ** 0.5 * z
+    assert (found.flatten() - x).abs().max() < 1e-9
+
+
+def test_conjugate_gradients_stand_in_for_singular_values() -> None:
+    """In the preconditioner: the same draws where they are run to their end, others after one iteration."""
+    operator, prior = GaussianBlur(std=0.8, kernel_size=3), gaussian(torch.full(SHAPE, 0.5), smooth(4, 4, std=0.2))
+    hidden = LinearCallableOperator(operator, image_shape=SHAPE)
+    assert operator.spectral
+    assert not hidden.spectral
+    y = operator(0.5 + 0.2 * normal(2, *SHAPE, seed=1))
+    sampler = MomentDraw(schedule=EDM(steps=5, sigma_max=5.0, sigma_min=0.05))
+    spectral, iterative, short = (
+        run(s, InverseProblem(o, GaussianNoise(0.1), y), prior, Normals(2, SHAPE))
+        for s, o in ((sampler, operator), (replace(sampler, inner=40), hidden), (replace(sampler, inner=1), hidden))
+    )
+    assert (spectral - iterative).abs().max() < 1e-6
+    assert (spectral - short).abs().max() > 1e-4
+
+
+def test_a_nonlinear_operator_is_linearised() -> None:
+    """A linear map that does not say so gives the same draws, also of complex numbers."""
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(4, 4, std=0.2))
+    y = fourier(0.5 + 0.2 * normal(2, *SHAPE, seed=1))
+    sampler = MomentDraw(schedule=EDM(steps=5, sigma_max=5.0, sigma_min=0.05), pairs=0)
+    linear, nonlinear = (
+        run(sampler, InverseProblem(o, GaussianNoise(0.1), y, image_shape=SHAPE), prior, Normals(2, SHAPE))
+        for o in (LinearCallableOperator(fourier, image_shape=SHAPE), CallableOperator(fourier, image_shape=SHAPE))
+    )
+    assert (linear - nonlinear).abs().max() < 1e-6
+
+
+def test_products_with_the_jacobian_of_a_nonlinear_operator() -> None:
+    """Of A x = exp(i x^2), and of HDR, which has no slope where it clips."""
+    x, v = normal(1, *SHAPE, seed=1), normal(1, *SHAPE, seed=2)
+    w = normal(1, *SHAPE, seed=3, dtype=torch.complex128)
+    value, forward, adjoint = linearised(CallableOperator(lambda x: torch.exp(1j * x**2), image_shape=SHAPE), x)
+    assert torch.allclose(forward(v), 2j * x * value * v)
+    assert torch.allclose(adjoint(w), ((2j * x * value).conj() * w).real)
+    hdr = HDR(factor=2.0)
+    _, forward, adjoint = linearised(hdr, x)
+    slope = torch.where((x > 0.25) & (x < 0.75), 2.0, 0.0).double()
+    assert torch.equal(forward(v), slope * v)
+    assert torch.equal(adjoint(v), slope * v)
+
+
+def test_a_nonlinear_operator_is_averaged_about_the_estimate() -> None:
+    """Where HDR clips there is a slope on average: without it, an estimate on the wrong side of the clip stays."""
+    hdr, x, width = HDR(factor=2.0), torch.full((1, 1, 1, 1), 0.2).double(), 0.1
+    shifts = [width * normal(1, 1, 1, 1, seed=k) for k in range(2000)]
+    value, forward, adjoint = linearised(hdr, x, [*shifts, *(-s for s in shifts)])
+    beyond = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(-0.5))  # 0.25 is half a standard deviation away
+    assert float(forward(torch.ones_like(x))) == pytest.approx(2 * float(beyond), rel=0.1)
+    assert torch.allclose(forward(x), adjoint(x))
+    assert 0.01 < float(value) < 0.1
+    assert float(linearised(hdr, x)[1](x)) == 0
+
+
+def test_a_run_on_hdr_fits_the_data() -> None:
+    """Half of the values are clipped. Linearised at the estimate alone, the misfit is several times as large."""
+    rows, operator = 20, HDR(factor=2.0)
+    prior = gaussian(torch.full(SHAPE, 0.5), smooth(4, 4, std=0.3))
+    y = operator(prior.sample(rows, torch.Generator().manual_seed(5)).reshape(rows, *SHAPE))
+    problem = InverseProblem(operator, GaussianNoise(0.025), y + 0.025 * normal(rows, *SHAPE, seed=2))
+    averaged, pointwise = (
+        float(problem.misfit(run(MomentDraw(pairs=pairs), problem, prior, Normals(rows, SHAPE))).mean())
+        for pairs in (2, 0)
+    )
+    assert averaged < 0.5 * pointwise, (averaged, pointwise)
+
+
+# -- the root ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_root_of_the_whole_space_is_exact(dtype: torch.dtype) -> None:
+    """In float32 too, where directions that are only rounding would be blown up; and for a multiple of the identity."""
+    covariance = smooth(4, 4, std=1.0)
+    j = (covariance / torch.linalg.eigvalsh(covariance).max()).to(dtype)
+    v = normal(50, *SHAPE, seed=1, dtype=dtype)
+    for matrix, steps in ((j, PIXELS), (0.25 * torch.eye(PIXELS, dtype=dtype), 5)):
+        values, vectors = torch.linalg.eigh(matrix.double())
+        root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+        found, quotient = square_root(lambda x, m=matrix: (x.flatten(1) @ m).reshape(x.shape), v, steps)
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-9
+        assert (found.flatten(1).double() - v.flatten(1).double() @ root).abs().max() < tolerance
+        wanted = ((v.flatten(1) @ matrix) * v.flatten(1)).sum(1) / v.flatten(1).square().sum(1)
+        assert torch.allclose(quotient, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_variance_of_a_root_is_exact_at_any_number_of_steps(steps: int) -> None:
+    j = smooth(4, 4, std=0.5)
+    v = normal(3, *SHAPE, seed=1)
+    found, _ = square_root(lambda x: (x.flatten(1) @ j).reshape(x.shape), v, steps)
+    assert torch.allclose(found.square().flatten(1).sum(1), ((v.flatten(1) @ j) * v.flatten(1)).sum(1))
+
+
+def test_a_row_that_diverged_is_reported_and_leaves_the_others() -> None:
+    v = normal(3, *SHAPE, seed=1)
+    v[1, 0, 0, 0] = torch.nan
+    found, _ = square_root(lambda x: 0.5 * x, v, 2)
+    assert found[1].isnan().all()
+    assert torch.allclose(found[::2], 0.5**0.5 * v[::2])
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", [Inpainting(keep=0.3), GaussianBlur(std=1.5, kernel_size=9)])
+def test_it_beats_the_pseudo_inverse_on_digits(operator: Inpainting | GaussianBlur) -> None:
+    """By 4 dB at least: a one and a zero, as far as strokes go; a misfit of 1 is right."""
+    truth = torch.zeros(2, 1, 32, 32)
+    truth[0, ..., 7:25, 14:18] = 1
+    rows = torch.arange(32.0) - 15.5
+    radius = ((rows[:, None] / 9) ** 2 + (rows / 6) ** 2).sqrt()
+    truth[1, 0] = ((radius > 0.7) & (radius < 1.05)).float()
+    y = operator(truth) + 0.05 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
+    problem = InverseProblem(operator, GaussianNoise(0.05), y)
+    found = MomentDraw().sample(problem, load_prior("digits"), compute=QUIET)
+    assert not found.diverged.any()
+    assert ((found.misfit - 1).abs() < 0.5).all()
+    error, baseline = (
+        (x.clamp(0, 1) - truth).square().flatten(1).mean(1) for x in (found.samples[:, 0], operator.pinv(y))
+    )
+    assert float((baseline / error).log10().mean()) > 0.4
