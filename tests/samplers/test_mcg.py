@@ -443,7 +443,7 @@ def test_independent_pixels_are_not_guided() -> None:
     sampler = MCG(schedule=VP(steps=12), zeta=50.0, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, Scripted(numbers))[-1].x
     sigmas = sampler.schedule.levels(prior.scale)
-    free = prior.start(sigmas[0], numbers[0])
+    free = 0.5 + sigmas[0] * numbers[0]
     for k, (sigma, after) in enumerate(pairwise(sigmas)):
         free = ancestral_step(free, prior.denoise(free, sigma), sigma, after, numbers[2 * k + 1])
     assert torch.allclose(x[..., ~mask], free[..., ~mask], rtol=0, atol=1e-9)
@@ -461,7 +461,7 @@ def test_the_damped_projection_weighs_y_by_its_noise(setting: Setting, noise_std
     start, fresh, image_noise = (normal(3, *SHAPE, seed=seed) for seed in (4, 5, 6))
     sampler = MCG(schedule=Levels(values=(sigma_t, sigma_s)), zeta=0.0, clip=False)
     (step,) = run(sampler, problem, setting.prior, Scripted([start, fresh, image_noise]))
-    x = setting.prior.start(sigma_t, start)
+    x = setting.prior.mean + sigma_t * start
     x = ancestral_step(x, setting.prior.denoise(x, sigma_t), sigma_t, sigma_s, fresh).flatten(1)
     a, n = setting.matrix, x.shape[1]
     residual = problem.y.flatten(1) - (x - sigma_s * image_noise.flatten(1)) @ a.T

@@ -101,12 +101,12 @@ def test_a_run_is_the_ancestral_sampler_of_the_authors() -> None:
     matrix, y = normal(4, 9, seed=1), normal(2, 4, seed=2)
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.4))
+    sigmas = [2 * prior.unit * level for level in (5.0, 1.0, 0.2, 0.0)]
     numbers = [normal(2, *SHAPE, seed=k) for k in range(4)]
     sampler = MMPS(schedule=Levels(values=(5.0, 1.0, 0.2, 0.0)), iterations=4)
     with torch.no_grad():
         found = list(sampler.iterate(problem, prior, Scripted(numbers)))
-    sigmas = sampler.schedule.levels(prior.scale)
-    x = prior.start(sigmas[0], numbers[0])
+    x = 0.5 + sigmas[0] * numbers[0]
     for step, sigma_t, sigma_s, z in zip(found, sigmas, sigmas[1:], numbers[1:], strict=False):
         tau = 1 - (sigma_s / sigma_t) ** 2
         x = x - tau * (x - sampler.posterior_mean(problem, prior, x, sigma_t)) + sigma_s * tau**0.5 * z

@@ -95,7 +95,7 @@ def test_posterior_weight_is_bayes_rule() -> None:
     sampler = PiGDM(schedule=Levels(values=(sigma, 0.0)), prior_std=prior_std)
     with torch.no_grad():
         (step,) = sampler.iterate(problem, prior, Scripted([noise, noise]))
-    x = prior.start(sigma, noise)
+    x = prior.mean + sigma * noise
     d = prior.denoise(x, sigma).flatten()
     jacobian = torch.autograd.functional.jacobian(lambda v: prior.denoise(v, sigma), x).reshape(9, 9)
     r2 = sigma**2 * prior_std**2 / (sigma**2 + prior_std**2)
