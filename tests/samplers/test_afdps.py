@@ -77,9 +77,9 @@ def test_the_posterior_and_evidence_of_a_gaussian(annealed: bool) -> None:
     The evidence of full strength is a mean over weights too uneven to be compared.
     """
     problem = InverseProblem(Denoising(), GaussianNoise(0.5), torch.full((1, 1, 1, 2), 0.8))
-    schedule = EDM(steps=120, sigma_max=4.0 if annealed else 2.0, sigma_min=0.005)
+    schedule = EDM(steps=240, sigma_max=4.0 if annealed else 2.0, sigma_min=0.005)
     cloud = AFDPS(schedule=schedule, ensemble=400, annealed=annealed, particles_at_once=10_000).cloud(
-        problem, WhitePrior(), chains=20, compute=QUIET
+        problem, WhitePrior(), chains=40, compute=QUIET
     )
     gain = 0.25**2 / (0.25**2 + 0.5**2)
     assert cloud.mean.mean().item() == pytest.approx(0.4 + gain * 0.4, abs=0.04)

@@ -54,6 +54,7 @@ def problem() -> InverseProblem:
 def error(sampler: ParticleSampler, prior: ClosedFormPrior, problem: InverseProblem, count: int) -> float:
     """Error of the mean of a chain, averaged over chains, in units of the posterior's spread."""
     exact = prior.posterior(problem)
+    prior.unit = 0.5  # settings of samplers are in the units of the plane
     sampler = replace(sampler, ensemble=count, particles_at_once=10**6)
     cloud = sampler.cloud(problem, prior, chains=CHAINS[count], compute=Compute(device="cpu", progress=False))
     away = (cloud.mean - exact.mean).flatten(1).norm(dim=1) / exact.std.norm()

@@ -11,14 +11,16 @@ from invdiff.samplers import DAPS, DPS, MCG, MMPS, EnKG, MomentDraw, PiGDM, REDD
 from invdiff.schedules import EDM, VP
 
 SEVEN = {"schedule": VP(steps=7)}
+NORM = 20 * 2 * 2  # of the operator: iterations, each with two gradients, of a call and a Jacobian product
 CASES: list[tuple[Sampler, int]] = [
     # A call and a Jacobian product in every step.
-    (DPS(**SEVEN), 7 * 2),
+    (DPS(**SEVEN), NORM + 7 * 2),
+    (DPS(**SEVEN, guidance="published"), 7 * 2),
     (DPS(**SEVEN, guidance="likelihood"), 7 * 2),
     # Two calls, an adjoint and a pseudo-inverse; without projection one call and one adjoint.
-    (MCG(**SEVEN, projection="exact", project_above=0.0), 7 * 4),
+    (MCG(**SEVEN, projection="exact", project_above=0.0), NORM + 7 * 4),
     (MCG(**SEVEN, projection="exact", project_above=0.0, weight="pinv"), 7 * 4),
-    (MCG(**SEVEN, projection="exact", project_above=1e6), 7 * 2),
+    (MCG(**SEVEN, projection="exact", project_above=1e6), NORM + 7 * 2),
     # A call for the residual, and a call and an adjoint in every iteration.
     (MMPS(**SEVEN, iterations=1), 7 * 3),
     (MMPS(**SEVEN, iterations=3, solver="cg"), 7 * 7),
@@ -34,7 +36,7 @@ CASES: list[tuple[Sampler, int]] = [
     # A call in every step, one at the start, three for the step size.
     (DAPS(**SEVEN, inner="metropolis", chain_steps=5), 7 * (5 + 1 + 3)),
     # A call and a Jacobian product in every step, and one call for the start.
-    (REDDiff(**SEVEN), 7 * 2 + 1),
+    (REDDiff(**SEVEN), NORM + 7 * 2 + 1),
     (REDDiff(**SEVEN, data_term="published"), 7 * 2 + 1),
     # Two updates of six particles in every step but the first.
     (EnKG(schedule=EDM(steps=7), ensemble=6, ode_steps=3), 6 * 6 * 2),

@@ -332,7 +332,7 @@ def test_without_guidance_it_is_ancestral_sampling_bit_for_bit() -> None:
     found = DPS(schedule=schedule, zeta=0.0).sample(problem, digits, seed=3, compute=Compute(precision="float32"))
     rng = Streams([key(3, "sample", i, 0) for i in range(2)], (1, 32, 32))
     sigmas = schedule.sigmas().tolist()
-    x = digits.start(sigmas[0], rng.normal())
+    x = digits.centre + sigmas[0] * rng.normal()
     with torch.no_grad():
         for sigma, after in pairwise(sigmas):
             x = ancestral_step(x, digits.denoise(x, sigma).clamp(0, 1), sigma, after, rng.normal())

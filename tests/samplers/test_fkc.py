@@ -103,12 +103,7 @@ def test_the_posterior_of_a_gaussian_whatever_the_annealing(curvature: float | N
 def test_a_colder_prior_is_narrower() -> None:
     """p(x)^3 times the likelihood: the prior's variance a third."""
     problem = InverseProblem(Denoising(), GaussianNoise(0.2), torch.full((1, 1, 1, 2), 0.8))
-    sampler = FKC(
-        schedule=EDM(steps=60, sigma_max=5, sigma_min=0.005),
-        ensemble=400,
-        particles_at_once=10_000,
-        inverse_temperature=3.0,
-    )
+    sampler = FKC(schedule=EDM(steps=120, sigma_max=5, sigma_min=0.005), inverse_temperature=3.0, **MANY)
     mean, variance = law(sampler.cloud(problem, WhitePrior(), chains=10, compute=QUIET))
     gain = 0.25**2 / 3 / (0.25**2 / 3 + 0.2**2)
     assert torch.allclose(mean, torch.full_like(mean, 0.4 + gain * 0.4), atol=0.02)
@@ -154,6 +149,7 @@ NARROW = (torch.tensor([-0.1, 0.4]), torch.tensor([[0.2, -0.05], [-0.05, 0.3]]))
 def test_powers_and_products_of_gaussians(experts: list, powers: list[float]) -> None:
     """Mean, covariance and integral in closed form; tolerances are what 200 steps leave."""
     priors = [GaussianPrior(mean.reshape(1, 1, 2), covariance) for mean, covariance in experts]
+    priors[0].unit = 0.5  # the levels below are in the units of the plane
     precisions = [covariance.double().inverse() for _, covariance in experts]
     covariance = sum(b * p for b, p in zip(powers, precisions, strict=True)).inverse()  # type: ignore[union-attr]
     pull = sum(b * p @ m.double() for b, p, (m, _) in zip(powers, precisions, experts, strict=True))
@@ -165,7 +161,7 @@ def test_powers_and_products_of_gaussians(experts: list, powers: list[float]) ->
     integral = at_mean + math.log(2 * math.pi) + float(covariance.logdet()) / 2
 
     schedule = EDM(steps=200, sigma_max=5.0, sigma_min=0.01)
-    cloud = compose(priors, powers, (1, 1, 2), schedule=schedule, ensemble=1500, chains=8)
+    cloud = compose(priors, powers, (1, 1, 2), schedule=schedule, ensemble=1500, chains=8, resample_below=0.9)
     # Chains count by their evidence: so their mean is as good as one chain of all particles.
     share = cloud.weights * cloud.log_evidence.softmax(0)[:, None]
     x = cloud.particles.double().flatten(2)

@@ -20,7 +20,7 @@ from invdiff.operators import (
 )
 from invdiff.priors import GaussianPrior
 from invdiff.samplers import DPS, MCG
-from invdiff.samplers.moves import ancestral_step
+from invdiff.samplers.moves import ancestral_step, operator_norm
 from invdiff.schedules import VP
 
 SHAPE = (1, 8, 8)
@@ -59,7 +59,15 @@ class AuthorsMCG:
         return (z - a.sqrt() * x0) / (1 - a).sqrt()
 
     def guided(
-        self, z: Tensor, t: int, y: Tensor, matrix: Tensor, weight: Tensor, scale: float, noise: Tensor, clip: bool
+        self,
+        z: Tensor,
+        t: int,
+        y: Tensor,
+        matrix: Tensor,
+        weight: Tensor,
+        scale: float | Tensor,
+        noise: Tensor,
+        clip: bool,
     ) -> tuple[Tensor, Tensor]:
         """The ancestral sample, and scale times the gradient of |W (y - A x0)| with one norm per image."""
         a, a_before, beta = self.alpha_bar[t], self.alpha_bar_before[t], self.beta[t]
@@ -80,7 +88,7 @@ class AuthorsMCG:
         t: int,
         y: Tensor,
         mask: Tensor,
-        scale: float,
+        scale: float | Tensor,
         noises: tuple[Tensor, Tensor],
         *,
         clip: bool,
@@ -100,7 +108,7 @@ class AuthorsMCG:
         y: Tensor,
         matrix: Tensor,
         weight: Tensor,
-        scale: float,
+        scale: float | Tensor,
         noises: tuple[Tensor, Tensor],
         *,
         clip: bool,
@@ -130,6 +138,7 @@ class Setting:
         self.matrix, self.covariance = dense(self.operator, SHAPE), smooth(8, 8, std=0.9)
         self.mean, self.truth = 0.3 * normal(64, seed=1), normal(3, 64, seed=2)
         self.prior = gaussian((self.mean.reshape(SHAPE) + 1) / 2, self.covariance / 4)
+        self.prior.unit = 0.5  # of the authors, in units of u
         self.seen = self.matrix.abs().sum(1) > 0
         self.y = torch.where(self.seen, self.truth @ self.matrix.T + 0.05 * normal(3, len(self.matrix), seed=3), 0)
         measurement = self.operator(torch.zeros(1, *SHAPE)).shape[1:]
@@ -139,11 +148,17 @@ class Setting:
     def authors_step(
         self, authors: AuthorsMCG, z: Tensor, t: int, sampler: MCG, noises: tuple[Tensor, Tensor]
     ) -> Tensor:
-        scale, clip = 2 * sampler.zeta, sampler.clip
+        scale: float | Tensor = 2 * sampler.zeta
+        if sampler.weight == "identity":
+            scale = scale / operator_norm(self.problem, self.prior)[:, None]
         if isinstance(self.operator, Inpainting):
-            return authors.inpaint(z, t, self.y, self.seen, scale, noises, clip=clip)
+            return authors.inpaint(z, t, self.y, self.seen, scale, noises, clip=sampler.clip)
         weight = torch.linalg.pinv(self.matrix) if sampler.weight == "pinv" else torch.eye(len(self.matrix)).double()
-        return authors.project(z, t, self.y, self.matrix, weight, scale, noises, clip=clip)
+        return authors.project(z, t, self.y, self.matrix, weight, scale, noises, clip=sampler.clip)
+
+    def start(self, z: Tensor, alpha: Tensor, sigma: float) -> Tensor:
+        """The noise with which our run begins at the authors' z."""
+        return (((z / alpha + 1) / 2).reshape(-1, *SHAPE) - self.prior.mean) / sigma
 
 
 @pytest.fixture(params=list(OPERATORS))
@@ -155,7 +170,8 @@ def setting(request: pytest.FixtureRequest) -> Setting:
     ("zeta", "clip", "weight"), [(0.5, True, "pinv"), (0.5, False, "identity"), (0.0, True, "pinv")]
 )
 def test_a_step_equals_the_authors_ddpm_step(setting: Setting, zeta: float, clip: bool, weight: str) -> None:
-    """zeta halved for [0, 1]; autograd through a dense pseudo-inverse stands against A^T W^T W = A+ in closed form."""
+    """zeta halved for [0, 1], and over the norm of A where W is the identity; autograd through a dense pseudo-inverse
+    stands against A^T W^T W = A+ in closed form."""
     authors = AuthorsMCG(setting.mean, setting.covariance)
     alpha, noises = authors.alpha_bar.sqrt(), (normal(3, 64, seed=5), normal(3, 64, seed=6))
     sigma = 0.5 * (1 / authors.alpha_bar - 1).sqrt()  # in units of u
@@ -172,8 +188,7 @@ def test_a_step_equals_the_authors_ddpm_step(setting: Setting, zeta: float, clip
         )  # type: ignore[arg-type]
         expected = setting.authors_step(authors, z, t, sampler, noises)
 
-        u = ((z / alpha[t] + 1) / 2).reshape(-1, *SHAPE)
-        numbers = [u / sigma_t, *(n.reshape(u.shape) for n in noises)]
+        numbers = [setting.start(z, alpha[t], sigma_t), *(n.reshape(-1, *SHAPE) for n in noises)]
         (step,) = run(sampler, setting.problem, setting.prior, Scripted(numbers))
         found = authors.alpha_bar_before[t].sqrt() * (2 * step.x.flatten(1) - 1)
         assert step.sigma == sigma_s
@@ -211,13 +226,12 @@ def test_a_whole_respaced_run_equals_the_authors(name: str, weight: str, zeta: f
     authors = AuthorsMCG(setting.mean, setting.covariance, steps)
     noises = [(normal(3, 64, seed=20 + k), normal(3, 64, seed=60 + k)) for k in range(steps)]
     sampler = MCG(schedule=VP(steps=steps), zeta=zeta, weight=weight, projection="exact", project_above=0.0)  # type: ignore[arg-type]
-    sigma_max, begin = float(sampler.schedule.sigmas()[0]), normal(3, *SHAPE, seed=6)
-    numbers = [begin, *(n.reshape(-1, *SHAPE) for pair in noises for n in pair)]
+    z = normal(3, 64, seed=6)  # where the authors start
+    start = setting.start(z, authors.alpha_bar[-1].sqrt(), float(sampler.schedule.sigmas()[0]))
+    numbers = [start, *(n.reshape(-1, *SHAPE) for pair in noises for n in pair)]
     found = run(sampler, setting.problem, setting.prior, Scripted(numbers))
     assert len(found) == steps
 
-    # The authors start from z ~ N(0, I), we from u = sigma_max n: not quite the same, u = 0 is x = -1.
-    z = authors.alpha_bar[-1].sqrt() * (2 * sigma_max * begin.flatten(1) - 1)
     for step, t, pair in zip(found, reversed(range(steps)), noises, strict=True):
         z = setting.authors_step(authors, z, t, sampler, pair)
         ours = authors.alpha_bar_before[t].sqrt() * (2 * step.x.flatten(1) - 1)
@@ -241,26 +255,15 @@ def test_the_authors_replaced_part_is_one_step_too_noisy() -> None:
 
 @pytest.mark.parametrize("weight", ["identity", "pinv"])
 def test_range_equivariance(setting: Setting, weight: str) -> None:
-    """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2."""
-    steps = 12
-    numbers = [normal(3, *SHAPE, seed=k) for k in range(2 * steps + 1)]
+    """In [-1, 1] and in [0, 1], with the same settings and the same noise, u = (x + 1) / 2."""
+    numbers = [normal(3, *SHAPE, seed=k) for k in range(25)]
     wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
+    wide_prior.unit = 1.0
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
-    wide, narrow = (
-        MCG(
-            schedule=VP(steps=steps, unit=unit),
-            zeta=2.0 * unit,
-            weight=weight,
-            projection="exact",
-            project_above=0.2 * unit,
-        )  # type: ignore[arg-type]
-        for unit in (1.0, 0.5)
-    )
-    assert sum(level >= 0.2 for level in wide.schedule.sigmas()) < steps  # both sides of `project_above`
-    # sigma_max n has mean 0 in either range, and u = 0 is x = -1: shift the start of the one onto the other.
-    sigma_max = float(wide.schedule.sigmas()[0])
-    x = run(wide, wide_problem, wide_prior, Scripted([numbers[0] - 1 / sigma_max, *numbers[1:]]))
-    u = run(narrow, setting.problem, setting.prior, Scripted(numbers))
+    sampler = MCG(schedule=VP(steps=12), zeta=1.0, weight=weight, projection="exact", project_above=0.1)  # type: ignore[arg-type]
+    assert sum(level >= 0.1 for level in sampler.schedule.sigmas()) < 12  # both sides of `project_above`
+    x = run(sampler, wide_problem, wide_prior, Scripted(numbers))
+    u = run(sampler, setting.problem, setting.prior, Scripted(numbers))
     for ours, theirs in zip(u, x, strict=True):
         assert (2 * ours.x - 1 - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
 
@@ -301,6 +304,7 @@ def test_guidance_lies_in_the_null_space(name: str) -> None:
 def test_a_perfect_fit_moves_nothing() -> None:
     """|r| has no gradient at r = 0: that image takes the unguided step, the other one is guided all the same."""
     prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    prior.unit = 0.5
     operator = Inpainting(mask=torch.tensor([[1, 0]]))
     x = torch.tensor([[[[1.0, -2.0]]], [[[1.0, -2.0]]]], dtype=torch.float64)
     y = operator(prior.denoise(x, 1.0))
@@ -328,14 +332,18 @@ def test_the_image_itself_measured_is_returned() -> None:
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-def propagate(schedule: VP, mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+GRID = VP(steps=1000).levels(2.0)  # of images with the unit 1
+
+
+def propagate(
+    sigmas: list[float], mean: Tensor, covariance: Tensor, matrix: Tensor, y: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Mean and covariance after every step of replacement, zeta = 0, on a linear-Gaussian problem."""
     n = covariance.shape[0]
     eye = torch.eye(n, dtype=torch.float64)
-    sigmas = schedule.sigmas().tolist()
     pinv = torch.linalg.pinv(matrix)
     row, null = pinv @ matrix, eye - pinv @ matrix
-    m, c = torch.zeros(n, dtype=torch.float64), sigmas[0] ** 2 * eye
+    m, c = mean, sigmas[0] ** 2 * eye
     laws = []
     for sigma, after in pairwise(sigmas):
         gain = covariance @ torch.linalg.inv(covariance + sigma**2 * eye)  # D(x) = mean + gain (x - mean)
@@ -349,8 +357,8 @@ def propagate(schedule: VP, mean: Tensor, covariance: Tensor, matrix: Tensor, y:
 
 def toy(rows: int) -> tuple[InverseProblem, GaussianPrior]:
     """Two pixels with correlation 0.9, the first measured as 1 without noise: the other one is N(0.9, 0.19) then."""
-    prior = GaussianPrior(torch.zeros(1, 1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.9], [0.9, 1.0]]).double())
-    prior.value_range = (-1.0, 1.0)
+    prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]), (-1.0, 1.0))
+    prior.unit = 1.0
     y = torch.tensor([[[[1.0, torch.nan]]]], dtype=torch.float64)
     problem = InverseProblem(Inpainting(mask=torch.tensor([[1, 0]])), GaussianNoise(1.0), y)
     return problem.select(torch.zeros(rows, dtype=torch.long)), prior
@@ -359,7 +367,7 @@ def toy(rows: int) -> tuple[InverseProblem, GaussianPrior]:
 def test_recursion_has_the_published_numbers() -> None:
     """Replacement is biased even here: mean 0.626 and variance 0.308 where 0.900 and 0.190 were right."""
     _, prior = toy(1)
-    m, c = propagate(VP(steps=1000, unit=1.0), prior.mean.flatten(), prior.covariance, *_first_pixel())[-1]
+    m, c = propagate(GRID, prior.mean.flatten(), prior.covariance, *_first_pixel())[-1]
     assert float(m[1]) == pytest.approx(0.626, abs=6e-4)
     assert float(c[1, 1]) == pytest.approx(0.308, abs=6e-4)
 
@@ -371,14 +379,14 @@ def _first_pixel() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def replacement() -> list[Step]:
     problem, prior = toy(3000)
-    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=0.0, clip=False, projection="exact", project_above=0.0)
+    sampler = MCG(schedule=VP(steps=1000), zeta=0.0, clip=False, projection="exact", project_above=0.0)
     return run(sampler, problem, prior, Normals(3000, (1, 1, 2)))
 
 
 def test_replacement_has_its_known_law_at_every_level(replacement: list[Step]) -> None:
     """The measured pixel is N(y, sigma_s^2) and the other one follows the recursion, with their covariance."""
     _, prior = toy(1)
-    laws = propagate(VP(steps=1000, unit=1.0), prior.mean.flatten(), prior.covariance, *_first_pixel())
+    laws = propagate(GRID, prior.mean.flatten(), prior.covariance, *_first_pixel())
     rows = len(replacement[0].x)
     worst = 0.0
     for step, (m, c) in zip(replacement, laws, strict=True):
@@ -398,11 +406,11 @@ def test_replacement_has_its_known_law_at_every_level(replacement: list[Step]) -
     assert float(x[:, 1].var()) == pytest.approx(0.308, abs=0.04)
 
 
-@pytest.mark.parametrize(("zeta", "mean", "variance"), [(0.01, 0.91, 0.188), (0.1, 1.11, 0.059)])
+@pytest.mark.parametrize(("zeta", "mean", "variance"), [(0.005, 0.91, 0.188), (0.05, 1.11, 0.059)])
 def test_guidance_on_the_toy_of_the_reference(zeta: float, mean: float, variance: float) -> None:
     """A recorded band: no zeta gives both the mean and the variance for good reasons."""
     problem, prior = toy(2000)
-    sampler = MCG(schedule=VP(steps=1000, unit=1.0), zeta=zeta, clip=False, projection="exact", project_above=0.0)
+    sampler = MCG(schedule=VP(steps=1000), zeta=zeta, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, Normals(2000, (1, 1, 2)))[-1].x.flatten(1)
     assert (x[:, 0] - 1).abs().max() < 1e-14
     assert float(x[:, 1].mean()) == pytest.approx(mean, abs=0.04)
@@ -418,8 +426,9 @@ def test_law_on_a_correlated_problem(name: str) -> None:
     schedule = VP(steps=40)
     problem = InverseProblem(operator, GaussianNoise(0.25), y).select(torch.zeros(rows, dtype=torch.long))
     sampler = MCG(schedule=schedule, zeta=0.0, clip=False, projection="exact", project_above=0.0)
-    found = run(sampler, problem, gaussian(mean.reshape(shape), covariance), Normals(rows, shape))
-    laws = propagate(schedule, mean, covariance, matrix, y.flatten())
+    prior = gaussian(mean.reshape(shape), covariance)
+    found = run(sampler, problem, prior, Normals(rows, shape))
+    laws = propagate(schedule.levels(prior.scale), mean, covariance, matrix, y.flatten())
     for k in (0, 20, 35, 38):
         assert_law(found[k].x, *laws[k])
     assert torch.allclose(operator(found[-1].x), y.expand(rows, *y.shape[1:]), atol=1e-9)
@@ -433,8 +442,8 @@ def test_independent_pixels_are_not_guided() -> None:
     numbers = [normal(2, *SHAPE, seed=k) for k in range(25)]
     sampler = MCG(schedule=VP(steps=12), zeta=50.0, clip=False, projection="exact", project_above=0.0)
     x = run(sampler, problem, prior, Scripted(numbers))[-1].x
-    sigmas = sampler.schedule.sigmas().tolist()
-    free = sigmas[0] * numbers[0]
+    sigmas = sampler.schedule.levels(prior.scale)
+    free = 0.5 + sigmas[0] * numbers[0]
     for k, (sigma, after) in enumerate(pairwise(sigmas)):
         free = ancestral_step(free, prior.denoise(free, sigma), sigma, after, numbers[2 * k + 1])
     assert torch.allclose(x[..., ~mask], free[..., ~mask], rtol=0, atol=1e-9)
@@ -452,8 +461,8 @@ def test_the_damped_projection_weighs_y_by_its_noise(setting: Setting, noise_std
     start, fresh, image_noise = (normal(3, *SHAPE, seed=seed) for seed in (4, 5, 6))
     sampler = MCG(schedule=Levels(values=(sigma_t, sigma_s)), zeta=0.0, clip=False)
     (step,) = run(sampler, problem, setting.prior, Scripted([start, fresh, image_noise]))
-    x0 = setting.prior.denoise(sigma_t * start, sigma_t)
-    x = ancestral_step(sigma_t * start, x0, sigma_t, sigma_s, fresh).flatten(1)
+    x = setting.prior.mean + sigma_t * start
+    x = ancestral_step(x, setting.prior.denoise(x, sigma_t), sigma_t, sigma_s, fresh).flatten(1)
     a, n = setting.matrix, x.shape[1]
     residual = problem.y.flatten(1) - (x - sigma_s * image_noise.flatten(1)) @ a.T
     rho = (noise_std / sigma_s) ** 2

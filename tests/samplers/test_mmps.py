@@ -98,15 +98,15 @@ def test_more_iterations_than_there_are_measurements_change_nothing(solver: str)
 
 def test_a_run_is_the_ancestral_sampler_of_the_authors() -> None:
     """x_s = x - tau (x - D_y) + sigma_s sqrt(tau) z with tau = 1 - (sigma_s / sigma_t)^2."""
-    sigmas = (5.0, 1.0, 0.2, 0.0)
     matrix, y = normal(4, 9, seed=1), normal(2, 4, seed=2)
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.4))
+    sigmas = [2 * prior.unit * level for level in (5.0, 1.0, 0.2, 0.0)]
     numbers = [normal(2, *SHAPE, seed=k) for k in range(4)]
-    sampler = MMPS(schedule=Levels(values=sigmas), iterations=4)
+    sampler = MMPS(schedule=Levels(values=(5.0, 1.0, 0.2, 0.0)), iterations=4)
     with torch.no_grad():
         found = list(sampler.iterate(problem, prior, Scripted(numbers)))
-    x = sigmas[0] * numbers[0]
+    x = 0.5 + sigmas[0] * numbers[0]
     for step, sigma_t, sigma_s, z in zip(found, sigmas, sigmas[1:], numbers[1:], strict=False):
         tau = 1 - (sigma_s / sigma_t) ** 2
         x = x - tau * (x - sampler.posterior_mean(problem, prior, x, sigma_t)) + sigma_s * tau**0.5 * z
@@ -173,6 +173,7 @@ def test_the_law_of_two_pixels_is_that_of_an_independent_computation(
     """N(0, [[1, .8], [.8, 1]]), the first of them measured as 1; 100 EDM steps from 80. The numbers are those of a
     propagation of moments in NumPy, of Tweedie moment projection, which is this method with the system solved."""
     prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.8], [0.8, 1.0]]), (-1.0, 1.0))
+    prior.unit = 0.5
     operator = Dense(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
     problem = InverseProblem(operator, GaussianNoise(noise), torch.ones(1, 1).double())
     sampler = MMPS(schedule=EDM(steps=100, sigma_max=80.0, sigma_min=0.002), iterations=1, eta=eta)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import Levels, Normals, Scripted, assert_law, dense, gaussian, normal, smooth
+from helpers import Levels, Normals, Remembering, Scripted, assert_law, dense, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.engine.step import Step
 from invdiff.operators import (
@@ -21,7 +21,7 @@ from invdiff.operators import (
     PoissonNoise,
     SuperResolution,
 )
-from invdiff.priors import GaussianPrior
+from invdiff.priors import GaussianPrior, Prior
 from invdiff.samplers import REDDiff
 from invdiff.samplers.variational.reddiff import start
 from invdiff.schedules import VP
@@ -31,7 +31,7 @@ SMALL = (1, 4, 4)
 EXACT = 1e-9  # relative, float64
 
 
-def run(sampler: REDDiff, problem: InverseProblem, prior: GaussianPrior, rng: object) -> list[Step]:
+def run(sampler: REDDiff, problem: InverseProblem, prior: Prior, rng: object) -> list[Step]:
     """All steps, with random numbers under the test's control and gradients off as in the driver."""
     with torch.no_grad():
         return list(sampler.iterate(problem, prior, rng))  # type: ignore[arg-type]
@@ -134,7 +134,8 @@ class Setting:
         self.matrix, self.covariance = dense(self.operator, SHAPE), smooth(8, 8, std=0.6)
         self.mean = 0.3 * normal(64, seed=1)
         self.authors = AuthorsREDDiff(self.mean, self.covariance, STEPS)
-        self.prior = gaussian((self.mean.reshape(SHAPE) + 1) / 2, self.covariance / 4)
+        # As of a network: grey is its centre.
+        self.prior = Remembering(gaussian((self.mean.reshape(SHAPE) + 1) / 2, self.covariance / 4))
         truth = 0.6 * normal(IMAGES, 64, seed=2)
         seen = self.matrix.abs().sum(1) > 0
         self.y = torch.where(seen, truth @ self.matrix.T + 0.05 * normal(IMAGES, len(self.matrix), seed=3), 0)
@@ -209,7 +210,7 @@ def test_a_nonlinear_operator_too() -> None:
     ours = run(
         published_form(lam=1.0),
         problem,
-        gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4),
+        Remembering(gaussian((mean.reshape(SHAPE) + 1) / 2, covariance / 4)),
         Scripted([n.reshape(-1, *SHAPE) for n in noises]),
     )
     for step, mu in zip(ours, theirs[1:], strict=True):
@@ -220,26 +221,26 @@ def test_a_nonlinear_operator_too() -> None:
 @pytest.mark.parametrize("optimiser", ["descent", "adam"])
 @pytest.mark.parametrize("data_term", ["published", "likelihood"])
 def test_range_equivariance(setting: Setting, data_term: str, optimiser: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In [-1, 1] and in [0, 1], with the constants rescaled and the same noise, u = (x + 1) / 2.
+    """In [-1, 1] and in [0, 1], with the same settings and the same noise, u = (x + 1) / 2.
 
     Only Adam's epsilon depends on the unit; it matters where a gradient is almost zero.
     """
-    rate_unit = 0.5
+    wide_rate = 1.0
     if optimiser == "descent":
         monkeypatch.setattr("invdiff.samplers.variational.reddiff.Adam", Descent)
-        rate_unit = 1.0  # the gradients are halved in [0, 1]
-    wide_prior = gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0))
+        wide_rate = 0.5  # Adam's steps have the unit of the rate, these ones that of the gradients too
+    wide_prior = Remembering(gaussian(setting.mean.reshape(SHAPE), setting.covariance, (-1.0, 1.0)))
     wide_problem = InverseProblem(setting.operator, GaussianNoise(0.5), setting.y.reshape(setting.y_unit.shape))
     narrow_problem = InverseProblem(setting.operator, GaussianNoise(0.25), setting.y_unit)
     wide, narrow = (
         REDDiff(
-            schedule=VP(steps=STEPS, unit=unit),
+            schedule=VP(steps=STEPS),
             learning_rate=rate,
             lam=0.3,
             weighting="sqrt",
             data_term=data_term,  # type: ignore[arg-type]
         )
-        for unit, rate in ((1.0, 0.1), (0.5, 0.1 * rate_unit))
+        for rate in (0.1 * wide_rate, 0.1)
     )
     numbers = [n.reshape(-1, *SHAPE) for n in setting.noises]
     x = run(wide, wide_problem, wide_prior, Scripted(numbers))
@@ -254,10 +255,12 @@ def test_range_equivariance(setting: Setting, data_term: str, optimiser: str, mo
 
 
 @pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 1.0), (2.0, 6.0)])
-def test_it_starts_from_the_first_guess_about_mid_grey(value_range: tuple[float, float]) -> None:
-    """Holes are mid-grey whatever the range; where A was inverted, the start fits y."""
-    centre = sum(value_range) / 2
-    prior = gaussian(torch.full(SHAPE, centre), torch.eye(64), value_range)
+@pytest.mark.parametrize("known", [True, False])
+def test_it_starts_from_the_first_guess_about_the_centre(known: bool, value_range: tuple[float, float]) -> None:
+    """Holes have the mean of the prior, or mid-grey where it is not known; where A was inverted, the start fits y."""
+    prior: Prior = gaussian(torch.full(SHAPE, 0.3), torch.eye(64), value_range)
+    centre = 0.3 if known else sum(value_range) / 2
+    prior = prior if known else Remembering(prior)
     for operator in (Inpainting(keep=0.4), SuperResolution(factor=2)):
         y = operator(centre + 0.3 * normal(2, *SHAPE, seed=1))
         mu = start(InverseProblem(operator, GaussianNoise(0.1), y), prior)
@@ -267,7 +270,7 @@ def test_it_starts_from_the_first_guess_about_mid_grey(value_range: tuple[float,
 
 
 def test_a_nonlinear_operator_guesses_for_itself() -> None:
-    """Its first guess is used, from measured entries alone; without one the start is mid-grey."""
+    """Its first guess is used, from measured entries alone; without one the start is the centre."""
 
     class Squared(CallableOperator):
         def first_guess(self, y: Tensor) -> Tensor:
@@ -278,7 +281,7 @@ def test_a_nonlinear_operator_guesses_for_itself() -> None:
 
     y = torch.full((2, *SHAPE), 0.09, dtype=torch.float64)
     y[..., :4] = torch.nan
-    prior = gaussian(torch.zeros(SHAPE), torch.eye(64), (0.0, 1.0))
+    prior = gaussian(torch.full(SHAPE, 0.5), torch.eye(64))
     mu = start(InverseProblem(Squared(torch.square, image_shape=SHAPE), GaussianNoise(0.1), y), prior)
     assert torch.allclose(mu[..., 4:], torch.full((2, 1, 8, 4), 0.3).double())
     assert (mu[..., :4] == 0).all()
@@ -304,7 +307,7 @@ def test_expected_gradient_of_the_regulariser(sigma: float, descent: type[Descen
     # Where the image itself is measured, the start is y and the data term has no gradient there.
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), mu).select(torch.zeros(rows, dtype=torch.long))
     sampler = REDDiff(schedule=Levels(values=(sigma, 0.0)), lam=lam)
-    run(sampler, problem, gaussian(mean.reshape(SMALL), covariance), Normals(rows, SMALL))
+    run(sampler, problem, Remembering(gaussian(mean.reshape(SMALL), covariance)), Normals(rows, SMALL))
     marginal = covariance + sigma**2 * torch.eye(16)
     gain = torch.linalg.solve(marginal, covariance)
     expected = lam * sigma**2 * torch.linalg.solve(marginal, mu.flatten() - mean)
@@ -322,8 +325,10 @@ def test_fixed_point_of_the_likelihood_form(descent: type[Descent]) -> None:
     mean, y = 0.5 + 0.2 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     problem = InverseProblem(operator, GaussianNoise(noise_std), y).select(torch.zeros(rows, dtype=torch.long))
     schedule = Levels(values=(*[sigma] * 250, 0.0))
-    sampler = REDDiff(schedule=schedule, learning_rate=0.04 / noise_std**2, lam=lam * noise_std**2)
-    x = run(sampler, problem, gaussian(mean.reshape(SMALL), covariance), Normals(rows, SMALL))[-1].x.flatten(1)
+    scale = noise_std**2 / torch.linalg.matrix_norm(matrix, 2).item() ** 2  # of the data term
+    sampler = REDDiff(schedule=schedule, learning_rate=0.04 / scale, lam=lam * scale)
+    prior = Remembering(gaussian(mean.reshape(SMALL), covariance))
+    x = run(sampler, problem, prior, Normals(rows, SMALL))[-1].x.flatten(1)
     pull = lam * sigma**2 * torch.linalg.inv(covariance + sigma**2 * torch.eye(16))
     target = torch.linalg.solve(
         matrix.T @ matrix / noise_std**2 + pull, matrix.T @ y.flatten() / noise_std**2 + pull @ mean
@@ -334,16 +339,17 @@ def test_fixed_point_of_the_likelihood_form(descent: type[Descent]) -> None:
 
 
 def test_with_a_matching_lambda_it_is_the_posterior_mean() -> None:
-    """For C = s^2 I and lambda = sigma_y^2 (1 / s^2 + 1 / sigma^2), with Adam itself and without its noise: the
-    likelihood counts once, and sigma_y with it."""
+    """For C = s^2 I and lambda = sigma_y^2 / |A|^2 (1 / s^2 + 1 / sigma^2), with Adam itself and without its noise:
+    the likelihood counts once, and sigma_y with it."""
     operator, s, noise_std, sigma, steps = GaussianBlur(std=0.8, kernel_size=5), 0.3, 0.1, 0.5, 1500
     mean, y = 0.5 + 0.1 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
-    lam = noise_std**2 * (1 / s**2 + 1 / sigma**2)
+    matrix = dense(operator, SMALL)
+    lam = noise_std**2 / torch.linalg.matrix_norm(matrix, 2).item() ** 2 * (1 / s**2 + 1 / sigma**2)
     sampler = REDDiff(schedule=Levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=lam)
     silent = Scripted([torch.zeros(1, *SMALL, dtype=torch.float64)] * steps)
-    x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), prior, silent)[-1].x
-    target = prior.condition(dense(operator, SMALL), y.flatten(), noise_std).mean
+    x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), Remembering(prior), silent)[-1].x
+    target = prior.condition(matrix, y.flatten(), noise_std).mean
     assert (x - target).abs().max() < 1e-4
     assert (y - target).abs().max() > 0.1
 
@@ -354,10 +360,9 @@ def thousand_steps() -> tuple[Tensor, Tensor, Tensor]:
     rows, shape, s = 64, (1, 4, 8), 0.5
     mask = torch.arange(32).reshape(1, 4, 8) % 2 == 0
     prior = GaussianPrior(torch.zeros(shape, dtype=torch.float64), s**2 * torch.eye(32, dtype=torch.float64))
-    prior.value_range = (-1.0, 1.0)
     y = torch.linspace(-1.5, 1.5, 32, dtype=torch.float64).reshape(1, *shape).expand(rows, *shape)
     problem = InverseProblem(Inpainting(mask=mask), GaussianNoise(5.0), y)
-    sampler = REDDiff(schedule=VP(steps=1000, unit=1.0), learning_rate=0.1, lam=0.25, data_term="published")
+    sampler = REDDiff(schedule=VP(steps=1000), learning_rate=0.05, lam=0.25, data_term="published")
     return run(sampler, problem, prior, Normals(rows, shape))[-1].x, y, mask
 
 
@@ -392,33 +397,38 @@ def test_without_the_regulariser_it_is_least_squares(data_term: str) -> None:
     operator = WithoutGuess(lambda x: x.flatten(1) @ matrix.T.to(x.dtype), image_shape=SMALL)
     problem = InverseProblem(operator, GaussianNoise(0.2), y)
     sampler = REDDiff(schedule=VP(steps=900), learning_rate=0.01, lam=0.0, data_term=data_term)  # type: ignore[arg-type]
-    ends = [
-        run(sampler, problem, gaussian(torch.full(SMALL, mean), 0.1 * torch.eye(16)), Normals(2, SMALL, seed))[-1].x
-        for mean, seed in ((0.5, 0), (7.0, 1))
-    ]
+    priors = [Remembering(gaussian(torch.full(SMALL, mean), 0.1 * torch.eye(16))) for mean in (0.5, 7.0)]
+    ends = [run(sampler, problem, prior, Normals(2, SMALL, seed))[-1].x for seed, prior in enumerate(priors)]
     assert torch.equal(*ends)
     assert (ends[0].flatten(1) - torch.linalg.lstsq(matrix, y.T).solution.T).abs().max() < 1e-3
 
 
-def twice(operator: Operator, copies: int) -> LinearCallableOperator:
-    return LinearCallableOperator(lambda x: torch.cat([operator(x)] * copies, 1), image_shape=SHAPE)
-
-
-def test_measuring_twice() -> None:
-    """Every measurement given twice changes nothing under the authors' means, and counts twice in the likelihood."""
+def test_measuring_twice_and_in_another_unit() -> None:
+    """Every measurement given twice changes nothing: the authors take means, we divide by the norm of the operator.
+    With that, the unit of y changes nothing either; under the authors' means it counts by its square.
+    """
     operator = SuperResolution(factor=2)
     y = operator(0.5 + 0.3 * normal(2, *SHAPE, seed=1))
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.3))
     numbers = [normal(2, *SHAPE, seed=k) for k in range(15)]
 
-    def end(copies: int, data_term: str, lam: float) -> Tensor:
-        problem = InverseProblem(twice(operator, copies), GaussianNoise(0.3), torch.cat([y] * copies, 1))
+    def end(data_term: str, lam: float = 0.5, *, copies: int = 1, unit: float = 1.0) -> Tensor:
+        def measure(x: Tensor) -> Tensor:
+            return torch.cat([unit * operator(x)] * copies, 1)
+
+        problem = InverseProblem(
+            LinearCallableOperator(measure, image_shape=SHAPE),
+            GaussianNoise(0.3 * unit),
+            torch.cat([unit * y] * copies, 1),
+        )
         sampler = REDDiff(schedule=VP(steps=15), lam=lam, data_term=data_term)  # type: ignore[arg-type]
         return run(sampler, problem, prior, Scripted(numbers))[-1].x
 
-    assert torch.allclose(end(2, "published", 0.5), end(1, "published", 0.5), rtol=0, atol=1e-7)
-    assert torch.allclose(end(2, "likelihood", 1.0), end(1, "likelihood", 0.5), rtol=0, atol=1e-5)  # Adam's epsilon
-    assert (end(2, "likelihood", 0.5) - end(1, "likelihood", 0.5)).abs().max() > 1e-4
+    for data_term in ("published", "likelihood"):
+        assert torch.allclose(end(data_term, copies=2), end(data_term), rtol=0, atol=1e-7)
+        assert (end(data_term, 1.0) - end(data_term)).abs().max() > 1e-4
+    assert torch.allclose(end("likelihood", copies=2, unit=50.0), end("likelihood"), rtol=0, atol=1e-7)
+    assert torch.allclose(end("published", 2.0, unit=2.0), end("published"), rtol=0, atol=1e-5)  # Adam's epsilon
 
 
 def test_complex_measurements() -> None:
@@ -499,6 +509,6 @@ def test_it_restores_a_digit() -> None:
     truth = torch.zeros(1, 1, 32, 32)
     truth[..., 7:25, 14:18] = 1  # a one, as far as strokes go
     problem = InverseProblem(operator, GaussianNoise(0.05), operator(truth))
-    sampler = REDDiff(schedule=VP(steps=30), learning_rate=0.1, lam=20.0)
+    sampler = REDDiff(schedule=VP(steps=30), learning_rate=0.1, lam=0.5)
     found = sampler.sample(problem, prior, compute=Compute(precision="float32")).samples[:, 0]
     assert (found - truth).square().mean() < 0.5 * (start(problem, prior) - truth).square().mean()

@@ -83,17 +83,17 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
         assert found[-1][1][0, n].item() == pytest.approx(log_weight, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("prior_std", [0.1, 0.25, 1.0])
-def test_the_posterior_of_a_gaussian_at_any_twist(prior_std: float) -> None:
+@pytest.mark.parametrize(("prior_std", "ensemble"), [(0.1, 1600), (0.25, 400), (1.0, 400)])
+def test_the_posterior_of_a_gaussian_at_any_twist(prior_std: float, ensemble: int) -> None:
     """N(0.4, 0.25^2) and one measurement 0.8 with noise 0.1."""
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), torch.full((1, 1, 1, 2), 0.8))
     sampler = TDS(
-        schedule=EDM(steps=100, sigma_max=10, sigma_min=0.005),
-        ensemble=400,
-        particles_at_once=10_000,
+        schedule=EDM(steps=200, sigma_max=10, sigma_min=0.005),
+        ensemble=ensemble,
+        particles_at_once=100_000,
         prior_std=prior_std,
     )
-    cloud = sampler.cloud(problem, WhitePrior(), chains=10, compute=QUIET)
+    cloud = sampler.cloud(problem, WhitePrior(), chains=20, compute=QUIET)
     gain = 0.25**2 / (0.25**2 + 0.1**2)
     assert cloud.mean.mean().item() == pytest.approx(0.4 + gain * 0.4, abs=0.02)
     assert cloud.var.mean().item() == pytest.approx((1 - gain) * 0.25**2, rel=0.2)
