@@ -203,8 +203,9 @@ def test_files_and_scores(truth: Tensor, tmp_path: Path) -> None:
 def test_arrays_and_missing_axes(truth: Tensor) -> None:
     y = invdiff.simulate(truth, Inpainting(keep=0.5), SIGMA)
     wanted = few(y)
-    for given in (y.numpy(), y[0], y[0, 0].double().numpy()):
+    for given in (y.numpy(), y[0], y[0, 0].numpy()):
         assert torch.equal(few(given).samples, wanted.samples)
+    assert few(y[0, 0].double().numpy()).samples.dtype == torch.float64
     assert few(torch.cat([y, y])).names == ["image_000", "image_001"]
 
 

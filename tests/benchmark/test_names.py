@@ -15,16 +15,16 @@ Run = Callable[..., Any]
 
 
 def test_equal_settings_are_one_row_under_all_their_names(grid: Grid, run: Run, tmp_path: Path) -> None:
-    """`auto` chooses DAPS here; `long` is another run until a budget gives it the steps of the others."""
+    """`auto` chooses MomentDraw here; `long` is another run until a budget gives it the steps of the others."""
     auto = Auto().resolve(Measurements(grid, grid.tasks[1]).problem([0]), grid.prior)[0]
     longer = replace(auto, schedule=replace(auto.schedule, steps=50))  # type: ignore[attr-defined, type-var]
-    entries = [Entry("auto", Auto()), Entry("daps", auto), Entry("long", longer)]
-    small = replace(grid, entries=entries, tasks=grid.tasks[1:], budgets=[Budget("calls", 12)])
+    entries = [Entry("auto", Auto()), Entry("same", auto), Entry("long", longer)]
+    small = replace(grid, entries=entries, tasks=grid.tasks[1:], budgets=[Budget("calls", 60)])
     assert run(small, tmp_path).rows == 3 * 10
     own, fitted = summarise(Store(tmp_path))
-    assert {s.label for s in own.standings} == {"auto, daps", "long"}
-    assert [s.label for s in fitted.standings] == ["auto, daps, long"]
-    assert {*Store(tmp_path).table()["sampler"].to_pylist()} == {"auto, daps", "long", "auto, daps, long"}
+    assert {s.label for s in own.standings} == {"auto, same", "long"}
+    assert [s.label for s in fitted.standings] == ["auto, same, long"]
+    assert {*Store(tmp_path).table()["sampler"].to_pylist()} == {"auto, same", "long", "auto, same, long"}
     assert run(small, tmp_path).rows == 0
 
 

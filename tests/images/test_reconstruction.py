@@ -13,7 +13,7 @@ from invdiff.io import to_tensor
 from invdiff.io.examples import PHOTOGRAPHS, drawn_from_prior, photograph
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator, SuperResolution
 from invdiff.priors import Prior
-from invdiff.samplers import DAPS, DPS, Sampler
+from invdiff.samplers import DAPS, DPS, MomentDraw, Sampler
 from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import EDM, VP
 from invdiff.scores.metrics import psnr
@@ -46,11 +46,11 @@ def mean_psnr(images: Tensor, truth: Tensor) -> float:
     return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
 
 
-DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02))
+DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02), prior_std=0.25, draw_std=0.03)
 DPS_SHORT = DPS(schedule=VP(steps=60), zeta=1.5)
 
 
-@pytest.mark.parametrize("sampler", [DAPS_SHORT, DPS_SHORT], ids=["daps", "dps"])
+@pytest.mark.parametrize("sampler", [DAPS_SHORT, DPS_SHORT, MomentDraw()], ids=["daps", "dps", "momentdraw"])
 def test_random_inpainting_of_photographs(sampler: Sampler, photo: Prior, photographs: Tensor) -> None:
     """Ten decibels over the pseudo-inverse, and with much noise better than interpolation, which keeps the noise."""
     problem = problem_of(Inpainting(keep=0.3), photographs, sigma=0.15)

@@ -100,7 +100,7 @@ def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
     sampler = MomentDraw(schedule=Levels(values=sigmas), root=3, iterations=2, spread=spread)
     found = run(sampler, problem, prior, Scripted(numbers))
 
-    x, script = sigmas[0] * numbers[0].flatten(), iter(numbers[1:])
+    x, script = 0.5 + sigmas[0] * numbers[0].flatten(), iter(numbers[1:])  # the middle of the value range
     for sigma, after in pairwise(sigmas):
         v, n, z = (next(script).flatten() for _ in range(3))
         d = prior.denoise(x.reshape(1, *SHAPE), sigma).flatten()

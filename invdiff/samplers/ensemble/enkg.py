@@ -57,7 +57,12 @@ class EnKG(Sampler):
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
-    small: ClassVar = {"schedule": EDM(steps=6, sigma_max=10.0, sigma_min=0.05), "ensemble": 5, "particles_at_once": 7}
+    small: ClassVar = {
+        "schedule": EDM(steps=6, sigma_max=10.0, sigma_min=0.05),
+        "ensemble": 5,
+        "guidance": 1.0,
+        "particles_at_once": 7,
+    }
 
     schedule: Schedule = EDM(steps=30, sigma_max=5.0, sigma_min=0.02)
     ensemble: Count = 64
