@@ -41,9 +41,9 @@ class Correction:
     drawn       they are draws of the prior, and not images of the world
     images      how many
     shape       (C, H, W) of them
-    background  share of their pixels that is background, where no interval was judged
+    background  share of their pixels that is background, black with black around, where no interval was judged
     floor       standard deviation that is added to that of the samples, image units
-    spread      by how much the spread of the samples is too small, at 90 %, and the standard error
+    spread      by how much the spread of the samples is too small, over all pixels, and the standard error
     pixels      by level
     balls       by level
     """

@@ -217,7 +217,7 @@ def calibrate(
             problem, prior, num_samples=num_samples, seed=seed, first_image=int(index[0]), compute=compute
         )
         facing = posterior.facing(truth)
-        background = background_of(facing, prior.value_range)
+        background = background_of(truth, prior.value_range)
         for k, i in enumerate(index.tolist()):
             kept = posterior.samples[k, ~posterior.diverged[k]].float()
             one = problem.select(torch.tensor([k]))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from invdiff.correction import Correction, Level
-from invdiff.posterior import Posterior
 from invdiff.streams import generator
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95)
@@ -23,7 +22,7 @@ FACTORS = torch.logspace(-1, 1.3, 231, dtype=torch.float64)  # of balls: 0.1 to 
 FEWEST = 20
 AS_DRAWN = 100  # the index of 1
 FOLDS, BOOTSTRAPS = 5, 500
-GREY_LEVEL = 1 / 255  # of the value range: what a picture cannot show
+BLACK = 0.02  # of the value range: five grey levels of 255, noise of scanners and of compressed pictures
 _BOOTSTRAP = 6  # stream, apart from those of `invdiff.scores.calibration`
 
 
@@ -34,24 +33,24 @@ class Errors:
     error, std  (P,) of pixels that are no background, at random: |truth - mean|, and that of the samples
     balls       (R, G) rank of the truth's distance to random points, as numbers in (0, 1), uniform if the sampler is
                 right; with samples moved away from their mean by `FACTORS`
+    squares     (2,) mean square of error and std over all pixels
     background  share of the pixels
     """
 
     error: Tensor
     std: Tensor
     balls: Tensor
+    squares: Tensor
     background: Tensor
 
 
-def background_of(posterior: Posterior, value_range: tuple[float, float]) -> Tensor:
-    """(B, C, H, W) bool: pixels where nothing is to be seen and the samples agree on it.
+def background_of(truth: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """(B, C, H, W) bool: pixels of true images that are black, as are the 3x3 around them: nothing is to be seen there.
 
-    The mean is constant over the 3x3 pixels around and the samples' standard deviation is below one grey level of 255.
-    Truths play no part, so that coverage of the other pixels is a property of the sampler.
+    Chosen by the truth and not by the samples: the same pixels for every sampler, one whose samples are noisy included.
     """
-    level, mean = GREY_LEVEL * (value_range[1] - value_range[0]), posterior.mean
-    contrast = max_pool2d(mean, 3, 1, 1) + max_pool2d(-mean, 3, 1, 1)
-    return (contrast < level) & (posterior.std < level)
+    low, high = value_range
+    return max_pool2d(truth, 3, 1, 1) < low + BLACK * (high - low)
 
 
 def errors_of(
@@ -73,15 +72,16 @@ def errors_of(
     chosen = (~background.flatten()).nonzero()[:, 0]
     chosen = chosen[torch.randperm(len(chosen), generator=rng)[:PIXELS]]
     mean, count = samples.mean(0), len(samples)
+    every = torch.stack([(truth - mean).abs(), samples.std(0)])
     pixels = torch.full((2, PIXELS), torch.nan, dtype=torch.float64)
-    pixels[:, : len(chosen)] = torch.stack([(truth - mean).abs(), samples.std(0)])[:, chosen]
+    pixels[:, : len(chosen)] = every[:, chosen]
     # |mean + g (x - mean) - point|^2, of all samples (L), points (R) and factors g (G) at once.
     moved, away = samples - mean, mean - points
     cross, own = (moved @ away.mT)[..., None], moved.square().sum(1)[:, None, None]
     squares = away.square().sum(1)[:, None] + 2 * FACTORS * cross + FACTORS**2 * own
     nearer = (squares < (truth - points).square().sum(1)[:, None]).sum(0)
     balls = (nearer + torch.rand(len(points), 1, generator=rng, dtype=torch.float64)) / (count + 1)
-    return Errors(pixels[0], pixels[1], balls, background.double().mean())
+    return Errors(pixels[0], pixels[1], balls, every.square().mean(1), background.double().mean())
 
 
 def correct(found: Sequence[Errors], num_samples: int, seed: int, **about: Any) -> Correction:
@@ -216,12 +216,14 @@ def _ball(held: Tensor, level: float) -> int:
 
 
 def _spread(e: Errors, again: Tensor, num_samples: int) -> tuple[float, float]:
-    """By how much the samples' spread is too small, and its standard error.
+    """By how much the samples' spread is too small, over all pixels, and its standard error.
+
+    Over all: of an exact sampler, pixels whose truth is no background have a larger error than their samples say.
 
     Square: the error of the posterior mean over the samples' variance. The mean of S samples adds a part 1 / S of that
     variance to the error, whatever their law.
     """
-    error, variance = (values.square().nansum(1) for values in (e.error, e.std))
+    error, variance = e.squares.T
     ratio = error[again].sum(1) / variance[again].sum(1)
     factors = (torch.cat([(error.sum() / variance.sum())[None], ratio]) - 1 / num_samples).clamp(min=0).sqrt()
     return float(factors[0]), float(factors[1:].std())

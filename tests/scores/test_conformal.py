@@ -1,5 +1,6 @@
 """Corrected intervals hold what they state on truths that the correction was not found on."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -52,10 +53,12 @@ class Narrow(Sampler):
         yield Step(x, x, 0.0)
 
 
-def run(sampler: Sampler, *, num_samples: int, images: int | Tensor = 150, seed: int = 0) -> Calibration:
+def run(
+    sampler: Sampler, *, num_samples: int, images: int | Tensor = 150, seed: int = 0, prior: Prior = PRIOR
+) -> Calibration:
     compute = Compute(device="cpu", precision="float32", progress=False)
     return calibrate(
-        sampler, PRIOR, OPERATOR, NOISE, images=images, num_samples=num_samples, seed=seed, compute=compute
+        sampler, prior, OPERATOR, NOISE, images=images, num_samples=num_samples, seed=seed, compute=compute
     )
 
 
@@ -106,34 +109,37 @@ def test_pixels_whose_samples_agree_on_what_is_not_true_get_a_floor() -> None:
     assert tried(found, run(sampler, num_samples=6, seed=1).errors)["pixels 0.90"][0] == pytest.approx(0.9, abs=0.015)
 
 
-def test_background_is_flat_in_the_mean_and_alike_in_the_samples() -> None:
-    mean = torch.zeros(1, 1, 6, 6)
-    mean[..., 5] = 0.5  # an edge, which its neighbours see
-    spread = torch.zeros(6, 6)
-    spread[0] = 0.1
-    samples = mean[:, None] + spread * torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1, 1, 1)
-    problem = InverseProblem(OPERATOR, NOISE, mean)
-    flat = background_of(Posterior(samples, torch.full((1, 3), -1), Cost(), problem), (0.0, 1.0))[0, 0]
-    assert flat[1:, :4].all()
-    assert not flat[0].any()
+def test_background_is_black_with_black_around() -> None:
+    truth = torch.zeros(1, 1, 6, 6)
+    truth[..., 5] = 1.0
+    truth[..., 0, 0] = 0.019
+    flat = background_of(truth, (0.0, 1.0))[0, 0]
+    assert flat[:, :4].all()
     assert not flat[:, 4:].any()
+    assert not background_of(truth, (-1.0, 1.0)).any()
 
 
 def test_background_is_not_judged() -> None:
-    class HalfKnown(Narrow):
-        """The left half is flat and known."""
+    """The left half of the truths is black, and its samples are far too wide: only `spread` sees them."""
 
+    class Wide(Narrow):
         def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
             for step in super().iterate(problem, prior, rng):
-                step.x[..., : SIDE // 2] = 0.5
+                step.x[..., : SIDE // 2] = rng.normal()[..., : SIDE // 2]
                 yield step
 
-    truths = 0.5 + STD * torch.randn(40, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
-    truths[..., : SIDE // 2] = 0.5
-    sampler = HalfKnown()
-    found = correct(run(sampler, num_samples=4, images=truths).errors, 4, 0, **ABOUT)
+    pictures = copy.copy(PRIOR)
+    pictures.value_range = (0.0, 1.0)
+    truths = 0.5 + STD * torch.randn(100, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+    truths[..., : SIDE // 2] = 0
+    truths[..., SIDE // 2 :].clamp_(min=0.1)
+    found = correct(run(Wide(), num_samples=4, images=truths, prior=pictures).errors, 4, 0, **ABOUT)
     assert found.background == pytest.approx(0.5 - 1 / SIDE, abs=0.01)  # less the column beside the other half
-    assert found.images == 40
+    whole = correct(run(Wide(), num_samples=4, images=truths).errors, 4, 0, **ABOUT)
+    assert whole.background == 0
+    assert whole.pixels[0.9].before[0] > found.pixels[0.9].before[0] + 0.01
+    assert found.spread == whole.spread
+    assert found.spread[0] < 0.4
 
 
 def test_given_images_are_the_truths() -> None:
