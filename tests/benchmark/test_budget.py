@@ -43,7 +43,7 @@ def test_one_step_more_would_cost_too_much(sampler: Sampler, calls: int) -> None
 def test_vjps_count_by_what_they_cost() -> None:
     assert network_cost(DPS(schedule=VP(steps=200)), 0.0) == 200
     assert network_cost(DPS(schedule=VP(steps=200)), 1.5) == 500
-    assert network_cost(DAPS(), 1.5) == network_cost(DAPS(), None) == 40
+    assert network_cost(DAPS(), 1.5) == network_cost(DAPS(), None) == 100
 
 
 def test_a_schedule_that_ends() -> None:
