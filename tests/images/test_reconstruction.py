@@ -46,7 +46,7 @@ def mean_psnr(images: Tensor, truth: Tensor) -> float:
     return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
 
 
-DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02))
+DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02), prior_std=0.25, draw_std=0.03)
 DPS_SHORT = DPS(schedule=VP(steps=60), zeta=1.5)
 
 

@@ -66,7 +66,7 @@ class MomentDraw(Sampler):
     root: Count = 2
     iterations: Count = 5
     inner: Count = 10
-    pairs: WholeNumber = 2
+    pairs: WholeNumber = 4
     spread: Share = 1.0
 
     def expected_cost(self) -> Cost:
