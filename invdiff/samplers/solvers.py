@@ -84,5 +84,5 @@ def square_root(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> t
     values, vectors = torch.linalg.eigh((small + small.mT) / 2)
     along = (vectors * values.clamp(min=0).sqrt()[:, None] @ vectors[:, 0, :, None])[..., 0]
     along = torch.where(per_row(sound, along), along, torch.nan)
-    root = sum(per_row(length * along[:, j], v) * q for j, q in enumerate(basis))
+    root = torch.stack([per_row(length * along[:, j], v) * q for j, q in enumerate(basis)]).sum(0)
     return root, small[:, 0, 0]

@@ -7,8 +7,9 @@ Target      p(x | y), approximately. The draw is perturb and solve (Papandreou a
             e = sigma J^(1/2) v,  x0 = D + e + sigma^2 J^T A^T w,
             (sigma_y^2 I + sigma^2 A J^T A^T) w = y + sigma_y n - A (D + e),
             then x moves to the next level by q(x_next | x, x0). For Gaussian images and a linear operator each step is
-            the exact transition, so that the law is exact at any number of steps; a step with the mean in place of the
-            draw (MMPS) leaves out a part of the variance. Otherwise biased at any number of steps.
+            the exact transition where root and solver have converged, so that the law is exact at any number of steps;
+            a step with the mean in place of the draw (MMPS) leaves out a part of the variance. Otherwise biased at any
+            number of steps.
 Needs       a differentiable operator, Gaussian noise and a differentiable prior. A nonlinear A is replaced by a linear
             one that fits it about D on average (statistical linearisation).
 Cost        per step and sample: 1 forward, `root` and `iterations` VJPs; of the operator 2 calls and 1 adjoint, as many
@@ -23,12 +24,12 @@ Form        u = A^T w is solved for, in image space: (sigma_y^2 I + sigma^2 A^T 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import Operator
+from invdiff.operators import LinearOperator, Operator
 from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 from invdiff.operators.noise.base import masked
 from invdiff.ranges import Count, Share, WholeNumber
@@ -62,11 +63,11 @@ class MomentDraw(Sampler):
     requires = Needs(differentiable=True, gaussian_noise=True, differentiable_prior=True)
     small: ClassVar = {"schedule": EDM(steps=8, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=10.0, sigma_min=0.01)
-    root: Count = 2
-    iterations: Count = 5
+    schedule: Schedule = EDM(steps=16, sigma_max=10.0, sigma_min=0.003)
+    root: Count = 3
+    iterations: Count = 6
     inner: Count = 10
-    pairs: WholeNumber = 2
+    pairs: WholeNumber = 4
     spread: Share = 1.0
 
     def expected_cost(self) -> Cost:
@@ -119,7 +120,7 @@ def linearised(operator: Operator, x: Tensor, shifts: Sequence[Tensor] = ()) -> 
     shifts  of x, (R, C, H, W) each, over which value and Jacobian of a nonlinear A are averaged; none: those at x
     """
     if operator.linear:
-        return operator(x), operator, operator.adjoint  # type: ignore[attr-defined]  # linear is LinearOperator
+        return operator(x), operator, cast(LinearOperator, operator).adjoint
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         values = [operator(x + shift) for shift in shifts] or [operator(x)]
