@@ -53,7 +53,7 @@ class Prior(nn.Module, ABC):
         """Mean of the images, broadcastable to (C, H, W); where it is not known, the middle of the value range."""
         return torch.tensor(sum(self.value_range) / 2)
 
-    def start(self, sigma: float, noise: Tensor) -> Tensor:
+    def start(self, sigma: float | Tensor, noise: Tensor) -> Tensor:
         """Where sampling starts: images of the highest noise level, of which `centre` is all that is known.
 
         noise  standard normal numbers, (..., C, H, W)

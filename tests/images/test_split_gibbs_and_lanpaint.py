@@ -15,7 +15,7 @@ from invdiff.streams import generator
 
 QUIET = Compute(device="cpu", progress=False)
 SIGMA = 0.05
-PNPDM_SHORT = PnPDM(iterations=30, decay=0.88)
+PNPDM_SHORT = PnPDM(iterations=45, decay=0.88, rho_min=0.02)  # well below the noise of y
 
 
 @pytest.fixture(scope="module")
@@ -53,4 +53,4 @@ def test_digits_gain_over_the_pseudo_inverse(
     posterior = sampler.sample(problem, prior, num_samples=2, compute=QUIET)
     assert not posterior.diverged.any()
     assert mean_psnr(posterior.mean, digits) >= mean_psnr(operator.pinv(problem.y), digits) + gain
-    assert float(problem.misfit(posterior.samples[:, 0]).mean()) < 2.0
+    assert float(posterior.misfit.mean()) < 2.0

@@ -76,8 +76,9 @@ def test_the_factor_of_a_wrong_spread_is_found_and_holds_on_other_draws(width: f
         for covered, own in (others[f"pixels {level:.2f}"], found.pixels[level].after):
             assert covered == pytest.approx(level, abs=0.015 + 3 * own)
         covered, own = others[f"balls {level:.2f}"]
-        # The factor of balls has an error of its own, as large as that of the coverage that it was found by.
-        assert covered == pytest.approx(level, abs=3 * math.hypot(own, found.balls[level].after[1]))
+        # The factor of balls has an error of its own, as large as that of the coverage that it was found by. Four of
+        # them, for 18 comparisons.
+        assert covered == pytest.approx(level, abs=4 * math.hypot(own, found.balls[level].after[1]))
 
 
 def test_balls_of_a_narrow_sampler_hold_too_little_and_their_factor_widens_them() -> None:
