@@ -283,3 +283,19 @@ def test_what_is_no_std() -> None:
     for std in [0.0, -1.0, math.nan, math.inf]:
         with pytest.raises(ValueError, match="std of an isotropic mixture must be positive"):
             GaussianMixturePrior.isotropic(torch.ones(1), torch.zeros(1, 1, 2, 2), std)
+
+
+def test_the_mixture_benchmark() -> None:
+    """25 components 8 apart in the plane, repeated; in the unit of the authors, whatever its spread."""
+    prior = GaussianMixturePrior.benchmark(dimension=4, seed=3)
+    assert prior.means.shape == (25, 1, 1, 4)
+    assert torch.equal(prior.means[..., :2], prior.means[..., 2:])
+    assert sorted({*prior.means.flatten().tolist()}) == [-16, -8, 0, 8, 16]
+    assert float(prior.weights.sum()) == pytest.approx(1)
+    assert torch.equal(prior.weights, GaussianMixturePrior.benchmark(dimension=2, seed=3).weights)
+    assert (prior.unit, prior.scale) == (1.0, 2.0)
+    assert GaussianMixturePrior.example().unit == pytest.approx(
+        2 * float(GaussianMixturePrior.example().std.square().mean().sqrt()), rel=1e-5
+    )
+    with pytest.raises(ValueError, match="even integer >= 2, got 3"):
+        GaussianMixturePrior.benchmark(dimension=3)

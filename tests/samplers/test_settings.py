@@ -24,7 +24,14 @@ from invdiff.operators import (
     PoissonNoise,
 )
 from invdiff.samplers import DPS, all_samplers
-from invdiff.samplers.settings import RECOMMENDED, sampler_class, setting, settings_for, with_settings
+from invdiff.samplers.settings import (
+    RECOMMENDED,
+    as_config,
+    sampler_class,
+    setting,
+    settings_for,
+    with_settings,
+)
 from invdiff.schedules import VP
 
 FILTER: list[dict[str, Any]] = [{"ensemble": 0}, {"particles_at_once": 0}, {"resample_below": 1.5}]
@@ -161,3 +168,11 @@ def test_unknown_names_are_explained() -> None:
         sampler_class("dasp")
     with pytest.raises(ValueError, match="dps has no setting 'zta'; did you mean zeta"):
         settings_for("dps", HDR(), GaussianNoise(0.1), WhitePrior(), given={"zta": 1.0})
+
+
+def test_names_and_values_that_are_none() -> None:
+    with pytest.raises(ValueError, match="unknown sampler 'reddif'; did you mean reddiff"):
+        sampler_class("reddif")
+    assert as_config([1, ("a", None)]) == [1, ["a", None]]
+    with pytest.raises(ValueError, match="cannot be written as a configuration"):
+        as_config({1, 2})
