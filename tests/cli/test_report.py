@@ -37,7 +37,7 @@ def test_the_command_of_every_row_repeats_it(invdiff: Run, tmp_path: Path) -> No
         *("benchmark", "prior=digits", "data=generated", "images=1", "output=out", "num_samples=1"),
         "samplers=[{bold:{sampler:daps,prior_std:0.2,schedule:{steps:3}}},{chosen:{sampler:auto}}]",
         "operators=[{loud:{operator:inpainting,keep:0.5,noise:{sigma:0.2}}}]",
-        *("budget.own=true", "budget.calls=[5]"),
+        *("budget.own=true", "budget.calls=[100]"),
     )
     assert done.code == 0, done.err
     before, ways = scores("out"), commands("out")
@@ -62,7 +62,7 @@ def test_a_page_after_a_kill(invdiff: Run) -> None:
 
 @pytest.mark.slow
 def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> None:
-    """Those of dps on ct have zeta 0.05; what is written stands, and the command of a row asks for the same again."""
+    """Those of dps on ct have zeta 3; what is written stands, and the command of a row asks for the same again."""
     words = (
         *("benchmark", "prior=digits", "data=generated", "images=1", "num_samples=1"),
         "samplers=[{dps:{schedule:{steps:3}}},{mine:{sampler:dps,zeta:0.7,schedule:{steps:3}}}]",
@@ -74,7 +74,7 @@ def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> N
         for record in Store(Path(folder)).all_records().values():
             zetas[folder, record["sampler"], record["operator"]] = record["settings"]["sampler"]["zeta"]
     default = DPS().zeta
-    assert zetas["out", "dps", "ct"] == 0.05
+    assert zetas["out", "dps", "ct"] == 3.0
     assert zetas["out", "dps", "denoising"] == zetas["plain", "dps", "ct"] == default
     assert {zeta for (_, label, _), zeta in zetas.items() if label == "mine"} == {0.7}
 
