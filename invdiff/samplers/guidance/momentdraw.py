@@ -11,7 +11,7 @@ Target      p(x | y), approximately. The draw is perturb and solve (Papandreou a
             a step with the mean in place of the draw (MMPS) leaves out a part of the variance. Otherwise biased at any
             number of steps.
 Needs       a differentiable operator, Gaussian noise and a differentiable prior. A nonlinear A is replaced by a linear
-            one that fits it about D on average (statistical linearisation).
+            one that fits it about D on average (statistical linearisation); its VJP must be differentiable as well.
 Cost        per step and sample: 1 forward, `root` and `iterations` VJPs; of the operator 2 calls and 1 adjoint, as many
             more of each as there are iterations, and one `solve` for each iteration and one more, or `inner`
             iterations of conjugate gradients where the operator has no singular value decomposition.
@@ -32,12 +32,13 @@ from torch import Tensor
 from invdiff.operators import LinearOperator, Operator
 from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 from invdiff.operators.noise.base import masked
+from invdiff.problem import Unsupported
 from invdiff.ranges import Count, Share, WholeNumber
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step, clean_estimate
 from invdiff.samplers.solvers import generalised_minimal_residual, square_root
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import per_row, row_vjp
+from invdiff.shapes import per_row, row_dot, row_vjp
 
 Map = Callable[[Tensor], Tensor]
 
@@ -72,6 +73,15 @@ class MomentDraw(Sampler):
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=self.num_steps, vjps=self.num_steps * (self.root + self.iterations))
+
+    def check(self, problem: InverseProblem, prior: Prior) -> None:
+        super().check(problem, prior)
+        if not twice_differentiable(problem, prior):
+            name = type(problem.operator).__name__
+            raise Unsupported(
+                f"MomentDraw needs an operator whose VJP autograd differentiates (a part of {name}'s is outside "
+                "autograd); daps, dps and reddiff do not"
+            )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
@@ -112,6 +122,30 @@ class MomentDraw(Sampler):
             return adjoint(masked(forward(b), problem.observed)) + per_row(rho, b) * b
 
         return lambda b: conjugate_gradients(product, b, max_iterations=self.inner)
+
+
+def twice_differentiable(problem: InverseProblem, prior: Prior) -> bool:
+    """Whether the products of `linearised` are those of the operator: of a linear one always.
+
+    A VJP of the user's that leaves autograd, as by numpy, gives none or a part of them. They are compared with a
+    difference of A, at one image about the centre of the prior: 3 calls, a VJP and a product.
+    """
+    if problem.operator.linear:
+        return True
+    like = problem.y.real.new_empty(1, *problem.image_shape)
+    rng = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(like.shape, generator=rng).to(like) for _ in range(2))
+    x, v = prior.start(0.2 * prior.scale, x), 1e-3 * prior.scale * v
+    operator = problem.operator.select(torch.zeros(1, dtype=torch.long))
+    with torch.no_grad():
+        w = (operator(x + v) - operator(x - v)) / 2
+    _, forward, adjoint = linearised(operator, x)
+    try:
+        pushed = row_dot(w, forward(v))
+    except RuntimeError:  # autograd's, where nothing of the VJP is in its graph
+        return False
+    pulled = row_dot(adjoint(w), v)
+    return bool((pushed - pulled).abs() <= 1e-2 * pulled.abs())
 
 
 def linearised(operator: Operator, x: Tensor, shifts: Sequence[Tensor] = ()) -> tuple[Tensor, Map, Map]:
