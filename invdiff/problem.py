@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,8 +173,19 @@ class InverseProblem:
 
 def as_measurement(y: Any) -> Tensor:
     """Measurements as a tensor in the precision in which the problem is solved: float64 and complex128 as they are,
-    integers, truth values and other floats as float32, other complex numbers as complex64."""
-    y = torch.as_tensor(y)
+    integers, truth values and other floats as float32, other complex numbers as complex64.
+
+    Raises ValueError for a masked array with masked entries, and for what is no array of numbers.
+    """
+    if not isinstance(y, Tensor):
+        if np.ma.is_masked(y):
+            raise ValueError("the measurement is a masked array; give its mask to the operator and a plain array as y")
+        array = np.asarray(y)
+        if array.dtype.kind not in "buifc":
+            raise ValueError(f"the measurement must be an array of numbers, got numpy's {array.dtype}")
+        wide = (array.dtype.kind == "f" and array.dtype.itemsize > 4) or array.dtype.itemsize > 8
+        kind = ("complex128" if wide else "complex64") if array.dtype.kind == "c" else "float64" if wide else "float32"
+        y = torch.from_numpy(np.array(array, kind, order="C"))  # also of other byte orders, and of mirrored views
     if y.dtype in (torch.float64, torch.complex128):
         return y
     return y.to(torch.complex64 if y.is_complex() else torch.float32)

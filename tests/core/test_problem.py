@@ -1,13 +1,16 @@
 """The inverse problem: checks with messages, and a likelihood per image."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
 from invdiff.operators import (
+    MRI,
     CallableOperator,
     Denoising,
     GaussianBlur,
@@ -245,3 +248,38 @@ def test_to_takes_copies_along_and_leaves_the_caller_where_it_is(make: Callable[
         assert {t.device.type for t in [*part.buffers(), *part.parameters()]} <= {"meta"}
     assert moved.y.device.type == "meta"
     assert torch.equal(problem.nll(images(2, seed=1)), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.arange(16.0).reshape(1, 1, 4, 4)[..., ::-1], torch.float64),  # a mirrored view
+        (np.arange(16).reshape(1, 1, 4, 4).astype(">f4"), torch.float32),  # of another byte order, as in FITS
+        (np.arange(16).reshape(1, 1, 4, 4).astype(np.uint16), torch.float32),
+        (np.arange(16).reshape(1, 1, 4, 4).astype(np.float16), torch.float32),
+        (np.ones((1, 1, 4, 4), bool), torch.float32),
+        (np.arange(16).reshape(1, 1, 4, 4).tolist(), torch.float32),
+        (torch.arange(16).reshape(1, 1, 4, 4), torch.float32),
+        (torch.ones(1, 1, 4, 4, dtype=torch.bfloat16), torch.float32),
+        (torch.ones(1, 1, 4, 4, dtype=torch.float64), torch.float64),
+    ],
+)
+def test_y_is_settled_at_the_door(given: Any, dtype: torch.dtype) -> None:
+    y = InverseProblem(Inpainting(), 0.1, given).y
+    assert y.dtype == dtype
+    values = given.double().numpy() if isinstance(given, Tensor) else np.asarray(given, dtype=float)
+    assert np.array_equal(y.double().numpy(), values)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(np.complex64, torch.complex64), (np.complex128, torch.complex128)])
+def test_complex_y_is_settled_at_the_door(kind: Any, dtype: torch.dtype) -> None:
+    assert InverseProblem(MRI(), 0.1, np.ones((1, 1, 8, 8), kind)).y.dtype == dtype
+
+
+def test_arrays_that_are_no_measurement() -> None:
+    """Masked entries hold anything: taken for measured they would be a wrong answer without a word."""
+    masked = np.ma.masked_array(np.ones((1, 1, 4, 4)), mask=np.eye(4, dtype=bool)[None, None])
+    with pytest.raises(ValueError, match="give its mask to the operator"):
+        InverseProblem(Inpainting(), 0.1, masked)
+    with pytest.raises(ValueError, match="must be an array of numbers, got numpy's <U1"):
+        InverseProblem(Inpainting(), 0.1, np.full((1, 1, 4, 4), "x"))
