@@ -79,11 +79,12 @@ class Correction:
         return (low + part * (high - low)) * _gaussian(level)
 
     def __str__(self) -> str:
-        """What was measured at 90 %, in one line."""
+        """Coverage of 90 % intervals, one line."""
         covered, error = self.pixels[0.9].after
         digits = 2 if error >= 0.01 else 3
         known = f"{covered:.{digits}f} ± {error:.{digits}f} on {self.images} images ({self.truths})"
-        return f"90 % intervals: measured coverage {known}"
+        where = f", black background left out ({100 * self.background:.0f} %)" if self.background >= 0.005 else ""
+        return f"90 % intervals: measured coverage {known}{where}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

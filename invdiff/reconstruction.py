@@ -191,7 +191,7 @@ def reconstruct(
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
     if num_samples > 1:
         key = key_of(problem, prior, chosen, num_samples, probe=calibration is not None)
-        measured, words = find_calibration(key, known)
+        measured, words = find_calibration(key, known, problem.image_shape)
     for note in notes.values():
         log.info("sampler %s", note)
 

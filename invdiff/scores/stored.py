@@ -19,6 +19,7 @@ from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
 from invdiff.recorded import description, is_opaque, response
 from invdiff.samplers import Sampler
+from invdiff.shapes import describe_shape
 from invdiff.streams import generator
 
 
@@ -37,11 +38,13 @@ def key_of(
     noise        likewise
     sampler      with all settings; `auto` is resolved before
     num_samples  S
-    probe        False: no call of operator or prior. What is described by no value, such as a function, is otherwise
-                 told apart by what it makes of one random image; no calibration of the package is of such a thing
+    probe        False: no call of operator or prior, and no hash of tensors. Otherwise functions and other things
+                 without a value are told apart by their result for one random image; the package has none of these
     """
     operator = description(problem.operator)
-    weights = {"class": type(prior).__qualname__, "weights": prior.weights_hash or of_module(prior)}
+    # A large network of the user's is not hashed for a look-up among priors of the package, which have a hash.
+    hashed = prior.weights_hash or (of_module(prior) if probe else None)
+    weights = {"class": type(prior).__qualname__, "weights": hashed}
     x = torch.rand(1, *problem.image_shape, generator=generator(0, "generate", 0))
     with torch.no_grad():
         if probe and is_opaque(operator):
@@ -74,12 +77,18 @@ def read_calibrations(path: Path) -> list[Correction]:
     return found
 
 
-def find_calibration(key: Mapping[str, Any], known: Sequence[Correction]) -> tuple[Correction | None, str]:
-    """The calibration with this key, and "90 % intervals: ..." in words; without one, how the nearest differs."""
+def find_calibration(
+    key: Mapping[str, Any], known: Sequence[Correction], image_shape: tuple[int, ...]
+) -> tuple[Correction | None, str]:
+    """The calibration with this key, and "90 % intervals: ..." in words; without one, how the nearest differs.
+
+    image_shape  (C, H, W): the words say where the calibration is of images of another size
+    """
     fitting = [one for one in known if one.key == key]
     if fitting:
         best = next((one for one in reversed(fitting) if not one.drawn), fitting[-1])
-        return best, str(best)
+        other = "" if best.shape == image_shape else f"; measured at {describe_shape(best.shape)}"
+        return best, f"{best}{other}"
     words = "90 % intervals: not measured for this prior, operator, noise and sampler"
     gaps = [list(_gaps(one.key, key, "")) for one in known if one.key.get("prior") == key["prior"]]
     nearest = min(gaps, key=len, default=[])

@@ -52,7 +52,7 @@ def write(path: Path, *known: Correction) -> Path:
 
 def test_it_is_found_again_in_a_file(tmp_path: Path) -> None:
     known = read_calibrations(write(tmp_path / "c.json", correction()))
-    found, words = find_calibration(key(Inpainting(keep=0.3, seed=7)), known)
+    found, words = find_calibration(key(Inpainting(keep=0.3, seed=7)), known, SHAPE)
     assert found == correction()
     assert words == "90 % intervals: measured coverage 0.90 ± 0.01 on 64 images (draws of the prior)"
 
@@ -69,7 +69,7 @@ def test_it_is_found_again_in_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_anything_else_is_not_measured(other: dict[str, Any], words: str) -> None:
-    found, said = find_calibration(key(**other), [correction()])
+    found, said = find_calibration(key(**other), [correction()], SHAPE)
     assert found is None
     assert said.startswith("90 % intervals: not measured for this prior, operator, noise and sampler")
     assert said.endswith(words)
@@ -88,8 +88,8 @@ def test_functions_without_a_description_are_told_apart_by_what_they_make() -> N
 
 def test_images_of_the_world_come_before_draws_and_later_ones_before_earlier_ones() -> None:
     real, older, newer = correction(1.0, drawn=False), correction(2.0), correction(3.0)
-    assert find_calibration(key(), [real, older, newer])[0] is real
-    assert find_calibration(key(), [older, newer])[0] is newer
+    assert find_calibration(key(), [real, older, newer], SHAPE)[0] is real
+    assert find_calibration(key(), [older, newer], SHAPE)[0] is newer
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,10 @@ def test_reconstruct_takes_it_and_states_it(tmp_path: Path, float32: Compute) ->
     one = invdiff.reconstruct(y, Inpainting(), num_samples=1, **settings)
     assert one.notes["intervals"] == "90 % intervals: need num_samples of 2 or more"
     assert replace(result, calibration=None).interval(0.9)[0].shape == low.shape
+
+
+def test_words_name_the_size_and_the_background() -> None:
+    one = replace(correction(), background=0.4)
+    words = find_calibration(one.key, [one], (1, 8, 8))[1]
+    assert words.endswith("black background left out (40 %); measured at 1x4x4")
+    assert "measured at" not in find_calibration(one.key, [one], one.shape)[1]
