@@ -30,8 +30,8 @@ Task = Callable[[DictConfig, Path], object]
 # Where every command starts, whatever its primary configuration is: hydra makes no folders and no logs of its own, so
 # that `--config-dir OUTPUT --config-name config` repeats a run and leaves nothing else.
 HYDRA = (
-    "hydra/job_logging=disabled",
-    "hydra/hydra_logging=disabled",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
     "hydra.sweep.dir=${output}",

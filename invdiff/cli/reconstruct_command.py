@@ -146,7 +146,6 @@ def _printed_log() -> Iterator[None]:
     level = log.level
     log.addHandler(printer)
     log.setLevel(logging.INFO)
-    log.disabled = False  # hydra disables the loggers that exist when it starts
     try:
         yield
     finally:
