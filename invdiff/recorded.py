@@ -55,7 +55,7 @@ def is_opaque(described: Any) -> bool:
 
 
 def response(values: Tensor) -> float:
-    """One number of an array to 4 digits, by which results of a function are told apart: a fixed random projection."""
+    """A fixed random projection of an array, to 4 digits: it differs between functions with different results."""
     flat = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     flat = flat.detach().cpu().double().flatten()
     direction = torch.from_numpy(np.random.default_rng(0).standard_normal(flat.numel()))

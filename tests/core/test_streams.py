@@ -124,6 +124,7 @@ def test_tensors_and_numpy_give_the_same_bits() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_bits_of_the_cpu() -> None:
     keys = [key(3, "sample", i) for i in range(5)]
     for dtype in (torch.float32, torch.float64):

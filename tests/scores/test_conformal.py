@@ -20,7 +20,7 @@ from invdiff.scores.conformal import background_of, correct, tried
 from invdiff.streams import Streams
 
 SIDE = 8
-# Standard deviations from 0.1 to 0.4: an interval of one width for all pixels would do for none of them.
+# Standard deviations from 0.1 to 0.4: one width for all pixels is wrong for every one of them.
 STD = torch.linspace(0.1, 0.4, SIDE**2).reshape(1, SIDE, SIDE)
 PRIOR = DiagonalGaussianPrior(torch.full((1, SIDE, SIDE), 0.5), STD)
 OPERATOR, NOISE = Denoising(), GaussianNoise(0.2)

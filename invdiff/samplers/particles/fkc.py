@@ -47,8 +47,8 @@ class FKC(ParticleSampler):
 
     schedule             noise levels, image units
     inverse_temperature  b, the power of the prior: 1 for the posterior; above 1 towards its modes
-    prior_std            how far images scatter about their centre, image units; None: the likelihood is told the noisy
-                         image as it is. Any value leaves the limit the same
+    prior_std            standard deviation of images about their centre, image units; None: the likelihood is evaluated
+                         at the noisy image itself. Any value leaves the limit the same
     curvature            L, the largest curvature of the negative log-likelihood, 1 / image units squared, which says
                          how fast the likelihood fades in. None: measured at the centre of the prior, exact for linear
                          operators with Gaussian noise. Any value leaves the limit the same; one too low makes steps
@@ -115,7 +115,7 @@ class FKC(ParticleSampler):
 
 
 def annealed(sigma: float, std: float | None, curvature: Tensor) -> tuple[float, Tensor]:
-    """How much of the noisy image the likelihood is told, and with which power it counts, (R, 1)."""
+    """k, the factor on the noisy image about the centre, and the power of the likelihood, (R, 1)."""
     keep = 1.0 if std is None else std**2 / (std**2 + sigma**2)
     return keep, 1 / (1 + keep * sigma**2 * curvature)
 
