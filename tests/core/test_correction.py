@@ -57,10 +57,8 @@ def test_factors_between_two_levels_lie_between_theirs() -> None:
 
 def test_a_file_and_back_is_the_same() -> None:
     assert Correction.from_json(json.loads(json.dumps(CORRECTION.as_json(), allow_nan=False))) == CORRECTION
-    assert (
-        str(CORRECTION)
-        == "90 % intervals: measured coverage 0.90 ± 0.01 on 64 images (draws of the prior), black background left out (25 %)"
-    )
+    words = "90 % intervals: measured coverage 0.90 ± 0.01 on 64 images (draws of the prior)"
+    assert str(CORRECTION) == f"{words}, black background left out (25 %)"
 
 
 @pytest.mark.parametrize(

@@ -139,10 +139,10 @@ def twice_differentiable(problem: InverseProblem, prior: Prior) -> bool:
     operator = problem.operator.select(torch.zeros(1, dtype=torch.long))
     with torch.no_grad():
         w = (operator(x + v) - operator(x - v)) / 2
-    _, forward, adjoint = linearised(operator, x)
     try:
+        _, forward, adjoint = linearised(operator, x)
         pushed = row_dot(w, forward(v))
-    except RuntimeError:  # autograd's, where nothing of the VJP is in its graph
+    except RuntimeError:  # autograd's, where nothing of A or of its VJP is in the graph
         return False
     pulled = row_dot(adjoint(w), v)
     return bool((pushed - pulled).abs() <= 1e-2 * pulled.abs())
