@@ -2,8 +2,10 @@
 
 Paper       Chen, Ren, Min, Ying and Izzo, Solving Inverse Problems via Diffusion-Based Priors: An Approximation-Free
             Ensemble Sampling Approach, 2025, arXiv:2506.03979, Algorithm 1, the SDE.
-Target      p(x | y), exactly as ensemble and steps grow. Full guidance makes heavy weights: with few particles it is a
-            guided sampler with an uncertainty that means little. `fkc` is less noisy at the same cost.
+Target      p(x | y), exactly as ensemble and steps grow. By default the variance of a Gaussian of 16 pixels with 8
+            measurements is 1.10 times the exact one, and its mean is off by 0.1 standard deviations. Full
+            guidance makes heavy weights: with few particles it is a guided sampler with an uncertainty that means
+            little. `fkc` is less noisy at the same cost.
 Needs       a linear operator with its singular value decomposition and Gaussian noise: the start and the Laplacian are
             then closed forms.
 Cost        per step and particle: 1 forward. No VJPs.

@@ -5,7 +5,8 @@ Paper       Skreta et al., Feynman-Kac Correctors in Diffusion, ICML 2025, arXiv
             densities made of scores (annealed, products, geometric averages, tilted by a reward). The reward here is a
             likelihood.
 Target      p(x | y), exactly as ensemble and steps grow; with `inverse_temperature` b, p(x)^b p(y | x), normalised.
-            Finite steps leave a bias of the order of a step, which no number of particles removes.
+            Finite steps leave a bias of the order of a step, which no number of particles removes: of a Gaussian of 16
+            pixels with 8 measurements the variance is 1.17 times the exact one by default, 1.10 with 200 levels.
 Needs       a differentiable likelihood; of the prior values only. Where the gradient is not that of the likelihood
             (operators with steps, such as rounding), the limit is not exact.
 Cost        per step and particle: 1 forward, 2 calls of the operator and 1 product with its Jacobian. No VJPs.
