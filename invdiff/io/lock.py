@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from invdiff.io.errors import BadInput
+from invdiff.io import BadInput
 
 NAME = ".lock"
 PATIENCE = 4.0  # seconds a job waits to join: other jobs hold the folder for a moment, a run alone to its end
