@@ -124,10 +124,14 @@ class Output:
         files = [name for name in self.files if name not in self._passing]
         self._remove(set(self._state.files) - set(files))
         self._set(_State(self.run, True, tuple(files)))
+        self.finished = True
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what belongs to runs that go on."""
         for folder in (*self.path.glob(f"{PARTS}*"), *self.path.glob(f"{NEW}*")):
             if not folder.is_symlink():
                 shutil.rmtree(folder)
-        self.finished = True
 
     def close(self) -> None:
         """Where nothing was finished, remove what the run has written so far."""
@@ -211,6 +215,8 @@ def opened(
         done = state.run == run and state.finished
         replaces = state.run is not None and (state.run != run or (done and overwrite))
         output = Output(path, run, files, config, done and not overwrite, replaces, state)
+        if output.finished:
+            output._clear()  # a kill may have come before
         try:
             yield output
         finally:
