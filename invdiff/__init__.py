@@ -27,10 +27,11 @@ if not (Path(__file__).parent / "operators").exists():
 
 if TYPE_CHECKING:
     from invdiff.engine.driver import Compute, Interrupted
+    from invdiff.job import reconstruct
     from invdiff.posterior import Posterior
     from invdiff.priors import load_prior
     from invdiff.problem import InverseProblem, Unsupported, simulate
-    from invdiff.reconstruction import Reconstruction, reconstruct
+    from invdiff.reconstruction import Reconstruction
 else:
     # Imported at their first use: the command handles Ctrl-C before torch is imported.
     _HOMES = {
@@ -41,7 +42,7 @@ else:
         "Reconstruction": "reconstruction",
         "Unsupported": "problem",
         "load_prior": "priors",
-        "reconstruct": "reconstruction",
+        "reconstruct": "job",
         "simulate": "problem",
     }
 

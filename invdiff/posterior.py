@@ -29,6 +29,17 @@ class Cost:
     peak_memory_mb: float = 0.0
     precision: str = "float32"
 
+    def __add__(self, other: "Cost") -> "Cost":
+        """Of both, one after the other."""
+        return Cost(
+            self.forwards + other.forwards,
+            self.vjps + other.vjps,
+            self.operator_calls + other.operator_calls,
+            self.seconds + other.seconds,
+            max(self.peak_memory_mb, other.peak_memory_mb),
+            other.precision,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Posterior:

@@ -182,7 +182,7 @@ def test_files_and_scores(truth: Tensor, tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     pictures = {f"{name}_{kind}.png" for name in "ab" for kind in ("mean", "std")}
     samples = {f"samples/{name}_00{s}.png" for name in "ab" for s in (0, 1)}
-    assert files == {"samples.npz", "metrics.json", "comparison.png"} | pictures | samples
+    assert files == {".run.json", "samples.npz", "metrics.json", "comparison.png"} | pictures | samples
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written.pop("notes").pop("std.png")
     scores = result.metrics()
@@ -190,7 +190,9 @@ def test_files_and_scores(truth: Tensor, tmp_path: Path) -> None:
     assert [row["name"] for row in scores["images"]] == ["a", "b"]
     assert result.metrics(best_of=True)["mean"]["psnr_best_oracle"] >= scores["mean"]["psnr"]
 
-    few(y[:1]).save(tmp_path / "out")
+    with pytest.raises(ValueError, match="another configuration"):
+        few(y[:1]).save(tmp_path / "out")
+    few(y[:1]).save(tmp_path / "out", overwrite=True)
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {
         "comparison.png",
         "mean.png",

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from invdiff.benchmark.budget import out_of_memory
 from invdiff.benchmark.grid import Grid, Measurements
-from invdiff.benchmark.lock import Lock
 from invdiff.benchmark.loggers import Logger, Several
 from invdiff.benchmark.pictures import THUMBNAILS, pictures, save_pictures
 from invdiff.benchmark.plan import Planner, Run
@@ -28,6 +27,7 @@ from invdiff.benchmark.store import PER_SAMPLE, Store
 from invdiff.engine.driver import Compute, Event
 from invdiff.engine.progress import progress_bar
 from invdiff.io.atomic import write_atomically
+from invdiff.io.lock import Lock
 from invdiff.posterior import Posterior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import ParticleSampler

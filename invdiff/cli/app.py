@@ -20,10 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from invdiff.cli import groups
+from invdiff.cli import groups, paths
 from invdiff.cli.process import exit_code, raising
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
+from invdiff.io.output import fresh_folder
 
 Task = Callable[[DictConfig, Path], object]
 
@@ -72,6 +73,8 @@ def command(
         def run(config: DictConfig) -> None:
             job = HydraConfig.get()
             sweep = job.mode == RunMode.MULTIRUN
+            # Runs that start in the same second have the same name by default.
+            timed = not sweep and "${now:" in str(config._get_node("output"))
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
@@ -80,8 +83,12 @@ def command(
                     output = Path(job.runtime.output_dir if sweep else str(config.output))
                     config.output = str(output)
                 check_config(config, options or {})
-                with removed_if_empty(output, made_for_it=sweep and not one_folder):
-                    task(config, output)
+                with removed_if_empty(output.parent):
+                    if timed:
+                        output = fresh_folder(output)
+                        config.output = str(output)
+                    with removed_if_empty(output, made_for_it=timed or (sweep and not one_folder)):
+                        task(config, output)
             except Exception as error:
                 if sweep:
                     error.add_note(f"job {job.job.num} ({' '.join(typed())})")
@@ -152,12 +159,23 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def write_config(config: DictConfig, folder: Path, *, without: tuple[str, ...] = (), name: str = "config.yaml") -> None:
-    """Write a configuration with its interpolations resolved: whole, or not at all and the earlier file stays.
+    """Write a configuration as `config_as_yaml` gives it: whole, or not at all and the earlier file stays."""
+    write_atomically(folder / name, config_as_yaml(config, without=without))
+
+
+def config_as_yaml(config: DictConfig, *, without: tuple[str, ...] = ()) -> bytes:
+    """A configuration as the contents of a file that repeats the run; see `saved_config`.
 
     without  top-level keys that this run does not use
     """
-    kept = OmegaConf.masked_copy(config, [str(key) for key in config if key not in without])
-    write_atomically(folder / name, OmegaConf.to_yaml(kept, resolve=True).encode())
+    kept = {key: value for key, value in saved_config(config).items() if key not in without}
+    return OmegaConf.to_yaml(OmegaConf.create(kept)).encode()
+
+
+def saved_config(config: DictConfig) -> dict[str, Any]:
+    """A configuration as it is saved: interpolations resolved, paths absolute."""
+    found: dict[str, Any] = paths.absolute(OmegaConf.to_container(config, resolve=True))
+    return found
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

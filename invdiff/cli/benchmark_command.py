@@ -13,7 +13,6 @@ from invdiff.benchmark import sets as image_sets
 from invdiff.benchmark.budget import KINDS, budgets_of
 from invdiff.benchmark.grid import Entry, Grid, Images, Task
 from invdiff.benchmark.images import load_images
-from invdiff.benchmark.lock import held
 from invdiff.benchmark.loggers import check_loggers, loggers
 from invdiff.benchmark.ranks import joined
 from invdiff.benchmark.run import run_benchmark
@@ -25,6 +24,7 @@ from invdiff.cli.values import check_node
 from invdiff.engine.driver import Compute
 from invdiff.fingerprint import Settings, of_module, with_contents
 from invdiff.io import BadInput
+from invdiff.io.lock import held
 from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.report.pages import log_scores, write_pages

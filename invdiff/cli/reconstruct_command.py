@@ -1,11 +1,10 @@
 """`invdiff reconstruct`: from images or measurements to posterior samples, pictures and scores."""
 
-import errno
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,21 +14,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from invdiff.cli.app import chosen_name, command, typed, write_config
-from invdiff.cli.inputs import make_prior, make_sampler, true_images_of
+from invdiff._version import __version__
+from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_config, typed
+from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of
+from invdiff.cli.paths import inputs, without_folders
+from invdiff.cli.reporter import Reporter
 from invdiff.engine.driver import Compute, Interrupted
+from invdiff.fingerprint import fingerprint, of_image, with_contents
 from invdiff.io import BadInput, Measurement, load_measurement
 from invdiff.io.measurement import PARAMETERS
+from invdiff.io.output import Output, check_apart, opened
+from invdiff.job import Job, prepare
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
-from invdiff.reconstruction import Reconstruction, reconstruct
+from invdiff.reconstruction import Reconstruction
 from invdiff.report.tables import scores_in_words
+from invdiff.results import PREVIEW, Format, files_of
 
 
 @command("reconstruct")
 def main(config: DictConfig, output: Path) -> None:
     """Reconstruct as configured and write the results to `output`; see `configs/reconstruct.yaml`."""
+    check_apart(output, inputs(plain(config)))
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
     compute: Compute = instantiate(config.compute)
@@ -53,34 +60,39 @@ def main(config: DictConfig, output: Path) -> None:
     cut = [*files[:6], f"and {len(files) - 6} lines more, see metrics.json"] if len(files) > 6 else files
     _say([*cut, *notes])
 
-    _check_writable(output)
-    stopped = None
-    try:
-        with _printed_log():
-            result = reconstruct(
-                y,
-                operator,
-                noise=noise,
-                prior=prior,
-                sampler=settled.sampler,
-                num_samples=config.num_samples,
-                seed=config.seed,
-                truth=truth,
-                names=names,
-                calibration=config.calibration,
-                compute=compute,
-            )
-    except Interrupted as stop:
-        if stop.posterior is None:
-            raise
-        stopped, result = stop, cast(Reconstruction, stop.posterior)
+    with _printed_log():
+        job = prepare(
+            y,
+            operator,
+            noise=noise,
+            prior=prior,
+            sampler=settled.sampler,
+            num_samples=config.num_samples,
+            seed=config.seed,
+            truth=truth,
+            names=names,
+            calibration=config.calibration,
+            compute=replace(compute, progress=False),  # the reporter has the bar
+        )
     more: dict[str, Any] = {"files": files, "settings": "; ".join(notes)}
     if given is not None and given.scale is not None:
-        more["scale"] = dict(zip(result.names, given.scale.tolist(), strict=False))  # of the finished images
-    result.notes.update({what: note for what, note in more.items() if note})
-    write_config(config, output)
-    title, best_of = _title(config, result), config.evaluation.best_of
-    result.save(output, best_of=best_of, title=title)
+        more["scale"] = dict(zip(job.names, given.scale.tolist(), strict=True))
+    job.notes.update({what: note for what, note in more.items() if note})
+
+    formats = cast(list[Format], [config.save.format] if isinstance(config.save.format, str) else config.save.format)
+    passing = [PREVIEW] if config.preview else []
+    own = ["config.yaml", *passing, *files_of(job.names, job.num_samples, formats)]
+    saved = config_as_yaml(config)
+    best_of = config.evaluation.best_of
+    with opened(output, _run_of(config, job), own, overwrite=config.overwrite, config=saved, say=report) as folder:
+        if folder.finished:
+            _say([f"{output} holds the results of this configuration; overwrite=true computes them again"])
+            return
+        result, stopped = _sampled(job, folder, formats, config.preview, compute.progress)
+        title = _title(config, result)
+        result.write(folder, formats, alone=len(job.names) == 1, best_of=best_of, title=title)
+        if stopped is None:
+            folder.finish()
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
     intervals = result.notes["intervals"] + _how_to_measure(config, given, prior, result)
     _say([*tables, *lines, intervals, f"pictures, samples and scores are in {output}"])
@@ -91,6 +103,30 @@ def main(config: DictConfig, output: Path) -> None:
             f"every sample diverged, first at step {int(result.diverged_at.min())}; a smaller guidance weight or step "
             f"size may help; measurement and scores were written to {output}"
         )
+
+
+def _sampled(
+    job: Job, folder: Output, formats: Sequence[Format], preview: bool, progress: bool
+) -> tuple[Reconstruction, Interrupted | None]:
+    """The images that this run and earlier ones in the folder have finished; all of them, unless Ctrl-C stopped it."""
+    reporter = Reporter(job, folder, preview=preview, show=progress, say=lambda line: _say([line]))
+    try:
+        return job.run_into(folder, formats, reporter), None
+    except Interrupted as stop:
+        if stop.posterior is None or folder.replaces:  # the results of another run stay
+            raise
+        return cast(Reconstruction, stop.posterior), stop
+    finally:
+        reporter.close()
+
+
+def _run_of(config: DictConfig, job: Job) -> str:
+    """A fingerprint of all that the results depend on; a run in the same folder goes on where it is equal."""
+    apart = ("output", "compute", "overwrite", "preview")  # these may change
+    settings = {key: value for key, value in saved_config(config).items() if key not in apart}
+    truth = None if job.truth is None else of_image(job.truth.numpy())
+    images = {"names": list(job.names), "y": of_image(job.problem.y.numpy()), "truth": truth}
+    return fingerprint({"invdiff": __version__, "config": with_contents(without_folders(settings)), **images})
 
 
 def _load_measurement(config: DictConfig) -> Measurement:
@@ -119,13 +155,6 @@ def _check_size(config: DictConfig, given: Measurement, operator: Operator, prio
     reason = operator.mismatch(prior.shape)
     if reason is not None:
         raise BadInput(f"{reason}; size={prior.shape[-1]} keeps as much of k-space")
-
-
-def _check_writable(output: Path) -> None:
-    """Make the folder, or fail before the work and not after it."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
 
 
 def _say(notes: Sequence[str | Table]) -> None:

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from invdiff._version import __version__
 from invdiff.benchmark.grid import Images
-from invdiff.benchmark.lock import held
 from invdiff.cli.app import chosen_name, command, report, write_config
 from invdiff.cli.inputs import check_optional, make_prior, make_sampler, plain, source_of
 from invdiff.engine.driver import Compute
 from invdiff.fingerprint import of_module, with_contents
 from invdiff.io import BadInput
+from invdiff.io.lock import held
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, simulate

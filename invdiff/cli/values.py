@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from invdiff.io import BadInput
 from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, can_be, in_words_of_config
+from invdiff.results import Format
 
 Side = Annotated[int, Range(low=8)]
 
@@ -32,6 +33,9 @@ OPTIONS: dict[str, Any] = {
     "fid": bool,
     "contract": bool,
     "evaluation.best_of": bool,
+    "overwrite": bool,
+    "preview": bool,
+    "save.format": Format | list[Format],
     "budget.own": bool,
     "budget.vjp_weight": Positive | None,
     "save.thumbnails": WholeNumber,

@@ -4,22 +4,32 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".partial"  # how the name of an unfinished file ends; it begins with a dot
 
 
 def write_atomically(path: str | Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file beside its place, then rename it; an earlier file of that name stays until then.
+    """Write a file as `written_atomically` does, from bytes."""
+    with written_atomically(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def written_atomically(path: str | Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write beside its place, renamed at the end; an earlier file of that name stays until then.
 
     durable  wait until it is on the disk: it survives a loss of power too, and not only that of the process
 
-    Raises OSError, naming the file, and leaves nothing, where it cannot be written.
+    A link in its place is replaced, not followed. Raises OSError, naming the file, and leaves nothing, where it cannot
+    be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # exclusive: a link of that name is not followed
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -5,6 +5,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -173,14 +174,15 @@ def image_files(source: str | Path) -> list[Path]:
     return [source]
 
 
-def write_image(path: str | Path, image: Tensor) -> None:
-    """(C, H, W) in [0, 1], values outside clamped, as an 8-bit PNG; grey or RGB.
+def write_image(path: str | Path | BinaryIO, image: Tensor) -> None:
+    """(C, H, W) in [0, 1], values outside clamped, as an 8-bit PNG; grey or RGB; into an open file or a new one.
 
     Raises OSError, naming the file, where it cannot be written.
     """
     array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     try:
-        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path)
+        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(path, "PNG")
     except OSError as error:
-        error.filename = error.filename or str(path)  # Pillow names it only where it cannot be opened
+        if isinstance(path, (str, Path)):
+            error.filename = error.filename or str(path)  # Pillow names it only where it cannot be opened
         raise

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -188,7 +188,7 @@ def _panels(
         maps["Standard deviation"] = _rms(posterior.std[i])
     if kept and truth is not None:
         maps["Error of the mean" if len(kept) > 1 else "Error"] = _rms(mean - truth[i])
-    top = max([_bright(values) for values in maps.values()], default=1.0)
+    top = max([brightest(values) for values in maps.values()], default=1.0)
     scales = _Scales(*value_range, top)
 
     panels = [] if truth is None else [Panel("Truth", "", _picture(truth[i], scales))]
@@ -220,7 +220,7 @@ def _rms(values: Tensor) -> Tensor:
     return values.square().mean(0).sqrt()
 
 
-def _bright(values: Tensor) -> float:
+def brightest(values: Tensor) -> float:
     """The value of the brightest colour: the 99.5 % quantile, so that a few outliers do not darken the rest."""
     return max(float(np.quantile(values.numpy(), 0.995)), 1e-6)
 
@@ -264,20 +264,20 @@ def _words(text: str) -> Draw:
     return draw
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    figure.savefig(path, dpi=150, facecolor="white")
+def save_figure(figure: "Figure", path: Path | BinaryIO) -> None:
+    figure.savefig(path, dpi=150, facecolor="white", format="png")
 
 
-def save_map(values: Tensor, path: Path) -> float:
+def save_map(values: Tensor, path: Path | BinaryIO) -> float:
     """A map (H, W) in false colours, black is 0; returns the value of the brightest colour."""
     from matplotlib.image import imsave
 
-    top = _bright(values)
-    imsave(path, values.numpy(), cmap="magma", vmin=0, vmax=top)
+    top = brightest(values)
+    imsave(path, values.numpy(), cmap="magma", vmin=0, vmax=top, format="png")
     return top
 
 
-def thumbnails(images: Tensor, path: Path, columns: int) -> None:
+def thumbnails(images: Tensor, path: Path | BinaryIO, columns: int) -> None:
     """A plain grid of (N, C, H, W) images in [0, 1], without labels; black where the last row ends early."""
     from invdiff.io import write_image
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from invdiff.benchmark import sets as image_sets
-from invdiff.benchmark.lock import Lock
 from invdiff.benchmark.loggers import Logger
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import Comparison, rows_by_image, summarise
 from invdiff.io.atomic import write_atomically
+from invdiff.io.lock import Lock
 from invdiff.report.leaderboard import markdown
 from invdiff.report.page import page
 

@@ -35,7 +35,7 @@ assert run("benchmark", "output=busy") == 2
 
 BUSY = """
 from pathlib import Path
-from invdiff.benchmark.lock import held
+from invdiff.io.lock import held
 with held(Path(), print, alone=True):
     print("held", flush=True)
     sys.stdin.readline()

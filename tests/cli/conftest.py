@@ -59,7 +59,9 @@ def reconstruct(invdiff: Callable[..., Ran]) -> Callable[..., Ran]:
 
     def run(*words: str) -> Ran:
         sampler = [] if any(word.startswith("sampler=") for word in words) else ["sampler=daps"]
-        return invdiff("reconstruct", "prior=digits", *sampler, "sampler.schedule.steps=3", "output=out", *words)
+        return invdiff(
+            "reconstruct", "prior=digits", *sampler, "sampler.schedule.steps=3", "output=out", "overwrite=true", *words
+        )
 
     return run
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from invdiff.benchmark import sets as image_sets
-from invdiff.benchmark.lock import held
 from invdiff.benchmark.store import Store
 from invdiff.cli.process import Terminated
 from invdiff.io.atomic import PARTIAL
+from invdiff.io.lock import held
 
 Run = Callable[..., Any]
 

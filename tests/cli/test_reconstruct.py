@@ -64,6 +64,7 @@ def test_every_file(
         "out/",
         *(f"out/{name}" for name in ("comparison.png", "mean.png", "std.png", "samples.npz", "metrics.json")),
         "out/config.yaml",
+        "out/.run.json",
         "out/samples/",
         "out/samples/a_000.png",
         "out/samples/a_001.png",
@@ -125,7 +126,7 @@ def test_folder(reconstruct: Run, tmp_path: Path, pictures: Path, files: Run, me
     names = ["a", "b", "c"]
     assert {f for f in files() if f.startswith("out/") and f.count("/") == 1} == {
         "out/",
-        *(f"out/{n}" for n in ("comparison.png", "samples.npz", "metrics.json", "config.yaml")),
+        *(f"out/{n}" for n in ("comparison.png", "samples.npz", "metrics.json", "config.yaml", ".run.json")),
         *(f"out/{n}_{kind}.png" for n in names for kind in ("mean", "std")),
     }
     assert {p.name for p in (tmp_path / "out/samples").iterdir()} == {f"{n}_00{s}.png" for n in names for s in (0, 1)}
@@ -199,8 +200,8 @@ def test_the_saved_configuration_repeats_the_run(
 ) -> None:
     reconstruct("input=pictures/b.png", "num_samples=2", "seed=3", "operator=gaussian_blur", "operator.std=1.5")
     config = OmegaConf.load("out/config.yaml")
-    assert (config.seed, config.num_samples, config.operator.std, config.output) == (3, 2, 1.5, "out")
-    assert config.input == "pictures/b.png"
+    assert (config.seed, config.num_samples, config.operator.std, config.output) == (3, 2, 1.5, str(tmp_path / "out"))
+    assert config.input == str(pictures / "b.png")
     before = files()
     done = invdiff("reconstruct", "--config-dir", "out", "--config-name", "config", "output=again/here")
     assert (done.code, done.err) == (0, "")

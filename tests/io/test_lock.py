@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from invdiff.benchmark.lock import NAME, Lock, held
 from invdiff.io import BadInput
+from invdiff.io.lock import NAME, Lock, held
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def test_exactly_one_job_is_the_last(tmp_path: Path) -> None:
 
 
 def test_no_job_beside_a_run_that_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("invdiff.benchmark.lock.PATIENCE", 0.1)
+    monkeypatch.setattr("invdiff.io.lock.PATIENCE", 0.1)
     with holder(tmp_path) as child, refused(child), held(tmp_path, pytest.fail, alone=False):
         pass
 

@@ -1,0 +1,309 @@
+"""From measurements to samples: `invdiff.reconstruct`, and the same in parts that can be stored and put together.
+
+The command `invdiff reconstruct` reads its files and runs the same `Job`.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invdiff.correction import Correction
+from invdiff.engine.driver import Callback, Compute, Interrupted, images_at_once
+from invdiff.io.output import Output
+from invdiff.operators import Noise, Operator, as_operator
+from invdiff.operators.core.base import kind_of_measurement
+from invdiff.posterior import Cost, Posterior
+from invdiff.priors import Prior, as_prior, load_prior
+from invdiff.problem import InverseProblem, as_measurement, as_noise
+from invdiff.reconstruction import Reconstruction
+from invdiff.results import Format
+from invdiff.samplers import Sampler, settings_for
+from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
+from invdiff.shapes import describe_shape
+
+log = logging.getLogger("invdiff")
+
+Watch = Callable[[range], Callback]
+
+
+def reconstruct(
+    y: Any,
+    operator: Any,
+    *,
+    noise: Noise | float = 0.05,
+    prior: Any = "photo",
+    sampler: str | type[Sampler] | Sampler = "auto",
+    num_samples: int = 4,
+    seed: int = 0,
+    truth: Any = None,
+    names: str | Sequence[str] = "image",
+    image_shape: tuple[int, ...] | None = None,
+    recommended: bool = True,
+    calibration: str | Path | None = None,
+    compute: Compute | None = None,
+    callback: Callback | None = None,
+) -> Reconstruction:
+    """Draw posterior samples of the images that were measured.
+
+    y            measurements (B, ...), a tensor or an array; without an axis for images or channels where it is clear
+    operator     the forward model: an `Operator`, a `deepinv` physics, a callable, a matrix (see `as_operator`)
+    noise        a `Noise`, or the standard deviation of Gaussian noise in units of y
+    prior        the name of a bundled prior, a file of weights (.safetensors), a `Prior`, a `deepinv` denoiser or a
+                 function (x, sigma) -> clean images
+    sampler      a name or class, run with the settings for this operator; an instance runs as it is
+    num_samples  of each image, S
+    seed         determines every random number, with the index of image and sample
+    truth        true images (B, C, H, W), for scores and the figure; the sampler does not see them
+    names        of the images, for files and tables: B of them, or one that is numbered, image_000
+    image_shape  (C, H, W), where neither operator, truth nor prior determine it
+    recommended  False: default settings instead of the recommended ones; `auto` always uses the latter
+    calibration  a file of `invdiff calibrate`, for the intervals; None: the calibrations of the package
+    compute      device, precision, chunks, progress
+    callback     called after every step with an `Event`
+
+    The reasons for choices are logged at level INFO under `invdiff`, and are in `notes`. Raises ValueError before any
+    work where the parts do not fit together (`Unsupported` where the sampler cannot solve this problem), and
+    `Interrupted` on Ctrl-C: its `posterior` is the `Reconstruction` of the finished images, or None.
+    """
+    job = prepare(
+        y,
+        operator,
+        noise=noise,
+        prior=prior,
+        sampler=sampler,
+        num_samples=num_samples,
+        seed=seed,
+        truth=truth,
+        names=names,
+        image_shape=image_shape,
+        recommended=recommended,
+        calibration=calibration,
+        compute=compute,
+    )
+    try:
+        found = job.sample(range(job.problem.images), callback)
+    except Interrupted as stop:
+        if stop.posterior is not None:
+            stop.posterior = job.result(stop.posterior, range(stop.posterior.problem.images))
+        raise
+    return job.result(found, range(job.problem.images))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """A reconstruction that is checked and ready to run, all images at once or some after others.
+
+    The samples of an image are the same either way, to rounding: it keeps its index and with it its random numbers.
+    """
+
+    problem: InverseProblem
+    prior: Prior
+    sampler: Sampler
+    num_samples: int
+    seed: int
+    names: Sequence[str]
+    truth: Tensor | None
+    notes: dict[str, Any]
+    calibration: Correction | None
+    compute: Compute
+
+    def groups(self, done: Collection[int]) -> list[range]:
+        """The images that are not done, in their order, by as many as fill the device."""
+        size = images_at_once(self.sampler, self.problem, self.num_samples, self.compute)
+        found: list[range] = []
+        for i in (i for i in range(self.problem.images) if i not in done):
+            if found and found[-1].stop == i and len(found[-1]) < size:
+                found[-1] = range(found[-1].start, i + 1)
+            else:
+                found.append(range(i, i + 1))
+        return found
+
+    def sample(self, images: range, callback: Callback | None = None) -> Posterior:
+        """Samples of these images. Raises `Interrupted` on Ctrl-C."""
+        return self.sampler.sample(
+            self._of(images),
+            self.prior,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            first_image=images.start,
+            compute=self.compute,
+            callback=callback,
+        )
+
+    def result(self, found: Posterior, images: Sequence[int]) -> Reconstruction:
+        """Samples of these images as a `Reconstruction`."""
+        return Reconstruction(
+            samples=found.samples,
+            diverged_at=found.diverged_at,
+            cost=found.cost,
+            problem=found.problem,
+            names=[self.names[i] for i in images],
+            truth=None if self.truth is None else self.truth[list(images)],
+            value_range=self.prior.value_range,
+            sampler=self.sampler,
+            notes=dict(self.notes),
+            calibration=self.calibration,
+        )
+
+    # -- as files ------------------------------------------------------------------------------------------------------
+
+    def as_arrays(self, found: Posterior) -> dict[str, np.ndarray]:
+        """What `restored` needs of the samples of some images."""
+        cost = np.array(json.dumps(asdict(found.cost)))
+        return {"samples": found.samples.numpy(), "diverged_at": found.diverged_at.numpy(), "cost": cost}
+
+    def restored(self, parts: Mapping[int, Mapping[str, np.ndarray]]) -> Reconstruction:
+        """The result of all images that `as_arrays` was called with, by the index of the first of each call."""
+        images: list[int] = []
+        cost = Cost()
+        for first, part in sorted(parts.items()):
+            images += range(first, first + len(part["samples"]))
+            cost += Cost(**json.loads(str(part["cost"])))
+        samples, diverged_at = (
+            torch.cat([torch.from_numpy(part[name]) for _, part in sorted(parts.items())])
+            for name in ("samples", "diverged_at")
+        )
+        return self.result(Posterior(samples, diverged_at, cost, self._of(images)), images)
+
+    def _of(self, images: Sequence[int]) -> InverseProblem:
+        everything = len(images) == self.problem.images
+        return self.problem if everything else self.problem.select(torch.tensor(list(images)))
+
+    def done(self, output: Output) -> set[int]:
+        """The images that are finished in a folder of this job."""
+        return {first + i for first, part in output.kept().items() for i in range(len(part["samples"]))}
+
+    def run_into(self, output: Output, formats: Sequence[Format], watch: Watch) -> Reconstruction:
+        """Sample the images that `output` does not hold yet, and store them there group by group.
+
+        watch  gives the callback for a group of images
+
+        The result does not depend on how often this is stopped and called again, to the last bit. Raises `Interrupted`
+        on Ctrl-C, with the `Reconstruction` of all images that are finished.
+        """
+        try:
+            for images in self.groups(self.done(output)):
+                found = self.sample(images, watch(images))
+                output.keep(images.start, self.as_arrays(found))
+                self.result(found, images).write_pictures(output, formats, alone=self.problem.images == 1)
+        except KeyboardInterrupt as stop:
+            inner = stop.posterior if isinstance(stop, Interrupted) else None
+            if inner is not None:  # of a group that did not fit into the memory at once
+                output.keep(images.start, self.as_arrays(inner))
+            parts = output.kept()
+            result = self.restored(parts) if parts else None
+            raise Interrupted(result, 0 if result is None else len(result.names)) from stop
+        return self.restored(output.kept())
+
+
+def prepare(
+    y: Any,
+    operator: Any,
+    *,
+    noise: Noise | float,
+    prior: Any,
+    sampler: str | type[Sampler] | Sampler,
+    num_samples: int,
+    seed: int,
+    truth: Any,
+    names: str | Sequence[str],
+    image_shape: tuple[int, ...] | None = None,
+    recommended: bool = True,
+    calibration: str | Path | None,
+    compute: Compute | None,
+) -> Job:
+    """Check a reconstruction and choose its sampler; see `reconstruct`."""
+    prior, likelihood = _as_prior(prior), as_noise(noise)
+    y = as_measurement(y).cpu()
+    if truth is not None:
+        truth = as_measurement(truth).cpu()
+        image_shape = tuple(truth.shape[1:])
+    operator = as_operator(operator, image_shape=image_shape or prior.shape)
+    if image_shape is None:
+        y = _with_axes(y, operator, prior)
+        if operator.image_shape(tuple(y.shape[1:])) is None:
+            image_shape = prior.shape
+    problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
+    names = _numbered(names, problem.images) if isinstance(names, str) else list(names)
+    if len(names) != problem.images or len(set(names)) != len(names):
+        raise ValueError(f"names must be {problem.images} different ones, one per image, got {', '.join(names)}")
+    if truth is not None and len(truth) != problem.images:
+        raise ValueError(f"truth must be {problem.images} images, one per measurement, got {len(truth)}")
+
+    chosen, notes = _chosen(sampler, problem, prior, recommended)
+    chosen.check(problem, prior)
+    known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
+    measured, words = None, "90 % intervals: need num_samples of 2 or more"
+    if num_samples > 1:
+        key = key_of(problem, prior, chosen, num_samples, probe=calibration is not None)
+        measured, words = find_calibration(key, known, problem.image_shape)
+    for note in notes.values():
+        log.info("sampler %s", note)
+
+    return Job(
+        problem=problem,
+        prior=prior,
+        sampler=chosen,
+        num_samples=num_samples,
+        seed=seed,
+        names=names,
+        truth=truth,
+        notes=notes | {"intervals": words},
+        calibration=measured,
+        compute=compute or Compute(),
+    )
+
+
+def _as_prior(prior: Any) -> Prior:
+    if isinstance(prior, Path) or (isinstance(prior, str) and prior.endswith(".safetensors")):
+        return load_prior(weights=prior).eval()
+    return (load_prior(prior) if isinstance(prior, str) else as_prior(prior)).eval()
+
+
+def _with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
+    """Measurements (B, ...), with the axis for images, and that for the channel of a grey image, where y has none."""
+    if prior.shape is None:  # measurements that are shaped like images
+        if y.dim() not in (2, 3, 4):
+            raise ValueError(
+                f"the measurement is {describe_shape(tuple(y.shape))}; with a prior for images of any size it must be "
+                "(H, W), (C, H, W) or (B, C, H, W); give image_shape=(C, H, W) for measurements of other shapes"
+            )
+        return y.reshape(*[1] * (4 - y.dim()), *y.shape)
+    reason = operator.mismatch(prior.shape)
+    if reason is not None:
+        raise ValueError(reason)
+    expected, _ = kind_of_measurement(operator, prior.shape)
+    readings = [y, y[None], y[:, None], y[None, None]] if y.dim() else []
+    fitting = [reading for reading in readings if tuple(reading.shape[1:]) == expected]
+    if not fitting:
+        raise ValueError(
+            f"the measurement is {describe_shape(tuple(y.shape))}; this operator measures {describe_shape(expected)} "
+            f"from the prior's {describe_shape(prior.shape)} images, with or without an axis for several in front"
+        )
+    return fitting[0]
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}_{i:03d}" for i in range(count)]
+
+
+def _chosen(
+    sampler: str | type[Sampler] | Sampler, problem: InverseProblem, prior: Prior, recommended: bool
+) -> tuple[Sampler, dict[str, str]]:
+    """The sampler that runs, and notes: why it was chosen, and which settings were recommended."""
+    given, settled = sampler, None
+    if not isinstance(given, Sampler):
+        settled = settings_for(given, problem.operator, problem.noise, prior, recommended=recommended)
+        given = settled.sampler
+    chosen, reason = given.resolve(problem, prior)
+    if reason is not None:
+        settled = settings_for(type(chosen), problem.operator, problem.noise, prior)
+    notes = {"sampler": reason or "", "settings": "" if settled is None else str(settled)}
+    return chosen, {what: note for what, note in notes.items() if note}
