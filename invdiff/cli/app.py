@@ -19,8 +19,10 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from invdiff.cli import groups
+from invdiff.cli.folders import check_hydra_section, take_folders
 from invdiff.cli.process import exit_code, raising
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
@@ -75,6 +77,7 @@ def command(
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
+                    config.pop("trust", None)  # read from the command line alone; see targets.py
                     if config.output is None:
                         raise ValueError("output must be a folder, got null")
                     output = Path(job.runtime.output_dir if sweep else str(config.output))
@@ -93,9 +96,14 @@ def command(
             failures.clear()
             groups.register()
             flags, words = split_arguments(sys.argv[1:])
+            flags = take_folders(flags)
             given = [_for_hydra(word, values) for word in words]
-            sys.argv = [sys.argv[0], *flags, *HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ()), *given]
+            fixed = [*HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ())]
+            sys.argv = [sys.argv[0], *flags, *fixed, *given]
             try:
+                read = get_args_parser().parse_known_args(flags)[0]
+                sweep = read.multirun or any(word.startswith("hydra.mode=") for word in given)
+                check_hydra_section(config_name, read.config_name or config_name, [*fixed, *given], sweep=sweep)
                 run()
             except HydraException as error:
                 raise _with_hint(error, config_name, given) from error
@@ -110,6 +118,7 @@ def command(
 
 
 def _for_hydra(word: str, values: tuple[str, ...]) -> str:
+    values = (*values, "trust")
     if word.startswith(OPEN):
         return f"++{word}"
     return f"++{_VALUES}.{word}" if word.partition("=")[0] in values else word
@@ -200,6 +209,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):  # the words of the constructor instead of hydra's report
         cause = error.__cause__
         return _one_line(cause if isinstance(cause, (ValueError, TypeError, OSError)) else error)
+    if isinstance(error, YAMLError):
+        return f"a configuration is not plain YAML: {_one_line(error)[:300]}"
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; options are written key=value, 'key=\"a value\"' with spaces or brackets"

@@ -40,6 +40,8 @@ def main() -> None:
             from invdiff.samplers.from_file import sampler_in  # torch is slow to import
 
             sampler_in(value)
+        elif flag == "trust":
+            continue  # targets.py reads it
         elif word == "--markdown":
             markdown = True
         elif word in GROUPS:
@@ -67,11 +69,12 @@ def main() -> None:
 
 def _read(folder: Path) -> None:
     """Make the samplers of a folder, so that the table has those of other modules too."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from invdiff.cli.targets import make
+
     for file in sorted(folder.glob("sampler/*.yaml")):
-        instantiate(OmegaConf.load(file))
+        make(OmegaConf.load(file), f"sampler/{file.stem}")
 
 
 def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:

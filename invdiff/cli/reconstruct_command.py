@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from invdiff.cli.app import chosen_name, command, typed, write_config
 from invdiff.cli.inputs import make_prior, make_sampler, true_images_of
+from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, load_measurement
 from invdiff.io.measurement import PARAMETERS
@@ -32,12 +32,12 @@ def main(config: DictConfig, output: Path) -> None:
     """Reconstruct as configured and write the results to `output`; see `configs/reconstruct.yaml`."""
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
-    compute: Compute = instantiate(config.compute)
+    compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     given = None if config.measurement is None else _load_measurement(config)
-    operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
-    noise: Noise = instantiate(config.noise)
+    operator: Operator = make(config.operator, **({} if given is None else given.parameters))
+    noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
 
     names: str | Sequence[str]
@@ -96,7 +96,7 @@ def main(config: DictConfig, output: Path) -> None:
 def _load_measurement(config: DictConfig) -> Measurement:
     """Real data, with the parameters of the operator that the file holds and the configuration leaves null."""
     open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
-    path, slicing = Path(str(config.measurement)), instantiate(config.volume)
+    path, slicing = Path(str(config.measurement)), make(config.volume)
     return load_measurement(path, parameters=open_, slicing=slicing, size=config.size, allow_nan=True)
 
 
