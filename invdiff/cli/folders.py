@@ -8,7 +8,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.errors import MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -62,25 +61,33 @@ def check_hydra_section(default_name: str, name: str, words: Sequence[str], *, s
     searched = any(word.lstrip("+").startswith("hydra.searchpath=") for word in words)
     if any("trust=hydra" in word for word in words) or not (Folders.wanted or searched or name != default_name):
         return
+    where = _named_in_a_file(sweep) or _set(default_name, name, words, sweep, searched)
+    if where is not None:
+        raise BadInput(
+            f"{where} by a configuration in --config-dir and may run any code; remove it, or add trust=hydra if "
+            "you trust the folder"
+        )
+
+
+def _named_in_a_file(sweep: bool) -> str | None:
+    for folder in Folders.wanted:
+        for path in sorted(folder.rglob("*.yaml")):
+            below = path.relative_to(folder).parts[0] == "hydra"
+            if below or (sweep and "hydra" in path.read_text(errors="replace")):
+                return f"hydra is set in {path}"
+    return None
+
+
+def _set(default_name: str, name: str, words: Sequence[str], sweep: bool, searched: bool) -> str | None:
     theirs, wanted = _hydra_section(name, words, sweep), Folders.wanted
     Folders.wanted = []
     try:
         own = [word for word in words if word.startswith("hydra") and "searchpath" not in word]
         ours = _hydra_section(default_name, own, sweep)
-    except MissingConfigException:  # a launcher of the folder
-        ours = {}
     finally:
         Folders.wanted = wanted
     keys = [key for key in {**ours, **theirs} if not (searched and key == "searchpath")]
-    where = [f"hydra.{key} is set" for key in keys if ours.get(key) != theirs.get(key)]
-    if sweep:
-        found = (path for folder in wanted for path in sorted(folder.rglob("*.yaml")))
-        where += [f"hydra is named in {path}, chosen" for path in found if "hydra" in path.read_text()]
-    if where:
-        raise BadInput(
-            f"{where[0]} by a configuration in --config-dir, which may run any code; remove it, or add trust=hydra if "
-            "you trust the folder"
-        )
+    return next((f"hydra.{key} is set" for key in keys if ours.get(key) != theirs.get(key)), None)
 
 
 def _hydra_section(name: str, words: Sequence[str], sweep: bool) -> dict[str, Any]:

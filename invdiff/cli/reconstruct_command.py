@@ -107,7 +107,9 @@ def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior,
     if result.calibration is not None or config.num_samples < 2 or own or not all(map(chosen_name, groups)):
         return ""
     words = [f"{group}={chosen_name(group)}" for group in groups]
-    words += [word for word in typed() if word.startswith((*(f"{group}." for group in groups), "recommended="))]
+    words += [
+        word for word in typed() if word.startswith((*(f"{group}." for group in groups), "recommended=", "trust="))
+    ]
     words += [] if prior.shape is not None else [f"size={result.problem.image_shape[-1]}"]
     return f"; run invdiff calibrate {shlex.join(words)} num_samples={config.num_samples}"
 

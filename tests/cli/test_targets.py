@@ -75,10 +75,10 @@ HYDRA = "# @package _global_\nhydra: {%s}\nsampler: {_target_: invdiff.samplers.
         ("sampler/best.yaml", "a: !!python/name:os.system\n", ["sampler=best"], "not plain YAML"),
         ("sampler/best.yaml", HYDRA % "callbacks: {x: {_target_: evil.Mine}}", ["sampler=best"], "hydra.callbacks"),
         ("sampler/best.yaml", HYDRA % "job_logging: {'()': evil.Mine}", ["sampler=best"], "hydra.job_logging"),
-        ("hydra/launcher/basic.yaml", "_target_: evil.Mine\n", ["-m", "seed=0,1"], "hydra.launcher"),
+        ("hydra/launcher/basic.yaml", "_target_: evil.Mine\n", ["-m", "seed=0,1"], "launcher/basic.yaml"),
         (
             "config.yaml",
-            "hydra: {callbacks: {x: {_target_: evil.Mine}}}\n",
+            "output: x\nhydra: {callbacks: {x: {_target_: evil.Mine}}}\n",
             ["--config-name=config"],
             "hydra.callbacks",
         ),
