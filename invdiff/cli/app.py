@@ -6,7 +6,6 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from yaml import YAMLError
 from invdiff.cli import groups
 from invdiff.cli.folders import check_hydra_section, take_folders
 from invdiff.cli.process import exit_code, raising
+from invdiff.cli.slips import closest, unknown
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
 
@@ -237,7 +237,7 @@ def _explain_hydra(message: str) -> str:
         message,
     )
     if choice:
-        return groups.unknown(choice[1], choice[2], (choice[3] or "").split())
+        return unknown(choice[1], choice[2], (choice[3] or "").split())
     sweep = re.search(r"Ambiguous value for argument '(.*?)' 1\.", message)
     if sweep:
         return f"{sweep[1]!r} holds a comma: add -m to sweep over the values, or write [a,b] for a list"
@@ -246,17 +246,17 @@ def _explain_hydra(message: str) -> str:
 
 def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exception:
     """An unknown option gets the closest known one, with the same groups chosen; other errors stay as they are."""
-    unknown = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
-    if unknown is None:
+    word = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
+    if word is None:
         return error
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("invdiff.configs", version_base="1.3"):
         chosen = [w for w in words if groups.is_choice(w)]
         config = hydra.compose(config_name, chosen)
     known = [*_names(config, ""), *groups.names()]
-    close = get_close_matches(unknown[1], known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return ValueError(f"unknown option {unknown[1]!r}{hint} (--cfg job shows all options of the chosen groups)")
+    return ValueError(
+        f"unknown option {word[1]!r}{closest(word[1], known)} (--cfg job shows all options of the chosen groups)"
+    )
 
 
 def _names(config: DictConfig, before: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from invdiff.cli.groups import described
+from invdiff.cli.slips import closest
 
 GROUPS = {
     "operators": ("operator",),
@@ -47,7 +48,9 @@ def main() -> None:
         elif word in GROUPS:
             wanted.append(word)
         else:
-            raise ValueError(f"unknown list {word!r} (lists: {', '.join(GROUPS)})")
+            named = any(word in described(group) for group in ("operator", "noise", "sampler", "prior"))
+            hint = f"; invdiff help {word} explains it" if named else closest(word, list(GROUPS))
+            raise ValueError(f"unknown list {word!r}{hint} (lists: {', '.join(GROUPS)})")
     if markdown:
         if set(wanted) - {"samplers"}:
             raise ValueError("--markdown must go with samplers, the only list with such a table")
