@@ -6,7 +6,6 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from invdiff.cli import groups, paths
+from invdiff.cli.folders import check_hydra_section, take_folders
 from invdiff.cli.process import exit_code, raising
+from invdiff.cli.slips import closest, unknown
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
 from invdiff.io.output import fresh_folder
@@ -78,6 +80,7 @@ def command(
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
+                    config.pop("trust", None)  # read from the command line alone; see targets.py
                     if config.output is None:
                         raise ValueError("output must be a folder, got null")
                     output = Path(job.runtime.output_dir if sweep else str(config.output))
@@ -100,9 +103,14 @@ def command(
             failures.clear()
             groups.register()
             flags, words = split_arguments(sys.argv[1:])
+            flags = take_folders(flags)
             given = [_for_hydra(word, values) for word in words]
-            sys.argv = [sys.argv[0], *flags, *HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ()), *given]
+            fixed = [*HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ())]
+            sys.argv = [sys.argv[0], *flags, *fixed, *given]
             try:
+                read = get_args_parser().parse_known_args(flags)[0]
+                sweep = read.multirun or any(word.startswith("hydra.mode=") for word in given)
+                check_hydra_section(config_name, read.config_name or config_name, [*fixed, *given], sweep=sweep)
                 run()
             except HydraException as error:
                 raise _with_hint(error, config_name, given) from error
@@ -117,6 +125,7 @@ def command(
 
 
 def _for_hydra(word: str, values: tuple[str, ...]) -> str:
+    values = (*values, "trust")
     if word.startswith(OPEN):
         return f"++{word}"
     return f"++{_VALUES}.{word}" if word.partition("=")[0] in values else word
@@ -218,6 +227,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):  # the words of the constructor instead of hydra's report
         cause = error.__cause__
         return _one_line(cause if isinstance(cause, (ValueError, TypeError, OSError)) else error)
+    if isinstance(error, YAMLError):
+        return f"a configuration is not plain YAML: {_one_line(error)[:300]}"
     if isinstance(error, OverrideParseException):
         return (
             f"cannot read {error.override!r}; options are written key=value, 'key=\"a value\"' with spaces or brackets"
@@ -244,7 +255,7 @@ def _explain_hydra(message: str) -> str:
         message,
     )
     if choice:
-        return groups.unknown(choice[1], choice[2], (choice[3] or "").split())
+        return unknown(choice[1], choice[2], (choice[3] or "").split())
     sweep = re.search(r"Ambiguous value for argument '(.*?)' 1\.", message)
     if sweep:
         return f"{sweep[1]!r} holds a comma: add -m to sweep over the values, or write [a,b] for a list"
@@ -253,17 +264,17 @@ def _explain_hydra(message: str) -> str:
 
 def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exception:
     """An unknown option gets the closest known one, with the same groups chosen; other errors stay as they are."""
-    unknown = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
-    if unknown is None:
+    word = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
+    if word is None:
         return error
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module("invdiff.configs", version_base="1.3"):
         chosen = [w for w in words if groups.is_choice(w)]
         config = hydra.compose(config_name, chosen)
     known = [*_names(config, ""), *groups.names()]
-    close = get_close_matches(unknown[1], known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return ValueError(f"unknown option {unknown[1]!r}{hint} (--cfg job shows all options of the chosen groups)")
+    return ValueError(
+        f"unknown option {word[1]!r}{closest(word[1], known)} (--cfg job shows all options of the chosen groups)"
+    )
 
 
 def _names(config: DictConfig, before: str) -> Iterator[str]:

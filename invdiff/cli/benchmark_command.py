@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from invdiff.benchmark.summary import Comparison
 from invdiff.cli.app import command, job_number, report, write_config
 from invdiff.cli.entries import Choice, chosen, load, overrule
 from invdiff.cli.inputs import is_generated, made_sampler, make_prior, plain, settle, source_of
+from invdiff.cli.targets import make
 from invdiff.cli.values import check_node
 from invdiff.engine.driver import Compute
 from invdiff.fingerprint import Settings, of_module, with_contents
@@ -40,7 +40,7 @@ def main(config: DictConfig, output: Path) -> None:
         check_loggers(config.log)
         if config.fid and not config.save.reconstructions:
             raise BadInput("fid=true needs the samples that save.reconstructions=true keeps; set both")
-        compute: Compute = instantiate(config.compute)
+        compute: Compute = make(config.compute)
         compute.resolve_device()  # raises, before any work, where there is no such device
         reason = image_sets.unavailable() if config.fid and ranks.first else None
         if reason is not None:  # before the run, when it can still be installed
@@ -59,7 +59,7 @@ def main(config: DictConfig, output: Path) -> None:
                     grid,
                     output,
                     compute=compute,
-                    save=instantiate(config.save),
+                    save=make(config.save),
                     vjp_weight=config.budget.vjp_weight,
                     ranks=ranks,
                     say=report,
@@ -157,12 +157,12 @@ def _task(config: DictConfig, label: str, choice: Choice) -> Task:
     check_node(noise, f"{path}.noise")
     check_node(choice.node, path)
     with _naming(path):
-        operator = instantiate(choice.node)
+        operator = make(choice.node, path)
         if not isinstance(operator, Operator):
             raise BadInput(f"it must make an operator, got {type(operator).__name__}")
         settings = {"operator": _settings(choice.node), "noise": _settings(noise)}
         nodes = {"operator": plain(choice.node), "noise": plain(noise)}
-        return Task(label, operator, instantiate(noise), settings, nodes)
+        return Task(label, operator, make(noise, f"{path}.noise"), settings, nodes)
 
 
 def _settings(node: DictConfig) -> Settings:
@@ -178,7 +178,7 @@ def _images(config: DictConfig, prior: Prior, prior_settings: Settings) -> Image
         if len(nodes) == 1 and count is not None and "count" in nodes[0]:
             nodes[0].count = count
     sources = [source_of(config, node) for node in nodes]
-    slicing = instantiate(config.volume)
+    slicing = make(config.volume)
     found = load_images(sources, prior, prior_settings, slicing=slicing, size=config.size, seed=config.seed)
     if count is not None and count > len(found):
         raise BadInput(f"images={count}, but there are {len(found)}")

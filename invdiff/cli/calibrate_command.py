@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from invdiff.cli.app import command, write_config
 from invdiff.cli.inputs import make_prior, make_sampler
+from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
 from invdiff.io.truth import true_images
@@ -27,11 +27,11 @@ from invdiff.scores.stored import key_of
 @command("calibrate")
 def main(config: DictConfig, output: Path) -> None:
     """Draw or read truths, measure and sample them, and count how often they lie in the intervals of the samples."""
-    compute: Compute = instantiate(config.compute)
+    compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
-    operator: Operator = instantiate(config.operator)
-    noise: Noise = instantiate(config.noise)
+    operator: Operator = make(config.operator)
+    noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
     given = None
     if config.input is not None:

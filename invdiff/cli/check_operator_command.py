@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from invdiff.cli.app import command, fail_if_broken
+from invdiff.cli.targets import make
 from invdiff.contracts import operator_checks
 from invdiff.contracts.verdict import broken, judged_behind_a_bar
 from invdiff.io import BadInput
@@ -22,7 +22,7 @@ from invdiff.shapes import describe_shape
 def main(config: DictConfig, output: Path) -> None:
     """Check the operator of a configuration and print every rule; raises `CheckFailed` where one is broken."""
     given = _given_shape(config)
-    operator: Operator = instantiate(config.operator)
+    operator: Operator = make(config.operator)
     name = type(operator).__name__
     if not isinstance(operator, Operator):
         raise BadInput(

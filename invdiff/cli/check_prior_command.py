@@ -4,12 +4,12 @@ import json
 from functools import partial
 from pathlib import Path
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from invdiff.cli.app import command, fail_if_broken
 from invdiff.cli.inputs import make_prior, plain
+from invdiff.cli.targets import resolved
 from invdiff.contracts.prior_figures import levels_for
 from invdiff.contracts.prior_report import report_on
 from invdiff.contracts.verdict import broken
@@ -34,7 +34,7 @@ def main(config: DictConfig, output: Path) -> None:
     example = None
     if "data" in config:
         settings = plain(config.data)
-        example = partial(get_object(settings.pop("_target_")), **settings)
+        example = partial(resolved(config.data, "data"), **{k: v for k, v in settings.items() if k != "_target_"})
     clean, names = images_to_check(
         prior, files=config.input, example=example, size=config.size, most=config.images, seed=config.seed
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose
@@ -10,6 +9,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from invdiff.cli import groups
+from invdiff.cli.slips import closest, unknown
 from invdiff.io import BadInput
 from invdiff.samplers.settings import dotted
 
@@ -59,7 +59,7 @@ def load(group: str, name: str, key: str) -> DictConfig:
     try:
         node: DictConfig = compose(overrides=[f"+{group}={name}"])[group]
     except MissingConfigException as error:
-        raise BadInput(f"{key}: {groups.unknown(group, name, groups.options(group))}") from error
+        raise BadInput(f"{key}: {unknown(group, name, groups.options(group))}") from error
     OmegaConf.set_struct(node, False)
     return node
 
@@ -69,9 +69,9 @@ def overrule(node: DictConfig, settings: Mapping[str, Any], path: str) -> None:
     known = [str(name) for name in node if not str(name).startswith("_")]
     for key, value in settings.items():
         if key not in node and "_target_" not in settings:
-            close = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise BadInput(f"{path} has no setting {key!r}{hint} (settings: {', '.join(known) or 'none'})")
+            raise BadInput(
+                f"{path} has no setting {key!r}{closest(key, known)} (settings: {', '.join(known) or 'none'})"
+            )
         nested = isinstance(value, Mapping) and "_target_" not in value
         if nested and isinstance(node.get(key), DictConfig) and len(node[key]):  # an empty node takes any key
             overrule(node[key], value, f"{path}.{key}")

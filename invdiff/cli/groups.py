@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from textwrap import fill
@@ -25,6 +24,7 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from invdiff.cli.explained import options as options_for_help
     from invdiff.samplers.settings import from_file_node
 
     store = ConfigStore.instance()
@@ -36,6 +36,7 @@ def register() -> None:
             store.store(group=group, name=name, node=node_of(made))
     resolvers: dict[str, Callable[..., Any]] = {
         "groups": _for_help,
+        "options": options_for_help,
         "published": lambda: len(described("experiment/paper")),
     }
     for name, resolver in resolvers.items():
@@ -89,13 +90,6 @@ def options(group: str) -> list[str]:
 
     found: list[str] = GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG)
     return found
-
-
-def unknown(group: str, name: str, known: list[str]) -> str:
-    """A message for a name that a group does not have."""
-    close = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"unknown {group} {name!r}{hint} (known: {', '.join(known) or 'none'})"
 
 
 def _for_help(*groups: str) -> str:

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from invdiff.benchmark.images import Source
 from invdiff.cli import groups
 from invdiff.cli.app import chosen_name, typed
+from invdiff.cli.targets import make, resolved
 from invdiff.fingerprint import with_contents
 from invdiff.io import BadInput
 from invdiff.io.examples import drawn_from_prior
@@ -25,7 +25,7 @@ from invdiff.samplers.settings import Settled, as_config, given_settings
 
 def make_prior(config: DictConfig) -> Prior:
     """The prior of a configuration: of this package, a `deepinv` denoiser, anything that `as_prior` takes."""
-    made = instantiate(config.prior)
+    made = make(config.prior)
     try:
         return as_prior(made).eval()
     except TypeError as error:
@@ -52,12 +52,12 @@ def made_sampler(node: DictConfig, path: str) -> Sampler:
     """The sampler of a node, as it stands. Raises BadInput, naming its path, for anything else."""
     node = node.copy()
     for inner in node.values():
-        if isinstance(inner, DictConfig) and is_dataclass(cls := get_object(inner.get("_target_", "builtins.dict"))):
+        if isinstance(inner, DictConfig) and "_target_" in inner and is_dataclass(cls := resolved(inner, path)):
             # Another `_target_`, another schedule say, leaves settings of the default one behind.
             OmegaConf.set_struct(inner, False)
             for name in set(inner) - {"_target_", *(field.name for field in fields(cls))}:
                 del inner[name]
-    made = instantiate(node)
+    made = make(node, path)
     if not isinstance(made, Sampler):
         raise BadInput(f"{path} must make a sampler, got {type(made).__name__} from {node['_target_']}")
     return made
@@ -84,8 +84,8 @@ def source_of(config: DictConfig, data: DictConfig) -> Source:
         return Source({"input": Path(config.input).name}, files=config.input)
     settings = plain(data)
     settings.pop("count", None)
-    drawn = get_object(data["_target_"]) is drawn_from_prior
-    return Source(with_contents(settings), example=partial(instantiate, data), drawn=drawn)
+    drawn = resolved(data, "data") is drawn_from_prior
+    return Source(with_contents(settings), example=partial(make, data), drawn=drawn)
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -102,5 +102,5 @@ def check_optional(module: str, extra: str, what: str) -> None:
 
 def true_images_of(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
     """The images of a configuration, their names, and notes on how files were read; see `true_images`."""
-    example, slicing = partial(instantiate, config.data), instantiate(config.volume)
+    example, slicing = partial(make, config.data), make(config.volume)
     return true_images(prior, files=config.input, example=example, slicing=slicing, size=config.size, seed=config.seed)

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from invdiff.cli.groups import described
+from invdiff.cli.slips import closest
 
 GROUPS = {
     "operators": ("operator",),
@@ -40,12 +41,16 @@ def main() -> None:
             from invdiff.samplers.from_file import sampler_in  # torch is slow to import
 
             sampler_in(value)
+        elif flag == "trust":
+            continue  # targets.py reads it
         elif word == "--markdown":
             markdown = True
         elif word in GROUPS:
             wanted.append(word)
         else:
-            raise ValueError(f"unknown list {word!r} (lists: {', '.join(GROUPS)})")
+            named = any(word in described(group) for group in ("operator", "noise", "sampler", "prior"))
+            hint = f"; invdiff help {word} explains it" if named else closest(word, list(GROUPS))
+            raise ValueError(f"unknown list {word!r}{hint} (lists: {', '.join(GROUPS)})")
     if markdown:
         if set(wanted) - {"samplers"}:
             raise ValueError("--markdown must go with samplers, the only list with such a table")
@@ -67,11 +72,12 @@ def main() -> None:
 
 def _read(folder: Path) -> None:
     """Make the samplers of a folder, so that the table has those of other modules too."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from invdiff.cli.targets import make
+
     for file in sorted(folder.glob("sampler/*.yaml")):
-        instantiate(OmegaConf.load(file))
+        make(OmegaConf.load(file), f"sampler/{file.stem}")
 
 
 def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:

@@ -7,6 +7,7 @@ import sys
 
 from invdiff._version import __version__
 from invdiff.cli.process import ending_at_once, flushed
+from invdiff.cli.slips import closest, find_slip
 
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
@@ -17,6 +18,7 @@ COMMANDS = {
     "check-operator": "check a forward model against the rules, and list what it can be used with",
     "check-prior": "check a prior: its contract, denoising, image range, cost and samples",
     "check-sampler": "check a sampler against the rules",
+    "help": "explain an operator, a noise model, a sampler or a prior, and its options: invdiff help ct",
     "list": "list operators, noise models, samplers, priors, example data and experiments",
 }
 
@@ -36,6 +38,7 @@ examples:
   invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
   invdiff check-sampler sampler=callable sampler.file=mine.py:DiffPIR
   invdiff list samplers
+  invdiff help ct daps                                         what they are, and what their options mean
 
 commands:
 {commands}
@@ -58,7 +61,7 @@ def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets question marks, not a traceback
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         width = max(map(len, COMMANDS))
         print(HELP.format(commands="\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())))
         return 0
@@ -66,7 +69,15 @@ def _run(arguments: list[str]) -> int:
         print(f"invdiff {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"invdiff: error: unknown command {arguments[0]!r} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
+        hint = closest(arguments[0], list(COMMANDS))
+        known = f"(commands: {', '.join(COMMANDS)})"
+        print(f"invdiff: error: unknown command {arguments[0]!r}{hint} {known}", file=sys.stderr)
+        return 2
+    if arguments[0] == "help" and arguments[1] in COMMANDS:
+        arguments = [arguments[1], "--help", *arguments[2:]]
+    slip = find_slip(arguments[0], arguments[1:])
+    if slip is not None:
+        print(f"invdiff: error: {slip}", file=sys.stderr)
         return 2
     # OpenMP lets an idle thread spin 30 times longer: no faster on idle cores, two to three times slower on busy ones.
     if "OMP_WAIT_POLICY" not in os.environ:

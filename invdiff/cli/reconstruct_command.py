@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +18,7 @@ from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_
 from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of
 from invdiff.cli.paths import inputs, without_folders
 from invdiff.cli.reporter import Reporter
+from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.fingerprint import fingerprint, of_image, with_contents
 from invdiff.io import BadInput, Measurement, load_measurement
@@ -39,12 +39,12 @@ def main(config: DictConfig, output: Path) -> None:
     check_apart(output, inputs(plain(config)))
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
-    compute: Compute = instantiate(config.compute)
+    compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     given = None if config.measurement is None else _load_measurement(config)
-    operator: Operator = instantiate(config.operator, **({} if given is None else given.parameters))
-    noise: Noise = instantiate(config.noise)
+    operator: Operator = make(config.operator, **({} if given is None else given.parameters))
+    noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
 
     names: str | Sequence[str]
@@ -132,7 +132,7 @@ def _run_of(config: DictConfig, job: Job) -> str:
 def _load_measurement(config: DictConfig) -> Measurement:
     """Real data, with the parameters of the operator that the file holds and the configuration leaves null."""
     open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
-    path, slicing = Path(str(config.measurement)), instantiate(config.volume)
+    path, slicing = Path(str(config.measurement)), make(config.volume)
     return load_measurement(path, parameters=open_, slicing=slicing, size=config.size, allow_nan=True)
 
 
@@ -143,7 +143,9 @@ def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior,
     if result.calibration is not None or config.num_samples < 2 or own or not all(map(chosen_name, groups)):
         return ""
     words = [f"{group}={chosen_name(group)}" for group in groups]
-    words += [word for word in typed() if word.startswith((*(f"{group}." for group in groups), "recommended="))]
+    words += [
+        word for word in typed() if word.startswith((*(f"{group}." for group in groups), "recommended=", "trust="))
+    ]
     words += [] if prior.shape is not None else [f"size={result.problem.image_shape[-1]}"]
     return f"; run invdiff calibrate {shlex.join(words)} num_samples={config.num_samples}"
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from invdiff.benchmark.loggers import Logger, check_loggers, loggers
 from invdiff.cli.app import command, typed, write_config
 from invdiff.cli.inputs import plain
+from invdiff.cli.targets import make, resolved
 from invdiff.engine.progress import Watch, progress_bar
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.measurement import PARAMETERS
@@ -54,7 +54,7 @@ def main(config: DictConfig, output: Path) -> None:
     if config.size is not None and images and config.prior == "network":
         raise BadInput(f"size={config.size} needs prior=mixture; a network is trained on crops of recipe.crop")
     check_loggers(config.log)
-    recipe = instantiate(config.mixture if config.prior == "mixture" else config.recipe, _convert_="all")
+    recipe = make(config.mixture if config.prior == "mixture" else config.recipe, _convert_="all")
     if not images:
         done = _learn(config, recipe, output)
     elif config.prior == "mixture":
@@ -151,13 +151,13 @@ def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str
 
 
 def _learn(config: DictConfig, recipe: MixtureRecipe | Recipe, output: Path) -> str:
-    plan = instantiate(config.learning)
+    plan = make(config.learning)
     problem, truth = _measurements(config, recipe)
     learner: Learner
     if isinstance(recipe, MixtureRecipe):
         learner = MixtureLearner(plan, recipe, problem, output)
     else:
-        learner = NetworkLearner(plan, recipe, problem, output, sampler=instantiate(config.sampler))
+        learner = NetworkLearner(plan, recipe, problem, output, sampler=make(config.sampler))
     unused = ("recipe" if config.prior == "mixture" else "mixture",)
     with _watched("learning", config, output, unused, lambda: f"after round {learner.round}") as (watch, logger):
 
@@ -191,19 +191,20 @@ def _learn(config: DictConfig, recipe: MixtureRecipe | Recipe, output: Path) -> 
 
 def _measurements(config: DictConfig, recipe: MixtureRecipe | Recipe) -> tuple[InverseProblem, Tensor | None]:
     """All measurements as one problem, and the true images where they are measured here."""
-    noise: Noise = instantiate(config.noise)
+    noise: Noise = make(config.noise)
     if config.measurement is None:
         channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
         truth = stack_images(_images(config, channels), config.size)
         settings = plain(config.operator)
-        cls = get_class(settings.pop("_target_"))
-        operator = operator_for_each(cls, settings, tuple(truth.shape[1:]), len(truth)) or instantiate(config.operator)
+        settings.pop("_target_")
+        cls = resolved(config.operator, "operator")
+        operator = operator_for_each(cls, settings, tuple(truth.shape[1:]), len(truth)) or make(config.operator)
         y = simulate(truth, operator, noise, config.learning.seed)
         return InverseProblem(operator, noise, y, image_shape=tuple(truth.shape[1:])), truth
     if config.data is not None:
         raise BadInput("give data= (images, measured here) or measurement= (a file of measurements), not both")
     open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
     given = load_measurement(Path(str(config.measurement)), parameters=open_, allow_nan=True)
-    operator = instantiate(config.operator, **given.parameters)
+    operator = make(config.operator, **given.parameters)
     y = given.y[:, None] if given.y.dim() == 3 else given.y  # grey images without an axis for their channel
     return InverseProblem(operator, noise, y, image_shape=getattr(recipe, "shape", None)), None

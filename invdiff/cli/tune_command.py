@@ -5,7 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from invdiff._version import __version__
 from invdiff.benchmark.grid import Images
 from invdiff.cli.app import chosen_name, command, report, write_config
 from invdiff.cli.inputs import check_optional, make_prior, make_sampler, plain, source_of
+from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute
 from invdiff.fingerprint import of_module, with_contents
 from invdiff.io import BadInput
@@ -38,17 +38,17 @@ def main(config: DictConfig, output: Path) -> None:
     from invdiff.report.tuning import found_in_words, tuning_figure
     from invdiff.tuning.tune import Tuning
 
-    compute: Compute = instantiate(config.compute)
+    compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
-    operator: Operator = instantiate(config.operator)
-    noise: Noise = instantiate(config.noise)
+    operator: Operator = make(config.operator)
+    noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
     if isinstance(settled.sampler, Auto):
         raise BadInput("sampler=auto has no settings to search; name a sampler, for example sampler=dps")
     search, notes = _search(config, settled.sampler)
     seed = SPLIT + config.seed
-    data, slicing = config.data.copy(), instantiate(config.volume)
+    data, slicing = config.data.copy(), make(config.volume)
     if "count" in data:
         data.count = config.images
     source = source_of(config, data)
@@ -114,7 +114,7 @@ def _search(config: DictConfig, sampler: Sampler) -> tuple[Search, list[str]]:
         config.first = {**config.first, PUBLISHED: published}  # a saved configuration has no choices to find them by
     space = plain(config.space) if isinstance(config.get("space"), DictConfig) else config.get("space", {})
     first = {
-        str(name): instantiate(node) if isinstance(node, DictConfig) and "_target_" in node else node
+        str(name): make(node) if isinstance(node, DictConfig) and "_target_" in node else node
         for name, node in config.first.items()
     }
     return make_search(sampler, space, first, calls=config.budget.calls, vjp_weight=config.budget.vjp_weight)

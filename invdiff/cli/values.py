@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from invdiff.cli.targets import resolved
 from invdiff.io import BadInput
 from invdiff.ranges import Count, NotNegative, Positive, Range, WholeNumber, can_be, in_words_of_config
 from invdiff.results import Format
@@ -62,7 +62,7 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
 
 def check_node(node: DictConfig, path: str) -> None:
     """Check the values of a node, which stands at `path`, against the annotations of its `_target_`."""
-    hints = _annotations(node["_target_"], path) if "_target_" in node else {}
+    hints = _annotations(resolved(node, path)) if "_target_" in node else {}
     for name, value in node.items():
         here = f"{path}.{name!s}"
         if name in hints and not can_be(value, hints[name]):
@@ -71,11 +71,7 @@ def check_node(node: DictConfig, path: str) -> None:
             check_node(value, here)
 
 
-def _annotations(target: str, path: str) -> dict[str, Any]:
-    try:
-        called = get_object(target)
-    except ImportError as error:
-        raise BadInput(f"{path}._target_={target} cannot be loaded: {' '.join(str(error).split())}") from error
+def _annotations(called: Any) -> dict[str, Any]:
     try:
         return get_type_hints(called.__init__ if inspect.isclass(called) else called, include_extras=True)
     except NameError:  # names imported for type checkers only

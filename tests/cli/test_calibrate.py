@@ -22,7 +22,7 @@ def gaussian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "small.yaml").write_text("_target_: small.gaussian\n")
-    return [f"hydra.searchpath=[file://{tmp_path}]", "prior=small"]
+    return [f"hydra.searchpath=[file://{tmp_path}]", "prior=small", "trust=small.gaussian"]
 
 
 def test_it_writes_the_answer_and_the_picture(invdiff: Callable, gaussian: list[str], tmp_path: Path) -> None:

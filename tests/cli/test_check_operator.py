@@ -217,7 +217,9 @@ def test_a_target_in_the_folder(invdiff: Run) -> None:
     """A configuration of the user's names a class in a file beside it, which a console script does not see."""
     Path("conf/operator").mkdir(parents=True)
     Path("conf/operator/mine.yaml").write_text("# mine\n_target_: my_camera.Shadow\ngain: 1.0\n")
-    done = invdiff("check-operator", "--config-dir", "conf", "operator=mine", "image_shape=[1,8,8]")
+    done = invdiff(
+        "check-operator", "--config-dir", "conf", "operator=mine", "image_shape=[1,8,8]", "trust=my_camera.Shadow"
+    )
     assert (done.code, done.err) == (0, "")
 
 

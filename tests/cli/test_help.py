@@ -143,3 +143,31 @@ def test_what_the_package_exports_is_there_when_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False)
     assert (done.stdout, done.stderr) == ("module 'invdiff' has no attribute 'nothing'\n", "")
+
+
+def test_help_of_names(invdiff: Run) -> None:
+    done = invdiff("help", "ct", "daps", "quantisation")
+    assert (done.code, done.err) == (0, "")
+    for words in (
+        "range of the evenly spaced views in degrees",  # of the docstring
+        "views: 60",
+        "# degrees, stop or [start, stop]",  # of the configuration
+        "sampler=daps",
+        "# length of the chain",
+        "operator=quantisation",
+        "noise=quantisation",
+    ):
+        assert words in done.out
+    assert "usage: invdiff tune" in invdiff("help", "tune").out
+    assert "did you mean dps?" in invdiff("help", "dpss").err
+    assert "invdiff help ct explains it" in invdiff("list", "ct").err
+    assert "did you mean samplers?" in invdiff("list", "sampler").err
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "benchmark", "check-prior"])
+def test_help_explains_options(invdiff: Run, command: str) -> None:
+    lines = invdiff(command, "--help").out.splitlines()
+    for option in ("device: null", "sigma: 0.05", "seed: 0") if command != "check-prior" else ("grid: 8",):
+        line = next(line for line in lines if line.strip().startswith(option))
+        assert "#" in line or option == "seed: 0"
+    assert any("%Y-%m-%d" in line for line in lines), "interpolations are shown as they are"

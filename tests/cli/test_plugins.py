@@ -104,7 +104,7 @@ def test_a_file_is_checked_and_listed(invdiff: Run) -> None:
 def test_a_file_in_every_command(invdiff: Run) -> None:
     done = invdiff("reconstruct", *CALLABLE, "prior=digits", "data=generated", "num_samples=1", "output=out")
     assert (done.code, done.err) == (0, "")
-    again = invdiff("reconstruct", "--config-dir=out", "--config-name=config", "output=again")
+    again = invdiff("reconstruct", "--config-dir=out", "--config-name=config", "output=again", "trust=mine.py")
     assert (again.code, again.err) == (0, "")
     scores = [json.loads(Path(f"{folder}/metrics.json").read_text())["images"] for folder in ("out", "again")]
     assert scores[0] == scores[1]
@@ -132,7 +132,7 @@ def test_a_file_is_tuned(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.code, done.err) == (0, "")
     assert OmegaConf.load("found/sampler/best.yaml").file.endswith("mine.py:DiffPIR")
     words = ("prior=digits", "data=generated", "num_samples=1", "output=out")
-    assert invdiff("reconstruct", "--config-dir=found", "sampler=best", *words).code == 0
+    assert invdiff("reconstruct", "--config-dir=found", "sampler=best", "trust=mine.py", *words).code == 0
 
 
 @pytest.mark.usefixtures("installed")
