@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.files import read_array
 from invdiff.shapes import describe_shape
 
 from ..core.base import LinearOperator
-from .kspace import as_complex, as_image, read_array
+from .kspace import as_complex, as_image
 
 # Radius of the cylinder, in halves of the longer side of the image: the corners of a square lie at 1.41.
 RADIUS = 1.5
@@ -98,7 +99,8 @@ def simulated_maps(coils: int, size: tuple[int, ...]) -> Tensor:
 
 def given_maps(maps: str | Path | Tensor | np.ndarray) -> Tensor:
     """complex64 (1 or B, coils, H, W), from a file or an array (coils, H, W) or (B, coils, H, W)."""
-    array = read_array(Path(maps), "maps") if isinstance(maps, (str, Path)) else torch.as_tensor(maps)
+    array = read_array(maps, "mri: maps", "maps") if isinstance(maps, (str, Path)) else maps
+    array = torch.as_tensor(array)
     if array.dim() not in (3, 4):
         raise ValueError(
             f"mri: maps must be (coils, H, W) or (B, coils, H, W), complex, got {describe_shape(tuple(array.shape))}"

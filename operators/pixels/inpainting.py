@@ -32,8 +32,8 @@ class Inpainting(SameShape, SpectralOperator):
            first on. They run along `axis`, `rows` or `columns`
     text   words written over the whole image, repeatedly; pixels under ink are missing. The font is `text_height`
            of the shorter side high, at least 8 pixels
-    mask   the pixels kept, non-zero means measured: a file (image, `.npy` or `.npz`) or a tensor; (H, W), or one per
-           image, (B, H, W) or (B, 1, H, W)
+    mask   the pixels kept, non-zero means measured: a file (a picture, or an array of `invdiff.files`) or a tensor;
+           (H, W), or one per image, (B, H, W) or (B, 1, H, W)
 
     All images share a mask drawn from `seed`; `Inpainting.random(shape, seed=..., images=B)` draws one per image.
     """
