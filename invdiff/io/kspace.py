@@ -80,7 +80,7 @@ def read_kspace(
     if of_coils:
         notes.append(f"{path}: kspace is {describe_shape(shape)}, read as one slice of {y.shape[1]} coil(s)")
     if mask is None:
-        mask = _nonzero(y)
+        mask = sampled_positions(y)
     else:
         mask = _checked_mask(mask, indices, count, y, path)
         y = torch.where(mask, y, 0)
@@ -137,7 +137,7 @@ def _complex(array: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.complex64))
 
 
-def _nonzero(y: Tensor) -> Tensor | None:
+def sampled_positions(y: Tensor) -> Tensor | None:
     """Where any coil has a value, (B, 1, H, W), rounded to whole lines; None where that is almost everywhere."""
     sampled = (y != 0).any(1, keepdim=True)
     lines = sampled.any(-2, keepdim=True).expand_as(sampled)
@@ -173,16 +173,21 @@ def _parameters(
             notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
     if "maps" in wanted:
         if maps is None:
-            lines = _calibration(y, mask)
-            if lines < 4:
-                raise BadInput(
-                    f"no coil maps in {path}, and {lines} full line(s) in the centre are too few to estimate "
-                    "them; operator.maps= takes a file"
-                )
-            maps = estimate_maps(y, lines)
-            notes.append(f"{path}: coil maps estimated from {lines} lines in the centre of k-space")
+            maps, note = estimated_maps(y, mask, path)
+            notes.append(note)
         found["maps"] = maps
     return found, notes
+
+
+def estimated_maps(y: Tensor, mask: Tensor | None, path: Path) -> tuple[Tensor, str]:
+    """Coil maps by `estimate_maps` from the lines that are fully sampled, and a note on it. Raises BadInput for few."""
+    lines = _calibration(y, mask)
+    if lines < 4:
+        raise BadInput(
+            f"no coil maps in {path}, and {lines} full line(s) in the centre are too few to estimate "
+            "them; operator.maps= takes a file"
+        )
+    return estimate_maps(y, lines), f"{path}: coil maps estimated from {lines} lines in the centre of k-space"
 
 
 def _calibration(y: Tensor, mask: Tensor | None) -> int:

@@ -7,6 +7,7 @@ Spec    Simulated maps are the receive fields B_x - i B_y of loops on a cylinder
 
 import cmath
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from invdiff.files import read_array
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import Drawn, LinearOperator
 from .kspace import as_complex, as_image
 
 # Radius of the cylinder, in halves of the longer side of the image: the corners of a square lie at 1.41.
@@ -39,6 +40,11 @@ class CoilArray(LinearOperator):
         self.register_buffer("maps", None if maps is None else torch.view_as_real(given_maps(maps)))
         self.coils = (coils or default) if self.maps is None else self.maps.shape[1]
         self._simulated: dict[tuple, Tensor] = {}  # a pure function of size, precision and device; kept for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        given = self.maps is not None or self.coils == 1
+        return {**super().drawn, **({} if given else {"maps": Drawn("operator.maps=FILE", "coils")})}
 
     def maps_of(self, size: tuple[int, ...], like: Tensor) -> Tensor:
         """Sensitivity maps for images of this (H, W), complex (1 or B, coils, H, W), in the precision of `like`."""

@@ -9,6 +9,7 @@ Paper   `gaussian`: the density of Schlemper et al. (2017), arXiv:1704.02422, a 
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from invdiff.files import as_measured, is_picture, read_array
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import Drawn, LinearOperator
 
 PATTERNS = ("random", "equispaced", "gaussian", "radial")
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
@@ -87,6 +88,11 @@ class CartesianSampling(LinearOperator):
         check_sampling(self.acceleration, center_fraction, pattern)
         self.register_buffer("mask", None if mask is None else given_mask(mask))
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        rule = ("acceleration", "center_fraction", "pattern")
+        return {} if self.mask is not None else {"mask": Drawn("operator.mask=FILE", rule=rule)}
 
     def mask_of(self, size: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The sampled positions of k-space of this (H, W): bool (1 or B, 1, H, W)."""

@@ -5,7 +5,7 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit, zero at unmeasured pixels; 
         dropped together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SameShape, SpectralOperator, Variants
+from ..core.base import Drawn, SameShape, SpectralOperator, Variants
 from .masks import Box, Lines, MaskRule, RandomPixels, Text, as_mask
 
 
@@ -74,6 +74,13 @@ class Inpainting(SameShape, SpectralOperator):
         self.register_buffer("mask", None if mask is None else as_mask(mask))
         self.seed = seed
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        fixed = isinstance(self.rule, Text) or (isinstance(self.rule, Box) and self.rule.margin is None)
+        if self.mask is not None or fixed or (isinstance(self.rule, Lines) and self.rule.lines >= 1):
+            return {}
+        return {"mask": Drawn("operator.mask=FILE", rule=("keep", "box", "margin", "lines"))}
 
     @property
     def keep(self) -> float | None:
