@@ -60,7 +60,7 @@ def _inferred(
         if name == "mask" and how.instead:
             found |= _mask_of(operator, y, how, path, notes)
         elif name == "maps" and how.instead:
-            found["maps"], note = estimated_maps(y, found.get("mask"), Path(path))
+            found["maps"], note = estimated_maps(y, found.get("mask", getattr(operator, "mask", None)), Path(path))
             notes.append(note)
         else:
             raise BadInput(_missing(operator, name, how))

@@ -92,7 +92,8 @@ class CartesianSampling(LinearOperator):
     @property
     def drawn(self) -> Mapping[str, Drawn]:
         rule = ("acceleration", "center_fraction", "pattern")
-        return {} if self.mask is not None else {"mask": Drawn("operator.mask=FILE", rule=rule)}
+        given = self.mask is not None
+        return {**super().drawn, **({} if given else {"mask": Drawn("operator.mask=FILE", rule=rule)})}
 
     def mask_of(self, size: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The sampled positions of k-space of this (H, W): bool (1 or B, 1, H, W)."""
