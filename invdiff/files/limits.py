@@ -10,9 +10,12 @@ SMALL = 2**30  # bytes that any file may expand to
 RATIO = 200  # of values to file beyond that: images and arrays that people have are compressed less
 
 
-def check_size(size: int, path: Path) -> None:
-    """Raise BadInput where values of `size` bytes do not fit into memory, or could only come from a bomb."""
-    stored, room = path.stat().st_size, psutil.virtual_memory().available
+def check_size(size: int, path: Path, *, stored: int | None = None) -> None:
+    """Raise BadInput where values of `size` bytes do not fit into memory, or could only come from a bomb.
+
+    stored  bytes that they take now; None: as many as the file
+    """
+    stored, room = path.stat().st_size if stored is None else stored, psutil.virtual_memory().available
     if size > room:
         raise BadInput(f"{path} declares {_in_gib(size)} of values; {_in_gib(room)} of memory are free")
     if size > SMALL and size > RATIO * stored:

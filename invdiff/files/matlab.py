@@ -13,12 +13,14 @@ from invdiff.files.limits import check_size
 # MATLAB's numeric classes.
 _NUMERIC = {"double", "single", "logical", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
 
 def read_mat(path: Path, choose: Choice) -> dict[str, np.ndarray]:
     """Numeric arrays with the axes of MATLAB; structs, cells and sparse matrices are not listed."""
     with path.open("rb") as file:
-        start = file.read(128)
-    if start.startswith(b"MATLAB 7.3"):  # HDF5 stores the axes in reverse order
+        start = file.read(520)
+    if start[512:] == _HDF5 or start[:8] == _HDF5:  # which stores the axes in reverse order
         return {name: array.transpose() for name, array in read_hdf5(path, choose).items()}
     from scipy.io import loadmat, whosmat  # slow to import, and most runs do not need it
 

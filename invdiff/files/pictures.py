@@ -44,8 +44,8 @@ def opened_picture(path: Path, data: bytes | None = None) -> Iterator[Image.Imag
             BytesIO(data) if data is not None else path.open("rb") as raw,
             Image.open(raw, formats=_FORMATS) as file,
         ):
-            if data is None:
-                check_size(4 * len(file.getbands()) * file.width * file.height, path)
+            size = 4 * len(file.getbands()) * file.width * file.height
+            check_size(size, path, stored=None if data is None else len(data))
             yield file
     except BadInput:
         raise
