@@ -227,7 +227,7 @@ def prepare(
         image_shape = tuple(truth.shape[1:])
     operator = as_operator(operator, image_shape=image_shape or prior.shape)
     if image_shape is None:
-        y = _with_axes(y, operator, prior)
+        y = with_axes(y, operator, prior)
         if operator.image_shape(tuple(y.shape[1:])) is None:
             image_shape = prior.shape
     problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
@@ -267,7 +267,7 @@ def _as_prior(prior: Any) -> Prior:
     return (load_prior(prior) if isinstance(prior, str) else as_prior(prior)).eval()
 
 
-def _with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
+def with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
     """Measurements (B, ...), with the axis for images, and that for the channel of a grey image, where y has none."""
     if prior.shape is None:  # measurements that are shaped like images
         if y.dim() not in (2, 3, 4):

@@ -1,6 +1,7 @@
 """Weights files of the package's own priors: `.safetensors` tensors with a JSON header under the key `invdiff`."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ def read_weights(path: str | Path, kind: str | None) -> tuple[dict[str, Any], di
     return header, {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def interval(name: str, values: Any, low: float = -math.inf) -> tuple[float, float]:
+    """Two finite numbers of a header in order, above `low`. Raises ValueError for anything else."""
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise ValueError(f"{name} must be two numbers, got {str(values)[:60]}")
+    first, last = (float(value) for value in values)
+    if not low < first < last < math.inf:
+        raise ValueError(f"{name} must be two numbers in order above {low:g}, got {first:g} and {last:g}")
+    return first, last
+
+
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"prior weights not found: {path}")
@@ -44,7 +55,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tenso
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("invdiff", "null"))
             found = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, json.JSONDecodeError, OSError, RecursionError) as error:
         raise ValueError(f"prior weights cannot be read: {path}: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"prior weights have no invdiff header: {path}; `invdiff train` writes files with one")

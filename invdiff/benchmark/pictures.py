@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from invdiff.files import opened_picture
 from invdiff.io import write_image
 from invdiff.io.atomic import write_atomically
 from invdiff.posterior import Posterior
@@ -135,7 +136,7 @@ def save_map(values: Tensor, path: Path) -> None:
 
 def read_map(path: Path) -> np.ndarray:
     """What `save_map` wrote, (H, W)."""
-    with Image.open(path) as file:
+    with opened_picture(path) as file:
         levels: np.ndarray = np.asarray(file, dtype=np.float64) / 65535
         return levels
 

@@ -100,7 +100,7 @@ def check_optional(module: str, extra: str, what: str) -> None:
         raise BadInput(f"{what} needs the package {module}; install it with pip install 'invdiff[{extra}]'")
 
 
-def true_images_of(config: DictConfig, prior: Prior) -> tuple[Tensor, list[str], list[str]]:
-    """The images of a configuration, their names, and notes on how files were read; see `true_images`."""
+def true_images_of(config: DictConfig, prior: Prior, files: str | None) -> tuple[Tensor, list[str], list[str]]:
+    """Images of files, or the example of a configuration, their names, and notes on reading; see `true_images`."""
     example, slicing = partial(make, config.data), make(config.volume)
-    return true_images(prior, files=config.input, example=example, slicing=slicing, size=config.size, seed=config.seed)
+    return true_images(prior, files=files, example=example, slicing=slicing, size=config.size, seed=config.seed)

@@ -16,21 +16,23 @@ from torch import Tensor
 from invdiff._version import __version__
 from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_config, typed
 from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of
+from invdiff.cli.measured import load_measured
 from invdiff.cli.paths import inputs, without_folders
 from invdiff.cli.reporter import Reporter
 from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.fingerprint import fingerprint, of_image, with_contents
-from invdiff.io import BadInput, Measurement, load_measurement
-from invdiff.io.measurement import PARAMETERS
+from invdiff.io import BadInput, Measurement
 from invdiff.io.output import Output, check_apart, opened
-from invdiff.job import Job, prepare
+from invdiff.job import Job, prepare, with_axes
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction
 from invdiff.report.tables import scores_in_words
 from invdiff.results import PREVIEW, Format, files_of
+
+SIMULATES = "input= SIMULATES: the picture is taken as the truth and measured first; to restore it use measurement="
 
 
 @command("reconstruct")
@@ -39,23 +41,29 @@ def main(config: DictConfig, output: Path) -> None:
     check_apart(output, inputs(plain(config)))
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
+    if config.truth is not None and config.measurement is None:
+        raise BadInput("truth= scores a real measurement=; an image of input= is its own truth")
     compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
-    given = None if config.measurement is None else _load_measurement(config)
-    operator: Operator = make(config.operator, **({} if given is None else given.parameters))
+    given: Measurement | None = None
+    if config.measurement is None:
+        operator: Operator = make(config.operator)
+    else:
+        given, operator = load_measured(config, prior)
     noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
 
     names: str | Sequence[str]
     truth: Tensor | None
     if given is None:
-        truth, names, files = true_images_of(config, prior)
+        truth, names, files = true_images_of(config, prior, config.input)
+        files = files if config.input is None else [SIMULATES, *files]
         y = simulate(truth, operator, noise, config.seed)
     else:
-        y, truth, files = given.y, None, given.notes
+        y, files = with_axes(given.y, operator, prior), given.notes
+        truth = None if config.truth is None else true_images_of(config, prior, config.truth)[0]
         names = given.names or Path(str(config.measurement)).stem
-        _check_size(config, given, operator, prior)
     notes = [str(settled)] if settled.changed else []
     cut = [*files[:6], f"and {len(files) - 6} lines more, see metrics.json"] if len(files) > 6 else files
     _say([*cut, *notes])
@@ -129,13 +137,6 @@ def _run_of(config: DictConfig, job: Job) -> str:
     return fingerprint({"invdiff": __version__, "config": with_contents(without_folders(settings)), **images})
 
 
-def _load_measurement(config: DictConfig) -> Measurement:
-    """Real data, with the parameters of the operator that the file holds and the configuration leaves null."""
-    open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
-    path, slicing = Path(str(config.measurement)), make(config.volume)
-    return load_measurement(path, parameters=open_, slicing=slicing, size=config.size, allow_nan=True)
-
-
 def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior, result: Reconstruction) -> str:
     """The command that measures the coverage of intervals, where it is not known and a command can."""
     groups = ("operator", "noise", "prior", "sampler")
@@ -148,15 +149,6 @@ def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior,
     ]
     words += [] if prior.shape is not None else [f"size={result.problem.image_shape[-1]}"]
     return f"; run invdiff calibrate {shlex.join(words)} num_samples={config.num_samples}"
-
-
-def _check_size(config: DictConfig, given: Measurement, operator: Operator, prior: Prior) -> None:
-    """Where k-space belongs to images of another size than the prior's, name the option that crops it."""
-    if prior.shape is None or given.scale is None or config.size is not None:
-        return
-    reason = operator.mismatch(prior.shape)
-    if reason is not None:
-        raise BadInput(f"{reason}; size={prior.shape[-1]} keeps as much of k-space")
 
 
 def _say(notes: Sequence[str | Table]) -> None:

@@ -26,6 +26,7 @@ OPTIONS: dict[str, Any] = {
     "steps": Annotated[int, Range(low=2)],
     "resolution": NotNegative,
     "input": str | None,
+    "truth": str | None,
     "calibration": str | None,
     "measurement": str | None,
     "recommended": bool,

@@ -1,6 +1,6 @@
 """Reading what users have and writing what they look at: images, volumes, folders of images, measurements."""
 
-from invdiff.io.errors import BadInput
+from invdiff.files.errors import BadInput
 from invdiff.io.images import SUFFIXES, image_files, match_channels, square, to_tensor, write_image
 from invdiff.io.measurements import MEASUREMENT_SUFFIXES, Measurement, load_measurement, read_measurement
 from invdiff.io.slicing import Slicing

@@ -4,8 +4,6 @@ from pathlib import Path
 
 DICOM = (".dcm", ".dicom", ".ima")
 NIFTI = (".nii", ".nii.gz")
-HDF5 = (".h5", ".hdf5")
-ARRAYS = (".npy", ".npz", ".pt")
 
 
 def is_dicom(path: Path) -> bool:

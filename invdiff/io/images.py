@@ -1,120 +1,18 @@
-"""Pictures: image files and folders of them as arrays in [0, 1], and arrays as image files."""
+"""Pictures: folders of image files as arrays of one size, and arrays as image files."""
 
-import struct
-import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image
 from torch import Tensor
 
-from invdiff.io.errors import BadInput
+from invdiff.files.errors import BadInput
 from invdiff.io.formats import DICOM, NIFTI
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM, *NIFTI)
-
-# What Pillow may try; among the others it knows are scripts (EPS) and depths that it does not scale (JPEG 2000).
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM")
-_EIGHT_BIT = {"1", "L", "RGB", "P", "LA", "RGBA", "PA"}
-_SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I"}
-
-# Tags of a TIFF file.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-
-# What Pillow raises on damaged files, besides its own errors, which are OSErrors.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """One picture file as float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour), upright as its EXIF data says.
-
-    8 and 16 bit, grey and colour, palettes, and float TIFF in [0, 1]. An alpha channel is dropped where it is opaque
-    and refused where it is not; so is everything else that could only be read with a loss or a guess. A colour file
-    whose channels are equal stays colour here; see `match_channels`.
-    """
-    try:
-        # Opened here and not by Pillow, which would map the file and scramble uncompressed TIFF that lies on its side.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            path.open("rb") as raw,
-            Image.open(raw, formats=_FORMATS) as file,
-        ):
-            _refuse_lossy(file, path)
-            image = np.asarray(_with_alpha(ImageOps.exif_transpose(file)))
-            key = file.info.get("transparency")
-    except BadInput:
-        raise
-    except _DAMAGED as error:
-        raise BadInput(f"not an image: {path} ({(str(error) or type(error).__name__).splitlines()[0]})") from error
-    if image.dtype == np.uint16 and key is not None and (image == key).any():
-        raise BadInput(f"the image has transparent parts: {path}; flatten it onto a background first")
-    return _to_unit(image, path)
-
-
-def _refuse_lossy(file: Image.Image, path: Path) -> None:
-    """BadInput for files that Pillow opens with fewer bits than they have, or whose full scale nobody knows."""
-    if file.mode not in _EIGHT_BIT | _SIXTEEN_BIT | {"F"}:
-        raise BadInput(f"unsupported kind of image: {path} (mode {file.mode}); save it as grey or RGB")
-    # A phone's MPO is a JPEG photograph followed by previews or depth maps: the first is the one that viewers show.
-    frames = getattr(file, "n_frames", 1)
-    if frames > 1 and file.format != "MPO":
-        raise BadInput(f"several images in one file: {path} ({frames} frames); save the one you want")
-    sixteen = file.mode in _SIXTEEN_BIT
-    if file.format == "PNG":
-        with path.open("rb") as raw:
-            depth = raw.read(25)[24]  # the bit depth of the IHDR chunk, which always comes first
-        if depth == 16 and not sixteen:
-            raise BadInput(f"16-bit colour PNG cannot be read without loss: {path}; save it with 8 bits, or as grey")
-    elif isinstance(file, TiffImageFile) and file.mode != "F":
-        tags = file.tag_v2
-        bits, signed = max(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}
-        if bits > 8 and not sixteen:
-            raise BadInput(
-                f"{bits}-bit colour TIFF cannot be read without loss: {path}; save it with 8 bits, or as grey"
-            )
-        if sixteen and (bits != 16 or signed or tags.get(_PHOTOMETRIC, 1) != 1):
-            kind = "signed" if signed else "inverted" if bits == 16 else f"{bits}-bit"
-            raise BadInput(
-                f"{kind} integer TIFF has no agreed full scale: {path}; save it as 16-bit unsigned or floats in [0, 1]"
-            )
-
-
-def _with_alpha(file: Image.Image) -> Image.Image:
-    """Palettes resolved, and a transparent colour made an alpha channel, so that it is not mistaken for a colour."""
-    transparent = "transparency" in file.info
-    if file.mode == "1" and not transparent:
-        return file.convert("L")
-    if file.mode == "PA" or (transparent and file.mode in ("1", "L", "P", "RGB")):
-        return file.convert("RGBA" if file.mode in ("P", "PA", "RGB") else "LA")
-    return file.convert("RGB") if file.mode == "P" else file
-
-
-def _to_unit(image: np.ndarray, path: Path) -> np.ndarray:
-    """Integers by their full scale, floats as they are; alpha removed."""
-    if image.dtype == np.uint8:
-        scaled = image.astype(np.float32) / 255
-    elif image.dtype.kind in "iu":
-        if image.min() < 0 or image.max() > 65535:
-            raise BadInput(f"integer image beyond 16 bits: {path} (values {image.min()} to {image.max()})")
-        scaled = image.astype(np.float32) / 65535
-    else:
-        scaled = image.astype(np.float32)
-        if not np.isfinite(scaled).all():
-            raise BadInput(f"the image holds NaN or infinity: {path}")
-        if scaled.min() < 0 or scaled.max() > 1:
-            raise BadInput(f"a float image must lie in [0, 1]: {path} has {scaled.min():.3g} to {scaled.max():.3g}")
-    if scaled.ndim == 2:
-        scaled = scaled[..., None]
-    if scaled.shape[-1] in (2, 4):
-        if (scaled[..., -1] < 1).any():
-            raise BadInput(f"the image has transparent parts: {path}; flatten it onto a background first")
-        scaled = scaled[..., :-1]
-    return scaled
 
 
 def match_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndarray:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from invdiff.io.errors import BadInput, optional, reading
+from invdiff.files import BadInput, as_measured
+from invdiff.files.hdf5 import dataset, opened
 from invdiff.io.measurement import Measurement
 from invdiff.io.slicing import Slicing
 from invdiff.io.volumes import names_of
@@ -30,7 +31,15 @@ _MAPS = ("maps", "sens_maps", "sensitivity_maps", "sensitivities", "s_maps", "sm
 _FULL = 2 / 3
 
 
-def read_kspace(path: Path, slicing: Slicing, parameters: Collection[str], size: int | None = None) -> Measurement:
+def is_kspace(path: Path) -> bool:
+    """Whether an HDF5 file holds raw k-space in the layout that `read_kspace` takes."""
+    with opened(path) as file:
+        return dataset(file, "kspace") is not None
+
+
+def read_kspace(
+    path: Path, slicing: Slicing, parameters: Collection[str], size: int | None = None, *, of_coils: bool = False
+) -> Measurement:
     """Slices of k-space, complex64 (B, coils, H, W), in a unit that makes images of them lie about in [0, 1].
 
     Each is divided by the maximum of its own zero-filled root-sum-of-squares image, so that what comes out of a slice
@@ -42,34 +51,36 @@ def read_kspace(path: Path, slicing: Slicing, parameters: Collection[str], size:
     maps  without such a dataset they are estimated: `estimate_maps`
     size  the image of size x size pixels and the field of view of the lines: the readout is cropped (or padded) to it
           and only the centre of k-space is kept
+    of_coils  three axes are (coils, H, W) of one slice, and not (slices, H, W) of one coil
     """
-    h5py = optional("h5py", path)
-    with reading(path, "HDF5"), h5py.File(path, "r") as file:
-        if "kspace" not in file:
-            found = ", ".join(file) or "nothing"
-            raise BadInput(f"no k-space in {path}: it takes a dataset 'kspace', there is {found}")
-        stored = file["kspace"]
+    with opened(path) as file:
+        stored = dataset(file, "kspace")
+        assert stored is not None  # as `is_kspace` found
         shape = stored.shape[:-1] if _in_pairs(stored) else stored.shape
         if len(shape) not in (2, 3, 4) or 0 in shape:
             raise BadInput(
                 f"kspace must be (slices, coils, H, W) or (slices, H, W): {path} has {describe_shape(shape)}"
             )
-        count = 1 if len(shape) == 2 else len(stored)
+        of_coils = of_coils and len(shape) == 3
+        count = 1 if len(shape) == 2 or of_coils else len(stored)
         indices = slicing.choose(count, path)
         # One by one: HDF5 wants indices in order, and reading all would take gigabytes.
-        y = torch.stack([_complex(stored[()] if len(shape) == 2 else stored[i], path) for i in indices])
+        y = torch.stack([_complex(stored[()] if count == 1 and len(shape) < 4 else stored[i], path) for i in indices])
         y = y.reshape(len(indices), -1, *y.shape[-2:])
-        mask = torch.from_numpy(np.asarray(file["mask"][()]) != 0) if "mask" in file else None
-        named = next((name for name in _MAPS if name in file), None)
+        sampled = dataset(file, "mask")
+        mask = None if sampled is None else torch.from_numpy(as_measured(sampled[()], f"mask of {path}"))
+        named = next((name for name in _MAPS if dataset(file, name) is not None), None)
         maps = None
         if named is not None and "maps" in parameters:
-            whole = file[named]
+            whole = dataset(file, named)
             per_slice = whole.ndim - _in_pairs(whole) == 4 and len(whole) == count
             maps = torch.stack([_complex(whole[i], path) for i in indices]) if per_slice else _complex(whole[()], path)
             maps = maps.reshape(-1, *maps.shape[-3:])
     notes = slicing.notes(count, path)
+    if of_coils:
+        notes.append(f"{path}: kspace is {describe_shape(shape)}, read as one slice of {y.shape[1]} coil(s)")
     if mask is None:
-        mask = _nonzero(y)
+        mask = sampled_positions(y)
     else:
         mask = _checked_mask(mask, indices, count, y, path)
         y = torch.where(mask, y, 0)
@@ -89,7 +100,7 @@ def read_kspace(path: Path, slicing: Slicing, parameters: Collection[str], size:
     found_parameters, more = _parameters(y, mask, maps, parameters, path)
     units = ", ".join(f"{s:.4g}" for s in scale[:4]) + (", ..." if len(scale) > 4 else "")
     notes += [*more, f"{path}: divided by {units}, so that images are about in [0, 1]; noise levels count in that unit"]
-    return Measurement(y, found_parameters, names_of(path, indices, count), scale, notes)
+    return Measurement(y, found_parameters, names_of(path, indices, count), scale, notes=notes)
 
 
 def estimate_maps(y: Tensor, lines: int) -> Tensor:
@@ -126,7 +137,7 @@ def _complex(array: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.complex64))
 
 
-def _nonzero(y: Tensor) -> Tensor | None:
+def sampled_positions(y: Tensor) -> Tensor | None:
     """Where any coil has a value, (B, 1, H, W), rounded to whole lines; None where that is almost everywhere."""
     sampled = (y != 0).any(1, keepdim=True)
     lines = sampled.any(-2, keepdim=True).expand_as(sampled)
@@ -162,16 +173,21 @@ def _parameters(
             notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
     if "maps" in wanted:
         if maps is None:
-            lines = _calibration(y, mask)
-            if lines < 4:
-                raise BadInput(
-                    f"no coil maps in {path}, and {lines} full line(s) in the centre are too few to estimate "
-                    "them; operator.maps= takes a file"
-                )
-            maps = estimate_maps(y, lines)
-            notes.append(f"{path}: coil maps estimated from {lines} lines in the centre of k-space")
+            maps, note = estimated_maps(y, mask, path)
+            notes.append(note)
         found["maps"] = maps
     return found, notes
+
+
+def estimated_maps(y: Tensor, mask: Tensor | None, path: Path) -> tuple[Tensor, str]:
+    """Coil maps by `estimate_maps` from the lines that are fully sampled, and a note on it. Raises BadInput for few."""
+    lines = _calibration(y, mask)
+    if lines < 4:
+        raise BadInput(
+            f"no coil maps in {path}, and {lines} full line(s) in the centre are too few to estimate "
+            "them; operator.maps= takes a file"
+        )
+    return estimate_maps(y, lines), f"{path}: coil maps estimated from {lines} lines in the centre of k-space"
 
 
 def _calibration(y: Tensor, mask: Tensor | None) -> int:

@@ -17,6 +17,7 @@ class Measurement:
     parameters  of the operator, by the names of its options: `mask` (what was sampled), `maps` (coil sensitivities)
     names       one per image; None where the file is an array, which does not say whether it has a batch axis
     scale       (B,), by which images reconstructed from y are multiplied to have the unit of the file; None: it has it
+    offset      (B,), which is then added
     notes       what a user should know of what was chosen, a line each
     """
 
@@ -24,4 +25,5 @@ class Measurement:
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     names: list[str] | None = None
     scale: Tensor | None = None
+    offset: Tensor | None = None
     notes: list[str] = field(default_factory=list)

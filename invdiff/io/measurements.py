@@ -1,22 +1,26 @@
-"""Measurement files: arrays, image-like data of scanners, and raw k-space, with what they say of the operator."""
+"""Measurement files: arrays, pictures, image-like data of scanners, raw k-space, with what they say of the operator.
 
-import pickle
-import warnings
-from collections.abc import Collection, Mapping
+Pictures are y itself, as a camera gives it; `true_images` reads those that an operator is still to measure.
+"""
+
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.io.errors import BadInput, must_be_a_file
-from invdiff.io.formats import ARRAYS, DICOM, HDF5, NIFTI, is_dicom, is_nifti
+from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, must_be_a_file, read_arrays, split_name
+from invdiff.files.pictures import PICTURES
+from invdiff.files.tiff import TIFF, count_pages
+from invdiff.io.formats import DICOM, NIFTI, is_dicom, is_nifti, stem
+from invdiff.io.images import image_files, to_tensor
+from invdiff.io.kspace import is_kspace, read_kspace
 from invdiff.io.measurement import PARAMETERS, Measurement
 from invdiff.io.slicing import Slicing
 from invdiff.io.volumes import read_slices
 
-MEASUREMENT_SUFFIXES = (*ARRAYS, *HDF5, *DICOM, *NIFTI)
+MEASUREMENT_SUFFIXES = (*ARRAYS, *HDF5, *DICOM, *NIFTI, *PICTURES, *TIFF)
 
 
 def load_measurement(
@@ -26,32 +30,35 @@ def load_measurement(
     slicing: Slicing | None = None,
     size: int | None = None,
     allow_nan: bool = False,
+    of_coils: bool = False,
 ) -> Measurement:
     """A measurement with all that its file knows about it.
 
-    Arrays   `.npy`, `.npz` (array `y`, or the only one beside the parameters), `.pt` (a tensor, or several likewise)
-    k-space  `.h5` as of fastMRI, see `read_kspace`
-    Images   DICOM and NIfTI, see `read_slices`: for operators that measure images, such as `super_resolution`
+    Arrays   `.npy`, `.npz`, `.pt`, `.mat`, `.h5` (the one that the path is followed by, `y.h5:/scan/y`, else `y`, or
+             the only one beside the parameters), `.csv`, `.txt`, BART's `.cfl`, TIFF of several pages
+    Pictures a file or a folder: integers by their full scale in [0, 1], floats as they are
+    k-space  `.h5` as of fastMRI or ISMRMRD, see `read_kspace`
+    Scanners DICOM and NIfTI, see `read_slices`: for operators that measure images, such as `super_resolution`
 
     parameters  names of the operator's parameters to look for
     slicing     which slices of a volume or of k-space; the middle one where not given
     size        of k-space: lower the resolution to this many pixels a side
     allow_nan   let NaN pass, as a mark of what was not measured; `InverseProblem` knows whether that is so
+    of_coils    k-space of three axes is (coils, H, W), and not (slices, H, W): the operator has coils
     """
-    path = Path(path)
-    must_be_a_file(path, "a measurement")
-    name = path.name.lower()
-    if name.endswith(HDF5):
-        from invdiff.io.kspace import read_kspace
-
-        return read_kspace(path, slicing or Slicing(), parameters, size)
-    if name.endswith(ARRAYS):
-        return _read_arrays(path, parameters, allow_nan)
-    if is_nifti(path) or is_dicom(path):
-        found = read_slices(path, slicing)
-        y = torch.from_numpy(np.stack(found.images)).permute(0, 3, 1, 2).contiguous()
-        return Measurement(y, names=found.names, notes=found.notes)
-    raise BadInput(f"a measurement is a {', '.join(MEASUREMENT_SUFFIXES)} file, got {path}; pictures go in input=")
+    file, name = split_name(path)
+    if file.is_dir():
+        return _read_pictures(image_files(file), slicing, allow_nan)
+    must_be_a_file(file, "a measurement")
+    if name is None and file.name.lower().endswith(HDF5) and is_kspace(file):
+        return read_kspace(file, slicing or Slicing(), parameters, size, of_coils=of_coils)
+    if size is not None:
+        raise BadInput(f"size= lowers the resolution of k-space and of images in input=, not of {file}")
+    if is_nifti(file) or is_dicom(file) or (is_picture(file) and _is_single(file)):
+        return _read_pictures([file], slicing, allow_nan)
+    if file.name.lower().endswith(MEASUREMENT_SUFFIXES):
+        return _read_arrays(file, name, parameters, allow_nan)
+    raise BadInput(f"a measurement is a {', '.join(MEASUREMENT_SUFFIXES)} file or a folder of pictures, got {file}")
 
 
 def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
@@ -59,24 +66,28 @@ def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
     return load_measurement(path, parameters=(), allow_nan=allow_nan).y
 
 
-def _read_arrays(path: Path, parameters: Collection[str], allow_nan: bool) -> Measurement:
-    try:
-        load = _load_tensors if path.suffix.lower() == ".pt" else _load_arrays
-        arrays = load(path, parameters)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        words = (str(error) or "it ends too early").splitlines()[0].partition(". ")[0]
-        reason = _SAFE if isinstance(error, pickle.UnpicklingError) else words
-        raise BadInput(f"the measurement cannot be read: {path} ({reason})") from error
-    found = {name: torch.from_numpy(np.ascontiguousarray(arrays.pop(name))) for name in parameters if name in arrays}
+def _is_single(path: Path) -> bool:
+    return not path.name.lower().endswith(TIFF) or count_pages(path) == 1
+
+
+def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bool) -> Measurement:
+    found = [read_slices(path, slicing, measured=True) for path in paths]
+    names = [name for slices in found for name in slices.names]
+    if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
+        names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
+    y = to_tensor([image for slices in found for image in slices.images], names)
+    _check_values(y, paths[0], allow_nan)
+    notes = [note for slices in found for note in slices.notes]
+    if any(is_picture(path) for path in paths):
+        notes.append(f"{paths[0]}: read as the measurement itself, grey levels from 0 to 1; input= would measure it")
+    units = [unit for slices in found for unit in slices.units if unit is not None]
+    scale, offset = torch.tensor(units).T if len(units) == len(y) else (None, None)
+    return Measurement(y, names=names, notes=notes, scale=scale, offset=offset)
+
+
+def _read_arrays(path: Path, name: str | None, parameters: Collection[str], allow_nan: bool) -> Measurement:
+    arrays = read_arrays(path, _choice(name, parameters))
+    found = {key: torch.from_numpy(arrays.pop(key)) for key in parameters if key in arrays and len(arrays) > 1}
     (array,) = arrays.values()
     if array.dtype.kind not in "fciub":
         raise BadInput(f"the measurement must be numeric: {path} holds {array.dtype}")
@@ -84,58 +95,28 @@ def _read_arrays(path: Path, parameters: Collection[str], allow_nan: bool) -> Me
         raise BadInput(f"the measurement is empty: {path} has the shape {array.shape}")
     with np.errstate(over="ignore"):  # what becomes infinite in float32 is told below
         y = torch.from_numpy(array.astype(np.complex64 if array.dtype.kind == "c" else np.float32))
+    _check_values(y, path, allow_nan)
+    return Measurement(y, found, notes=[f"{path}: its {key} goes to the operator" for key in found])
+
+
+def _check_values(y: Tensor, path: Path, allow_nan: bool) -> None:
     bad = y.isinf() if allow_nan else ~y.isfinite()
     if bad.any():
         raise BadInput(f"the measurement holds {int(bad.sum())} NaN or infinite value(s): {path}")
-    notes = [f"{path}: its {name} goes to the operator" for name in found]
-    return Measurement(y, found, notes=notes)
 
 
-_SAFE = "only plain arrays and tensors are loaded, nothing that could run code"
+def _choice(name: str | None, parameters: Collection[str]) -> Choice:
+    """Which arrays of a file are the measurement, the one of that name or `y`, and the parameters."""
 
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        others = [other for other in names if other not in PARAMETERS or len(names) == 1]
+        if name is not None and name not in names:
+            raise ValueError(f"there is no array {name!r}, only {', '.join(names) or 'none'}")
+        if name is None and "y" not in names and len(others) != 1:
+            raise ValueError(
+                f"it has the arrays {', '.join(names) or 'none'}; name the measurement 'y', or add :NAME to the file"
+            )
+        y = name or ("y" if "y" in names else others[0])
+        return [y, *(key for key in parameters if key in names and key != y)]
 
-def _load_arrays(path: Path, parameters: Collection[str]) -> dict[str, np.ndarray]:
-    """The measurement as `y`, and the parameters that there are."""
-    with path.open("rb") as file:
-        start = file.read(6)
-    if start[:2] != b"PK" and start != b"\x93NUMPY":
-        # NumPy would take it for a pickle and advise to load it as one.
-        raise ValueError(f"it is no NumPy file; {_SAFE}")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"y": loaded}
-        with loaded:
-            chosen = _choose(loaded.files, parameters)
-            return {key: loaded[name] for key, name in chosen.items()}
-    except ValueError as error:
-        if "pickle" in str(error):
-            raise ValueError(f"it holds Python objects; {_SAFE}") from error
-        raise
-
-
-def _choose(names: Collection[str], parameters: Collection[str]) -> dict[str, str]:
-    """Which arrays of a file are the measurement, `y`, and the parameters."""
-    others = [name for name in names if name not in PARAMETERS or len(names) == 1]
-    if "y" not in names and len(others) != 1:
-        raise ValueError(f"it has the arrays {', '.join(names) or 'none'}; name the measurement 'y'")
-    return {"y": "y" if "y" in names else others[0], **{name: name for name in parameters if name in names}}
-
-
-def _load_tensors(path: Path, parameters: Collection[str]) -> dict[str, np.ndarray]:
-    with warnings.catch_warnings(action="ignore"):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, Mapping):
-        return {"y": _as_array(loaded)}
-    chosen = _choose([str(key) for key in loaded], parameters)
-    return {key: _as_array(loaded[name]) for key, name in chosen.items()}
-
-
-def _as_array(loaded: object) -> np.ndarray:
-    if not isinstance(loaded, Tensor):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a tensor")
-    if loaded.layout != torch.strided or loaded.is_quantized:
-        raise ValueError("it holds a sparse or quantised tensor, not a dense one")
-    if loaded.dtype == torch.bfloat16:  # which NumPy does not know
-        loaded = loaded.float()
-    return loaded.detach().resolve_conj().resolve_neg().numpy()
+    return choose

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from invdiff.io.errors import BadInput
+from invdiff.files.errors import BadInput
 
 Plane = Literal["axial", "coronal", "sagittal"]
 

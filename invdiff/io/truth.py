@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from invdiff.io.errors import BadInput
+from invdiff.files.errors import BadInput
 from invdiff.io.examples import drawn_from_prior, example_for
 from invdiff.io.formats import stem
 from invdiff.io.images import image_files, match_channels, square, to_tensor

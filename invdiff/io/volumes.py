@@ -6,6 +6,9 @@ Spec    DICOM PS3.3: modality transform C.11.1, window C.11.2.1.2, padding C.7.5
         resampled: an oblique volume is cut along its own axes, the ones nearest to the patient's.
 """
 
+import gzip
+import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from invdiff.io.errors import BadInput, must_be_a_file, optional, reading
+from invdiff.files import BadInput, check_size, must_be_a_file, optional, read_levels, reading
+from invdiff.files.pictures import to_unit
 from invdiff.io.formats import is_dicom, is_nifti, stem
-from invdiff.io.images import read_picture
 from invdiff.io.slicing import Slicing
 
 # The axis along which a volume stored right-anterior-superior is cut.
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+EXTENSIONS = 2**24  # bytes that may lie before the voxels of NIfTI
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,13 @@ class Slices:
     images  float32 [H, W, C] in [0, 1], C = 1 (grey) or 3 (colour)
     names   one for each, without the folder
     notes   what a user should know of what was chosen, a line each
+    units   (scale, offset) of each: image * scale + offset has the unit of the file, such as HU; None: no such rule
     """
 
     images: list[np.ndarray]
     names: list[str]
     notes: list[str]
+    units: list[tuple[float, float] | None]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -41,15 +48,36 @@ def read_image(path: str | Path) -> np.ndarray:
     return read_slices(path).images[0]
 
 
-def read_slices(path: str | Path, slicing: Slicing | None = None) -> Slices:
-    """The chosen images of a picture, a DICOM or a NIfTI file."""
+def read_slices(path: str | Path, slicing: Slicing | None = None, *, measured: bool = False) -> Slices:
+    """The chosen images of a picture, a DICOM or a NIfTI file.
+
+    measured  they are a measurement: pictures of floats are taken as they are, whatever their range
+    """
     path, slicing = Path(path), slicing or Slicing()
     must_be_a_file(path, "an image")
     if is_nifti(path):
         return _read_nifti(path, slicing)
     if is_dicom(path):
         return _read_dicom(path, slicing)
-    return Slices([read_picture(path)], [stem(path)], [])
+    return _read_picture(path, slicing, measured)
+
+
+def _read_picture(path: Path, slicing: Slicing, measured: bool) -> Slices:
+    values, full = read_levels(path)
+    low, high, notes = 0.0, 1.0 if full is None else float(full), []
+    if slicing.limits is not None:
+        low, high = slicing.limits
+        image = _to_grey(values, low, high)
+        notes.append(_black_and_white(path, low, high, "window"))
+    else:
+        image = values if measured and full is None else to_unit(values, full, path)
+        white = 2 ** int(values.max()).bit_length() - 1 if full == 65535 else 65535
+        if white < 2**14 and values.max() > 0:  # a camera of 12 or 14 bits, or a scanner
+            notes.append(
+                f"{path}: the brightest value is {values.max():.0f} of {full}; if {white} is white, give "
+                f"volume.window=[{white / 2:g},{white}]"
+            )
+    return Slices([image], [stem(path)], notes, [(high - low, low)])
 
 
 def names_of(path: Path, indices: list[int], count: int) -> list[str]:
@@ -85,23 +113,31 @@ def _read_dicom(path: Path, slicing: Slicing) -> Slices:
         coding = dataset.file_meta.TransferSyntaxUID
         if coding.is_compressed and not pixels.get_decoder(coding).is_available:
             raise BadInput(f"{path} is compressed as {coding.name}, decode it with: pip install 'pylibjpeg[all]'")
-        stored = pixels.pixel_array(dataset)  # YCbCr comes as RGB
         count = int(dataset.get("NumberOfFrames") or 1)
+        check_size(4 * count * dataset.Rows * dataset.Columns * dataset.SamplesPerPixel, path)
+        try:
+            stored = pixels.pixel_array(dataset)  # YCbCr comes as RGB
+        except RuntimeError as error:  # pydicom lists the reason of every plug-in below a first line without one
+            reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+            reason = reasons[0] if reasons else str(error)
+            raise BadInput(f"{path}, compressed as {coding.name}, cannot be decoded ({reason[:120]})") from error
         stored = stored.reshape(count, dataset.Rows, dataset.Columns, dataset.SamplesPerPixel)
         indices, notes = slicing.choose(count, path), slicing.notes(count, path)
         if dataset.SamplesPerPixel == 3 and kind.startswith(("RGB", "YBR")):
-            images = [stored[i].astype(np.float32) / (2**dataset.BitsStored - 1) for i in indices]
+            white = float(2**dataset.BitsStored - 1)
+            images = [stored[i].astype(np.float32) / np.float32(white) for i in indices]
+            units: list[tuple[float, float] | None] = [(white, 0.0)] * len(images)
         elif dataset.SamplesPerPixel == 1 and kind in ("MONOCHROME1", "MONOCHROME2"):
-            images, levels = _grey_frames(stored[..., 0], indices, dataset, path, slicing, pixels)
+            images, levels, units = _grey_frames(stored[..., 0], indices, dataset, path, slicing, pixels)
             notes += levels
         else:
             raise BadInput(f"unsupported kind of DICOM image: {path} ({kind}); save it as grey or RGB")
-    return Slices(images, names_of(path, indices, count), notes)
+    return Slices(images, names_of(path, indices, count), notes, units)
 
 
 def _grey_frames(
     stored: np.ndarray, indices: list[int], dataset: Any, path: Path, slicing: Slicing, pixels: ModuleType
-) -> tuple[list[np.ndarray], list[str]]:
+) -> tuple[list[np.ndarray], list[str], list[tuple[float, float] | None]]:
     padded = _padding(stored, dataset)
     if padded.all():
         raise BadInput(f"the DICOM image is all padding: {path}")
@@ -112,7 +148,7 @@ def _grey_frames(
         raise BadInput(f"the image holds NaN or infinity: {path}")
     if whole:
         low_high = _range(np.concatenate([frame[~padded[i]] for i, frame in values.items()]), path)
-    images, notes = [], []
+    images, notes, units = [], [], []
     for i, rule in zip(indices, rules, strict=True):
         sigmoid = not whole and slicing.window is None and rule.get("VOILUTFunction") == "SIGMOID"
         low, high = low_high if whole else slicing.limits or _limits(rule, path)
@@ -120,8 +156,9 @@ def _grey_frames(
         if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are white
             image, low, high = 1 - image, high, low
         images.append(np.where(padded[i], np.float32(0), image)[..., None])
+        units.append(None if sigmoid else (high - low, low))
         notes.append(_black_and_white(path, low, high, "smallest and largest value" if whole else "window"))
-    return images, list(dict.fromkeys(notes))
+    return images, list(dict.fromkeys(notes)), units
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
@@ -177,8 +214,10 @@ def _sigmoid(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def _read_nifti(path: Path, slicing: Slicing) -> Slices:
     nibabel = optional("nibabel", path)
     with reading(path, "NIfTI"):
+        _check_extensions(path)
         file = nibabel.load(path)
         shape = file.shape
+        check_size(8 * math.prod(int(n) for n in shape), path)
         if len(shape) < 2 or any(n > 1 for n in shape[3:]) or 0 in shape:
             raise BadInput(
                 f"a NIfTI file must hold one volume: {path} is {'x'.join(map(str, shape))}; save the one you want"
@@ -211,4 +250,19 @@ def _read_nifti(path: Path, slicing: Slicing) -> Slices:
         notes.append(
             f"{path}: pixels are not square, {sides[1]:.3g} x {sides[0]:.3g} mm; resample the volume if it matters"
         )
-    return Slices(images, names_of(path, indices, count), notes)
+    return Slices(images, names_of(path, indices, count), notes, [(high - low, low)] * len(images))
+
+
+def _check_extensions(path: Path) -> None:
+    """Raise BadInput where what lies before the voxels, which nibabel reads whole, is large: of a bomb, say."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        header = file.read(540)
+    for order in "<>":
+        if header[:4] == struct.pack(f"{order}i", 348) and len(header) > 348:
+            start = struct.unpack(f"{order}f", header[108:112])[0]
+        elif header[:4] == struct.pack(f"{order}i", 540) and len(header) == 540:
+            start = struct.unpack(f"{order}q", header[168:176])[0]
+        else:
+            continue
+        if not start < EXTENSIONS:
+            raise BadInput(f"the header of {path} is {start:g} bytes long; {EXTENSIONS} at most are read")

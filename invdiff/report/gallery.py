@@ -13,6 +13,7 @@ from PIL import Image
 from invdiff.benchmark.pictures import MAPS, SHARED, THUMBNAILS, drawn, file_name, read_map
 from invdiff.benchmark.store import Store
 from invdiff.benchmark.summary import Comparison, Rows, Standing
+from invdiff.files import BadInput, opened_picture
 from invdiff.report.plots import Look
 
 MOST_BYTES = 16 * 2**20  # of pictures; a page must open at once, and go into a mail
@@ -143,13 +144,13 @@ def _tried(read: Callable[[Path], Found], path: Path) -> Found | None:
     """None for a picture that is missing or damaged: the page does without it."""
     try:
         return read(path)
-    except (OSError, SyntaxError):  # Pillow raises both for files that are no image
+    except (OSError, BadInput):
         return None
 
 
 def _embedded(path: Path) -> Picture:
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as file:
+    with opened_picture(path, data) as file:
         file.load()
         return _data_uri(data, file.size)
 

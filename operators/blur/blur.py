@@ -9,15 +9,14 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one
 """
 
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.fft import fft2, ifft2, irfft2, rfft2
 from torch.nn.functional import pad
 
+from invdiff.files import is_picture, read_array
 from invdiff.shapes import describe_shape
 
 from ..core.base import LinearOperator, SameShape, SpectralOperator, Variants
@@ -29,8 +28,8 @@ Kernel = str | Path | Tensor | np.ndarray
 class Blur(SameShape, LinearOperator):
     """Convolution with a kernel of any size, even, odd or larger than the image.
 
-    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file, `.npy` or `.pt`
-              unchanged, or a grey image, scaled to sum one
+    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file
+              (`invdiff.files`), unchanged, or a grey picture, scaled to sum one
     boundary  values outside the image: `reflect` (mirrored at the centre of the edge pixel), `symmetric` (at its outer
               side), `replicate`, `circular`, `zero`
     flip      rotate the kernel by 180 degrees, for kernels of a correlation (torch's Conv2d, as in DPS and DAPS)
@@ -239,7 +238,7 @@ def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
             "blur: kernel is required; give operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
         )
     if isinstance(kernel, (str, Path)):
-        kernel = read_kernel(Path(kernel))
+        kernel = read_kernel(kernel)
     kernel = torch.as_tensor(kernel)
     if kernel.is_complex():
         raise ValueError("blur: kernel must be real, got complex taps")
@@ -253,21 +252,10 @@ def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
     return kernel.flip(-2, -1) if flip else kernel.clone()
 
 
-def read_kernel(path: Path) -> Tensor:
-    """A kernel from a file: arrays unchanged, images as grey values scaled to sum one."""
-    if not path.is_file():
-        raise ValueError(f"blur: kernel file not found: {path}")
-    try:
-        if path.suffix.lower() == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix.lower() == ".pt":
-            kernel = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(kernel, Tensor):
-                raise ValueError(f"the file must hold a tensor, got {type(kernel).__name__}")
-            return kernel
-        with Image.open(path) as image:
-            grey = image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16") else image.convert("L")
-            taps = np.asarray(grey).astype(np.float64)
-    except (UnidentifiedImageError, EOFError, OSError, ValueError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"blur: kernel file cannot be read: {path}: {error}") from error
-    return torch.from_numpy(taps / (taps.sum() or 1))
+def read_kernel(file: str | Path) -> np.ndarray:
+    """A kernel from a file: arrays unchanged, pictures as grey values scaled to sum one."""
+    taps = read_array(file, "blur: kernel", "kernel")
+    if not is_picture(file):
+        return taps
+    grey = taps.mean(0) if taps.ndim == 3 else taps
+    return grey / (grey.sum(dtype=np.float64) or 1)

@@ -10,12 +10,13 @@ Spec    The law of L. Borodenko's `motionblur`, which DPS and DAPS use with 61 t
 """
 
 import math
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from ..core.base import Variants
+from ..core.base import Drawn, Variants
 from .blur import Blur
 
 
@@ -34,6 +35,10 @@ class MotionBlur(Blur):
         self, *, intensity: float = 0.5, kernel_size: int = 61, boundary: str = "reflect", seed: int = 0
     ) -> None:
         super().__init__(motion_kernels(intensity, kernel_size, seed), boundary=boundary)
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"kernel": Drawn("operator=blur operator.kernel=FILE")}
 
     @classmethod
     def random(

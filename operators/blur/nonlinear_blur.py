@@ -9,13 +9,14 @@ Spec    Replaces the nonlinear deblurring of DPS and DAPS, y = F(x, code) with a
         model here. Scores are not comparable with published ones.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..core.base import SameShape, Variants
+from ..core.base import Drawn, SameShape, Variants
 from ..core.separable import BOUNDARIES
 from .blur import convolve
 from .motion_blur import motion_kernels
@@ -65,6 +66,10 @@ class NonlinearBlur(SameShape):
             raise ValueError(f"nonlinear_blur: toe must be a display value in (0, 1), got {toe}")
         self.register_buffer("kernel", motion_kernels(intensity, kernel_size, seed))
         self.boundary, self.exposure, self.shoulder, self.gamma, self.toe = boundary, exposure, shoulder, gamma, toe
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"kernel": Drawn("")}
 
     @classmethod
     def random(

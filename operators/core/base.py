@@ -9,7 +9,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,19 @@ from .conjugate_gradients import conjugate_gradients
 
 Map = Callable[[Tensor], Tensor]
 Variants = Mapping[str, tuple["Operator", tuple[int, ...]]]
+
+
+class Drawn(NamedTuple):
+    """How a parameter came about that was not given: from a seed or a simulation. A real y was made by another.
+
+    instead  the option that gives it, such as `operator.mask=FILE`; "" where there is none
+    by       name of the option that decides the draw, such as `seed`
+    rule     names of the options of the rule by which it is drawn: who sets one wants a draw of a whole measurement
+    """
+
+    instead: str
+    by: str = "seed"
+    rule: tuple[str, ...] = ()
 
 
 class Operator(Recorded, nn.Module, ABC):
@@ -116,6 +129,11 @@ class Operator(Recorded, nn.Module, ABC):
     def first_guess(self, y: Tensor) -> Tensor | None:
         """A quick image from y, without a prior: the baseline of every comparison. None where there is none."""
         return None
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        """Parameters that were drawn from a seed or simulated because none were given, by name."""
+        return {}
 
     # -- parameters per image ------------------------------------------------------------------------------------------
 

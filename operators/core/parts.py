@@ -1,7 +1,7 @@
 """Operators made of other operators: parameters per image are those of the parts."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from invdiff.shapes import per_row, row_norm
 
-from .base import Operator
+from .base import Drawn, Operator
 
 # Largest change of a measurement, as a share of it, that counts as none: `PhaseRetrieval.border` allows 0.04.
 SAME = 0.05
@@ -49,6 +49,10 @@ class OperatorOfParts(Operator):
     @property
     def stepped(self) -> bool:
         return any(part.stepped for part in self.operators)
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {name: Drawn("", drawn.by) for part in self.operators for name, drawn in part.drawn.items()}
 
     def align(self, x: Tensor, reference: Tensor) -> Tensor:
         for part in self.operators:

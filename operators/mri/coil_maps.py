@@ -7,16 +7,18 @@ Spec    Simulated maps are the receive fields B_x - i B_y of loops on a cylinder
 
 import cmath
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.files import read_array
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
-from .kspace import as_complex, as_image, read_array
+from ..core.base import Drawn, LinearOperator
+from .kspace import as_complex, as_image
 
 # Radius of the cylinder, in halves of the longer side of the image: the corners of a square lie at 1.41.
 RADIUS = 1.5
@@ -38,6 +40,11 @@ class CoilArray(LinearOperator):
         self.register_buffer("maps", None if maps is None else torch.view_as_real(given_maps(maps)))
         self.coils = (coils or default) if self.maps is None else self.maps.shape[1]
         self._simulated: dict[tuple, Tensor] = {}  # a pure function of size, precision and device; kept for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        given = self.maps is not None or self.coils == 1
+        return {**super().drawn, **({} if given else {"maps": Drawn("operator.maps=FILE", "coils")})}
 
     def maps_of(self, size: tuple[int, ...], like: Tensor) -> Tensor:
         """Sensitivity maps for images of this (H, W), complex (1 or B, coils, H, W), in the precision of `like`."""
@@ -98,7 +105,8 @@ def simulated_maps(coils: int, size: tuple[int, ...]) -> Tensor:
 
 def given_maps(maps: str | Path | Tensor | np.ndarray) -> Tensor:
     """complex64 (1 or B, coils, H, W), from a file or an array (coils, H, W) or (B, coils, H, W)."""
-    array = read_array(Path(maps), "maps") if isinstance(maps, (str, Path)) else torch.as_tensor(maps)
+    array = read_array(maps, "mri: maps", "maps") if isinstance(maps, (str, Path)) else maps
+    array = torch.as_tensor(array)
     if array.dim() not in (3, 4):
         raise ValueError(
             f"mri: maps must be (coils, H, W) or (B, coils, H, W), complex, got {describe_shape(tuple(array.shape))}"

@@ -9,16 +9,17 @@ Paper   `gaussian`: the density of Schlemper et al. (2017), arXiv:1704.02422, a 
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.files import as_measured, is_picture, read_array
 from invdiff.shapes import describe_shape
 
-from ..core.base import LinearOperator
+from ..core.base import Drawn, LinearOperator
 
 PATTERNS = ("random", "equispaced", "gaussian", "radial")
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
@@ -87,6 +88,12 @@ class CartesianSampling(LinearOperator):
         check_sampling(self.acceleration, center_fraction, pattern)
         self.register_buffer("mask", None if mask is None else given_mask(mask))
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        rule = ("acceleration", "center_fraction", "pattern")
+        given = self.mask is not None
+        return {**super().drawn, **({} if given else {"mask": Drawn("operator.mask=FILE", rule=rule)})}
 
     def mask_of(self, size: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The sampled positions of k-space of this (H, W): bool (1 or B, 1, H, W)."""
@@ -220,33 +227,22 @@ def radial_mask(
 
 def given_mask(mask: str | Path | Tensor | np.ndarray) -> Tensor:
     """bool (1 or B, 1, 1 or H, W), from a file or an array, (W,), (H, W), (B, H, W) or (B, 1, H, W)."""
-    array = read_array(Path(mask), "mask") if isinstance(mask, (str, Path)) else torch.as_tensor(mask)
-    if array.dim() == 0 or array.dim() > 4 or (array.dim() == 4 and array.shape[1] != 1):
+    if isinstance(mask, (str, Path)):
+        array = read_array(mask, "mri: mask", "mask")
+        if is_picture(mask) and array.ndim == 3:  # grey in three channels
+            array = array.mean(0)
+    else:
+        array = torch.as_tensor(mask).detach().cpu().numpy()
+    if array.ndim == 0 or array.ndim > 4 or (array.ndim == 4 and array.shape[1] != 1):
         raise ValueError(
             "mri: mask must be (W,), one value per line, or (H, W), (B, H, W) or (B, 1, H, W), "
             f"got {describe_shape(tuple(array.shape))}"
         )
-    if array.dim() == 1:
-        array = array[None]
-    mask = array.reshape(-1, 1, *array.shape[-2:]) != 0
-    if not mask.flatten(1).any(1).all():
+    height = array.shape[-2] if array.ndim > 1 else 1
+    sampled = torch.from_numpy(as_measured(array, "mri: mask")).reshape(-1, 1, height, array.shape[-1])
+    if not sampled.flatten(1).any(1).all():
         raise ValueError("mri: mask must sample at least one position of each image")
-    return mask
-
-
-def read_array(path: Path, what: str) -> Tensor:
-    """The array of an `.npy` file, or the first one of an `.npz` file."""
-    if not path.is_file():
-        raise ValueError(f"mri: {what} file not found: {path}")
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                if not arrays.files:
-                    raise ValueError("the file holds no array")
-                return torch.from_numpy(arrays[arrays.files[0]])
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
-        raise ValueError(f"mri: {what} file cannot be read as .npy or .npz: {path}: {error}") from error
+    return sampled
 
 
 def whole(number: float) -> int:

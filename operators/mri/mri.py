@@ -28,7 +28,8 @@ class MRI(CartesianSampling, SpectralOperator):
     pattern          `random` lines, `equispaced` lines, `gaussian` (random lines, denser near the centre) or `radial`
                      (spokes at golden-angle steps on the grid); lines run along the columns
     mask             instead of these: the sampled positions, non-zero means measured, centre of k-space in the middle;
-                     a file (`.npy`, `.npz`) or an array; (W,), one value per line, (H, W), or (B, [1,] H, W) per image
+                     a file (a picture, or an array of `invdiff.files`) or an array; (W,), one value per line, (H, W) or
+                     (B, [1,] H, W) per image
     seed             determines the drawn mask, for all images
     complex_image    images have two channels, real and imaginary part
 

@@ -40,8 +40,8 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     """Several coils, k-space sampled on its grid. The sampling is that of `MRI`.
 
     coils            number of simulated coils around the image; 8 where no maps are given
-    maps             instead of these: sensitivity maps, complex, a file (`.npy`, `.npz`) or an array, (coils, H, W), or
-                     one set per image, (B, coils, H, W); of any scale, 0 where no coil is sensitive
+    maps             instead of these: sensitivity maps, complex, a file of `invdiff.files` or an array, (coils, H, W)
+                     or one set per image, (B, coils, H, W); of any scale, 0 where no coil is sensitive
     acceleration     inverse of the sampled fraction of positions, >= 1; 4 where no mask is given
     center_fraction  fraction of the lines that is fully sampled around the centre of k-space, part of the sampled
                      fraction; 0.08 is usual at acceleration 4, 0.04 at 8

@@ -50,8 +50,8 @@ class RadialMRI(CoilArray):
     size           of the image in pixels, (H, W) or the side of a square; None: that of the maps, else half of
                    `samples`, else any square image
     coils          number of simulated coils; one of uniform sensitivity where neither coils nor maps are given
-    maps           instead: complex sensitivity maps, a file (`.npy`, `.npz`) or an array, (coils, H, W), or one set per
-                   image, (B, coils, H, W)
+    maps           instead: complex sensitivity maps, a file of `invdiff.files` or an array, (coils, H, W), or one set
+                   per image, (B, coils, H, W)
     complex_image  images have two channels, real and imaginary part
     """
 

@@ -9,13 +9,14 @@ Paper   Candès, Li, Soltanolkotabi, Phase retrieval from coded diffraction patt
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import Operator, Variants
+from ..core.base import Drawn, Operator, Variants
 from .phase_retrieval import centred_fourier, check_oversampling, image_length, padded_length
 
 MODULATIONS = ("uniform", "quaternary", "octanary")
@@ -61,6 +62,10 @@ class CodedDiffraction(Operator):
         self.modulation, self.seed = modulation, seed
         self.oversampling = check_oversampling("coded_diffraction", oversampling)
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"masks": Drawn("")} if self.given is None else {}
 
     def masks_of(self, x: Tensor) -> Tensor:
         """The masks for these images, complex (1 or B, 1, L, H, W), in their precision and on their device."""

@@ -5,7 +5,7 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit, zero at unmeasured pixels; 
         dropped together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SameShape, SpectralOperator, Variants
+from ..core.base import Drawn, SameShape, SpectralOperator, Variants
 from .masks import Box, Lines, MaskRule, RandomPixels, Text, as_mask
 
 
@@ -32,8 +32,8 @@ class Inpainting(SameShape, SpectralOperator):
            first on. They run along `axis`, `rows` or `columns`
     text   words written over the whole image, repeatedly; pixels under ink are missing. The font is `text_height`
            of the shorter side high, at least 8 pixels
-    mask   the pixels kept, non-zero means measured: a file (image, `.npy` or `.npz`) or a tensor; (H, W), or one per
-           image, (B, H, W) or (B, 1, H, W)
+    mask   the pixels kept, non-zero means measured: a file (a picture, or an array of `invdiff.files`) or a tensor;
+           (H, W), or one per image, (B, H, W) or (B, 1, H, W)
 
     All images share a mask drawn from `seed`; `Inpainting.random(shape, seed=..., images=B)` draws one per image.
     """
@@ -74,6 +74,13 @@ class Inpainting(SameShape, SpectralOperator):
         self.register_buffer("mask", None if mask is None else as_mask(mask))
         self.seed = seed
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        fixed = isinstance(self.rule, Text) or (isinstance(self.rule, Box) and self.rule.margin is None)
+        if self.mask is not None or fixed or (isinstance(self.rule, Lines) and self.rule.lines >= 1):
+            return {}
+        return {"mask": Drawn("operator.mask=FILE", rule=("keep", "box", "margin", "lines"))}
 
     @property
     def keep(self) -> float | None:

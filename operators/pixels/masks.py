@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from invdiff.files import as_measured, is_picture, read_array
 from invdiff.shapes import describe_shape
 
 AXES = ("rows", "columns")
@@ -150,34 +150,19 @@ def _some(count: int, fraction: float, generator: torch.Generator) -> Tensor:
 
 
 def as_mask(mask: str | Path | Tensor | np.ndarray) -> Tensor:
-    """bool (1 or B, 1, H, W) from a file or an array, (H, W), (B, H, W) or (B, 1, H, W); non-zero means measured."""
-    array = read_mask(Path(mask)) if isinstance(mask, (str, Path)) else torch.as_tensor(mask)
-    if array.dim() not in (2, 3, 4) or (array.dim() == 4 and array.shape[1] != 1):
+    """bool (1 or B, 1, H, W) from a file or an array, (H, W), (B, H, W) or (B, 1, H, W); see `as_measured`."""
+    if isinstance(mask, (str, Path)):
+        array = read_array(mask, "inpainting: mask", "mask")
+        if is_picture(mask) and array.ndim == 3:  # grey in three channels
+            array = array.mean(0)
+    else:
+        array = torch.as_tensor(mask).detach().cpu().numpy()
+    if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
         raise ValueError(
             f"inpainting: mask must be (H, W), (B, H, W) or (B, 1, H, W), got {describe_shape(array.shape)}; all "
             "channels of a pixel are kept or dropped together"
         )
-    kept = array.reshape(-1, 1, *array.shape[-2:]) != 0
+    kept = torch.from_numpy(as_measured(array, "inpainting: mask")).reshape(-1, 1, *array.shape[-2:])
     if not kept.flatten(1).any(1).all():
         raise ValueError("inpainting: mask must keep at least one pixel of each image")
     return kept
-
-
-def read_mask(path: Path) -> Tensor:
-    """The array of an image, `.npy` or `.npz` file (there the first one)."""
-    if not path.is_file():
-        raise ValueError(f"inpainting: mask file not found: {path}")
-    try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, allow_pickle=False)
-        elif path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                if not arrays.files:
-                    raise ValueError("the file holds no array")
-                array = arrays[arrays.files[0]]
-        else:
-            with Image.open(path) as image:
-                array = np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"inpainting: mask file cannot be read: {path}: {error}") from error
-    return torch.from_numpy(array != 0)

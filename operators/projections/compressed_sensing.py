@@ -8,7 +8,7 @@ Paper   Candes and Tao, Near-optimal signal recovery from random projections, IE
         al., Compressed sensing using generative models, ICML 2017.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
+from ..core.base import Drawn, SpectralOperator, Variants, as_image_shape, shape_mismatch
 
 MOST_BYTES = 2**30  # of the matrix in single precision; its decomposition takes a few times as much
 
@@ -65,6 +65,10 @@ class CompressedSensing(SpectralOperator):
         # The float32 numbers define the operator, also in double precision.
         self.register_buffer("matrix", torch.randn(m, n, generator=torch.Generator().manual_seed(seed)) / m**0.5)
         self._decompositions: dict[tuple, Decomposition] = {}  # a pure function of the matrix; computed once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"matrix": Drawn("operator=matrix operator.matrix=FILE")}
 
     def _decomposition(self, like: Tensor) -> Decomposition:
         key = (like.dtype, like.device)

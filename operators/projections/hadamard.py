@@ -8,12 +8,14 @@ Shapes  x (B, C, H, W) -> y (B, C, H, W), zero at unmeasured coefficients, with 
 Paper   Duarte et al., Single-pixel imaging via compressive sampling, IEEE Signal Processing Magazine 25 (2008).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SameShape, SpectralOperator, Variants
+from ..core.base import Drawn, SameShape, SpectralOperator, Variants
 
 ORDERS = ("sequency", "random")
 BLOCK = 64  # pixels up to which a matrix product is faster than butterflies
@@ -35,6 +37,10 @@ class HadamardSensing(SameShape, SpectralOperator):
             raise ValueError(f"hadamard: order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.ratio, self.order, self.seed = ratio, order, seed
         self._drawn: dict[tuple, Tensor] = {}  # masks are a pure function of the size; drawn once for speed
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"order": Drawn("operator.order=sequency")} if self.order == "random" else {}
 
     def mask_of(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The measured coefficients of images of this (C, H, W): bool (1, 1, H, W)."""

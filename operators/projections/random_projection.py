@@ -7,7 +7,7 @@ Paper   Cardoso et al., Monte Carlo Guided Denoising Diffusion Models for Bayesi
         section 5, there not in units of the noise; posteriors are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from invdiff.shapes import describe_shape
 
-from ..core.base import SpectralOperator, Variants, as_image_shape, shape_mismatch
+from ..core.base import Drawn, SpectralOperator, Variants, as_image_shape, shape_mismatch
 from .compressed_sensing import decompose
 
 
@@ -65,6 +65,10 @@ class RandomProjection(SpectralOperator):
         parts = [torch.stack(part) for part in zip(*(decompose(matrix) for matrix in matrices), strict=True)]
         for name, part in zip(self.per_image, [matrices, *parts], strict=True):
             self.register_buffer(name, part)
+
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        return {"matrix": Drawn("operator=matrix operator.matrix=FILE")}
 
     def _rows(self, x: Tensor) -> Tensor:
         """Images as (B, 1, n)."""

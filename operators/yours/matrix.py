@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.files import BadInput, check_size, only, read_arrays, reading, split_name
 from invdiff.shapes import describe_shape
 
 from ..core.base import LinearOperator, Variants, as_image_shape, linear_map, shape_mismatch
@@ -25,8 +25,8 @@ from ..core.base import LinearOperator, Variants, as_image_shape, linear_map, sh
 class MatrixOperator(LinearOperator):
     """A matrix, M x N.
 
-    matrix             a tensor (dense or sparse), a NumPy array, a `scipy.sparse` matrix, or a file: `.npy`, `.npz` as
-                       of `scipy.sparse.save_npz`, or `.npz` with one array. Kept in single precision
+    matrix             a tensor (dense or sparse), a NumPy array, a `scipy.sparse` matrix, or a file of `invdiff.files`,
+                       `.npz` as of `scipy.sparse.save_npz` too. Kept in single precision
     image_shape        (C, H, W) of the images; N = C H W, or H W
     measurement_shape  y is shaped like this, row after row; None: (M,)
     column_major       pixels of a channel are ordered column by column, as in MATLAB, instead of row by row
@@ -197,29 +197,52 @@ def _rows(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def read_matrix(path: Path) -> Any:
-    """A matrix from a file: dense as an array, sparse as a `scipy` matrix. No pickle is loaded."""
-    if not path.is_file():
-        raise ValueError(f"matrix: file not found: {path}")
-    if path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(f"matrix: file must be .npy or .npz, got {path}")
+    """A matrix from a file: dense as an array, sparse as a `scipy` matrix whose indices were all checked."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            if "format" in names and "shape" in names:
-                import scipy.sparse
+        parts = read_arrays(path, lambda names: _parts_of_matrix(names, split_name(path)[1]))
+        return next(iter(parts.values())) if len(parts) == 1 else _sparse(parts, path)
+    except BadInput as error:
+        raise BadInput(f"matrix: {error}") from error
 
-                return scipy.sparse.load_npz(path)
-            if len(names) == 1:
-                return loaded[names[0]]
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-        words = (str(error) or "unexpected end").splitlines()[0].partition(". ")[0]
-        raise ValueError(f"matrix: file cannot be read: {path} ({words})") from error
-    raise ValueError(
-        f"matrix: {path} must hold one array, or a sparse matrix saved by scipy.sparse.save_npz, got {', '.join(names)}"
-    )
+
+# The arrays of each format of `scipy.sparse.save_npz`, beside its `format` and `shape`.
+_SPARSE = {
+    "csr": ("indices", "indptr", "data"),
+    "csc": ("indices", "indptr", "data"),
+    "bsr": ("indices", "indptr", "data"),
+    "coo": ("row", "col", "data"),
+    "dia": ("offsets", "data"),
+}
+
+
+def _parts_of_matrix(names: Sequence[str], given: str | None) -> Sequence[str]:
+    if given is None and "format" in names and "shape" in names:
+        return [name for name in names if name not in ("_is_array", "coords")]
+    return only("matrix", given)(names)
+
+
+def _sparse(parts: dict[str, np.ndarray], path: Path) -> Any:
+    """The matrix of these arrays. SciPy trusts their indices, and reads outside its arrays where they are bad."""
+    import scipy.sparse
+
+    kind = parts["format"].item()
+    kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+    if kind not in _SPARSE or not all(name in parts for name in _SPARSE[kind]):
+        raise BadInput(f"sparse matrices are {', '.join(_SPARSE)}, got {kind[:20]!r}: {path}")
+    with reading(path, "sparse matrix"):
+        shape = tuple(int(n) for n in parts["shape"])
+        *where, values = (parts[name] for name in _SPARSE[kind])
+        if len(shape) != 2 or min(shape) < 1 or values.dtype.kind not in "fciub":
+            raise BadInput(f"a sparse matrix must have rows, columns and numbers, got the shape {shape}: {path}")
+        check_size(8 * max(shape), path)  # of compressed rows, however few entries there are
+        if kind == "coo":
+            matrix = scipy.sparse.coo_array((values, tuple(where)), shape=shape)
+        elif kind == "dia":
+            matrix = scipy.sparse.dia_array((values, where[0]), shape=shape)
+        else:
+            matrix = getattr(scipy.sparse, f"{kind}_array")((values, *where), shape=shape)
+            matrix.check_format(full_check=True)
+    return matrix
 
 
 @cache

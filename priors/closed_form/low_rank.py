@@ -20,7 +20,7 @@ from torch import Tensor
 
 from invdiff.shapes import sigma_per_row
 
-from ..weights_file import read_weights, write_weights
+from ..weights_file import interval, read_weights, write_weights
 from .base import ClosedFormPrior, Problem
 from .mixture import MixturePrior, checked_weights, choose, standard_normal
 from .whitening import Decomposed, DenseTransform, decompose
@@ -108,9 +108,9 @@ class LowRankMixturePrior(MixturePrior):
             weights, means, factors, noise_std = (tensors[k] for k in ("weights", "means", "factors", "noise_std"))
             if tuple(means.shape[1:]) != tuple(header["shape"]):
                 raise ValueError(f"means must have the shape {tuple(header['shape'])}, got {tuple(means.shape[1:])}")
-            prior = cls(weights, means, factors, noise_std, value_range=tuple(header["value_range"]))
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise ValueError(f"prior weights do not fit their header: {path}: {error}") from error
+            prior = cls(weights, means, factors, noise_std, value_range=interval("value_range", header["value_range"]))
+        except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
+            raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[0]}") from error
         return prior.eval()
 
     @classmethod

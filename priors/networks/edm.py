@@ -6,6 +6,7 @@ Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m th
         constants are in image units: sigma_data = 0.25 on [0, 1] is the paper's 0.5 on [-1, 1].
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from invdiff.shapes import sigma_per_row
 
 from ..base import Prior
-from ..weights_file import read_weights, write_weights
+from ..weights_file import interval, read_weights, write_weights
 from .unet import UNet, UNetSpec
+
+LARGEST = 65536  # side of an image that a weights file may state
 
 
 class EDMPrior(Prior):
@@ -88,15 +91,26 @@ class EDMPrior(Prior):
         """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
         header, tensors = read_weights(path, kind=None)
         try:
-            shape, value_range = header["shape"], tuple(header["value_range"])
-            sigma_data, sigma_range = header["sigma_data"], tuple(header["sigma_range"])
-            mean = header.get("mean")
-            network = UNet(UNetSpec(**header["unet"]))
+            spec = UNetSpec(**header["unet"])
+            shape, mean = header["shape"], header.get("mean")
+            _, sigma_data = interval("0 and sigma_data", [0, header["sigma_data"]])
+            sigma_range = interval("sigma_range", header["sigma_range"], low=0)
+            value_range = interval("value_range", header["value_range"])
+            if shape is not None and not (
+                len(shape) == 3
+                and shape[0] == spec.channels
+                and all(isinstance(n, int) and 1 <= n <= LARGEST for n in shape)
+            ):
+                raise ValueError(f"shape must be ({spec.channels}, H, W) of at most {LARGEST} pixels, got {shape}")
+            if mean is not None and not (len(mean) == spec.channels and all(map(math.isfinite, mean))):
+                raise ValueError(f"mean must be {spec.channels} numbers, got {str(mean)[:60]}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"prior weights have an unusable header: {path}: {error!r}") from error
         try:
+            spec.check_fits(tensors)
+            network = UNet(spec)
             network.load_state_dict(tensors)
-        except RuntimeError as error:
+        except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[-1]}") from error
         prior = cls(
             network,

@@ -7,6 +7,8 @@ output at a pixel does not depend on the size of the picture around it.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -33,8 +35,36 @@ class UNetSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "blocks", tuple(self.blocks))
+        numbers = (self.channels, self.patch, *self.widths, *self.blocks)
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+            raise ValueError(f"channels, patch, widths and blocks must be whole numbers, got {str(numbers)[:60]}")
+        if min(self.channels, self.patch, *self.widths) < 1:
+            raise ValueError(f"channels, patch and widths must be at least 1, got {str(numbers)[:60]}")
         if len(self.widths) != len(self.blocks):
             raise ValueError(f"widths and blocks must have one entry per level, got {self.widths} and {self.blocks}")
+
+    def check_fits(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless these are the weights of this network, before it is built: a header may lie.
+
+        Names and shapes of the tensors give every number; loading them then compares the rest.
+        """
+        counts: dict[int, int] = {}
+        for name in tensors:
+            place = re.fullmatch(r"down\.(\d{1,6})\.(\d{1,6})\.conv1\.weight", name)
+            if place:
+                counts[int(place[1])] = max(counts.get(int(place[1]), 0), int(place[2]) + 1)
+        levels = 1 + sum(bool(re.fullmatch(r"shrink\.\d{1,6}\.weight", name)) for name in tensors)
+        head = tensors["head.weight"]
+        widths = (head.shape[0], *(tensors[f"shrink.{level}.weight"].shape[0] for level in range(levels - 1)))
+        if sum(counts.values()) > len(tensors):
+            raise ValueError("the names of its tensors skip numbers")
+        for what, stated, found in (
+            ("widths", self.widths, widths),
+            ("blocks", self.blocks, tuple(counts.get(level, 0) for level in range(levels))),
+            ("channels * patch^2", self.channels * self.patch**2, head.shape[1]),
+        ):
+            if stated != found:
+                raise ValueError(f"{what} must be {found} as in the tensors, got {str(stated)[:60]}")
 
     @property
     def multiple(self) -> int:

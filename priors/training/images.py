@@ -1,13 +1,13 @@
 """Training images: a folder, a `.npz` or a `.tar` of images, and random crops of them."""
 
-import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+from invdiff.files import only, opened_picture, read_arrays
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -37,18 +37,13 @@ def read_images(source: str | Path, *, channels: int, pad_to: int | None = None)
 
 
 def _decode(data: bytes, name: str, channels: int) -> np.ndarray:
-    try:
-        image = np.asarray(Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"not an image: {name}: {error}") from error
+    with opened_picture(Path(name), data) as file:
+        image = np.asarray(file.convert("L" if channels == 1 else "RGB"))
     return image.reshape(*image.shape[:2], channels)
 
 
 def _read_npz(source: Path, channels: int) -> list[np.ndarray]:
-    with np.load(source, allow_pickle=False) as file:
-        if "images" not in file:
-            raise ValueError(f"{source} has no array named 'images', only {', '.join(file.files) or 'none'}")
-        stack = file["images"]
+    (stack,) = read_arrays(source, only("images", "images")).values()
     if stack.ndim == 3:
         stack = stack[..., None]
     if stack.dtype != np.uint8 or stack.ndim != 4 or stack.shape[-1] != channels:

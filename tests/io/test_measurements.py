@@ -138,8 +138,8 @@ def _with(position: tuple[int, ...], value: float) -> np.ndarray:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda d: d / "y.npy", "no such file"),
-    "folder": (lambda d: d, "a folder, not a measurement"),
-    "image": (lambda d: _bytes(d / "y.png", b""), r"a measurement is a \.npy, \.npz, \.pt, .*pictures go in input="),
+    "folder": (lambda d: d, "no images in"),
+    "image": (lambda d: _bytes(d / "y.png", b""), "not an image"),
     "NaN": (lambda d: _array(d / "y.npy", _with((0, 1, 2), np.nan)), r"1 NaN or infinite value"),
     "infinity": (lambda d: _array(d / "y.npy", _with((0, 1, 2), -np.inf)), r"1 NaN or infinite value"),
     "too large for float32": (lambda d: _array(d / "y.npy", _with((0, 1, 2), 1e300)), r"1 NaN or infinite value"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from invdiff.files import BadInput
 from invdiff.priors.training.images import random_batch, read_images, split
 
 
@@ -105,6 +106,13 @@ def objects(root: Path) -> Path:
     return root / "a.npz"
 
 
+def script(root: Path) -> Path:
+    """EPS under the name of a PNG: Pillow would start Ghostscript."""
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / "a.eps")
+    (root / "a.eps").rename(root / "a.png")
+    return root
+
+
 def no_archive(root: Path) -> Path:
     (root / "a.tar").write_bytes(b"0" * 2000)
     return root / "a.tar"
@@ -121,10 +129,11 @@ def no_zip(root: Path) -> Path:
         (no_images, "no images in .*known suffixes: .png"),
         (broken_image, "not an image: .*a.png"),
         (cut_image, "not an image: .*a.png"),
+        (script, "not an image: .*a.png .no PNG"),
         (floats, r"must be uint8 \[N, H, W, 3\], got float64"),
-        (other_name, "no array named 'images', only pictures"),
+        (other_name, "no array 'images', only pictures"),
         (other_channels, r"must be uint8 \[N, H, W, 3\], got uint8 \(2, 4, 4, 1\)"),
-        (objects, "pickle"),
+        (objects, "Python objects"),
         (lambda root: root / "a.zip", "a folder, a .npz or a .tar of images, got .*a.zip"),
         (lambda root: root / "nowhere", "a folder, a .npz or a .tar of images, got .*nowhere"),
         (no_archive, "a.tar"),
@@ -138,7 +147,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], Pat
 
 @pytest.mark.parametrize("name", ["a.npz", "a.tar"])
 def test_a_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises((FileNotFoundError, BadInput), match=name):
         read_images(tmp_path / name, channels=3)
 
 

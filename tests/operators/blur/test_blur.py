@@ -131,7 +131,7 @@ def test_bad_kernel() -> None:
         (torch.zeros(3, 3), "a tap other than 0"),
         (torch.full((3, 3), torch.nan), "NaN"),
         (torch.ones(3, 3, dtype=torch.complex64), "must be real"),
-        ("nowhere.npy", "file not found: nowhere.npy"),
+        ("nowhere.npy", "kernel: no such file: nowhere.npy"),
     ]:
         with pytest.raises(ValueError, match=f"blur: .*{message}"):
             Blur(kernel)
@@ -140,13 +140,13 @@ def test_bad_kernel() -> None:
 @pytest.mark.parametrize("name", ["k.npy", "k.pt", "k.png"])
 def test_broken_file(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("no kernel")
-    with pytest.raises(ValueError, match="kernel file cannot be read"):
+    with pytest.raises(ValueError, match=r"kernel: (the .* file cannot be read|not an image)"):
         Blur(tmp_path / name)
 
 
 def test_a_file_with_something_else(tmp_path: Path) -> None:
-    torch.save({"kernel": torch.ones(3, 3)}, tmp_path / "k.pt")
-    with pytest.raises(ValueError, match="must hold a tensor, got dict"):
+    torch.save([torch.ones(3, 3)], tmp_path / "k.pt")
+    with pytest.raises(ValueError, match="it holds a list, not a tensor"):
         Blur(tmp_path / "k.pt")
 
 

@@ -74,7 +74,7 @@ def test_bad_coils() -> None:
         ({"coils": 2, "maps": torch.ones(2, 8, 8)}, "give coils, to simulate their maps, or maps, got both"),
         ({"maps": torch.ones(8, 8)}, r"maps must be \(coils, H, W\) .* got 8x8"),
         ({"maps": torch.full((2, 8, 8), torch.nan)}, "maps must be finite, got 128 NaN or infinite value"),
-        ({"maps": "no_such.npy"}, "maps file not found: no_such.npy"),
+        ({"maps": "no_such.npy"}, "maps: no such file: no_such.npy"),
     ]:
         for cls in [MulticoilMRI, RadialMRI]:
             with pytest.raises(ValueError, match=message):

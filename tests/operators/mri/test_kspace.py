@@ -175,7 +175,7 @@ def test_bad_sampling() -> None:
         ({"acceleration": 2, "mask": torch.ones(4)}, "give acceleration, to draw a mask, or mask, got both"),
         ({"mask": torch.zeros(4)}, "mask must sample at least one position"),
         ({"mask": torch.ones(2, 2, 4, 4)}, r"mask must be \(W,\), .* got 2x2x4x4"),
-        ({"mask": "no_such.npy"}, "mask file not found: no_such.npy"),
+        ({"mask": "no_such.npy"}, "mask: no such file: no_such.npy"),
     ]:
         for cls in [MRI, MulticoilMRI]:
             with pytest.raises(ValueError, match=message):
@@ -192,7 +192,7 @@ def test_random_checks_too() -> None:
 def test_a_broken_mask_file(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"mask.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"mask file cannot be read as .npy or .npz: .*mask.{suffix}"):
+    with pytest.raises(ValueError, match=f"mask: the NumPy file cannot be read: .*mask.{suffix}"):
         MRI(mask=path)
 
 

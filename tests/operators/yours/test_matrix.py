@@ -128,11 +128,11 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (REAL, {"measurement_shape": (3, 4)}, "measurement_shape must have 10 entries, got 3x4"),
         (REAL, {"image_shape": (4, 6)}, "image_shape must be"),
         ({}, {}, "a scipy.sparse matrix or a file, got dict"),
-        ("absent.npz", {}, "file not found: absent.npz"),
-        ("A.mat", {}, "file must be .npy or .npz, got A.mat"),
+        ("absent.npz", {}, "no such file: absent.npz"),
+        ("A.mat", {}, "the MATLAB file cannot be read: A.mat"),
         ("text.npy", {}, r"cannot be read: text.npy"),
         ("objects.npy", {}, r"cannot be read: objects.npy"),
-        ("two.npz", {}, "must hold one array, .* got a, b"),
+        ("two.npz", {}, "it has the arrays a, b; name one 'matrix'"),
     ]:
         monkeypatch.chdir(tmp_path)
         for name in ("A.mat", "text.npy"):

@@ -1,0 +1,103 @@
+"""Real measurements: the operator that made them, none of whose parameters is drawn at random."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from invdiff.cli.app import chosen_name, typed
+from invdiff.cli.targets import make
+from invdiff.io import BadInput, Measurement, load_measurement
+from invdiff.io.kspace import estimated_maps, sampled_positions
+from invdiff.io.measurement import PARAMETERS
+from invdiff.job import with_axes
+from invdiff.operators import Operator
+from invdiff.operators.core.base import Drawn
+from invdiff.priors import Prior
+
+
+def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operator]:
+    """The data of `measurement=`, (B, ...), and its operator.
+
+    Parameters of the operator that the configuration leaves null come from the file, or from y: what is exactly 0 was
+    not measured, and coil maps are estimated. Raises BadInput, naming the option that is missing, where they cannot.
+    """
+    open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
+    given = load_measurement(
+        str(config.measurement),
+        parameters=open_,
+        slicing=make(config.volume),
+        size=config.size,
+        allow_nan=True,
+        of_coils="maps" in config.operator,
+    )
+    operator: Operator = make(config.operator, **given.parameters)
+    _check_size(config, given, operator, prior)
+    drawn = {name: how for name, how in operator.drawn.items() if not _decided(how)}
+    if not drawn:
+        return given, operator
+    y = with_axes(given.y, operator, prior)
+    found, notes = _inferred(operator, y, drawn, str(config.measurement))
+    given = Measurement(given.y, given.parameters, given.names, given.scale, given.offset, [*given.notes, *notes])
+    return given, make(config.operator, **given.parameters, **found) if found else operator
+
+
+def _decided(how: Drawn) -> bool:
+    """Whether the user gave the option that decides a draw, or a configuration of their own, which is complete."""
+    return chosen_name("operator") is None or any(re.search(rf"\b{how.by}\b", word) for word in typed("operator"))
+
+
+def _inferred(
+    operator: Operator, y: Tensor, drawn: Mapping[str, Drawn], path: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Parameters that y tells, and a line on each. Raises BadInput where y does not tell one."""
+    found: dict[str, Tensor] = {}
+    notes = []
+    for name, how in drawn.items():
+        if name == "mask" and how.instead:
+            found |= _mask_of(operator, y, how, path, notes)
+        elif name == "maps" and how.instead:
+            found["maps"], note = estimated_maps(y, found.get("mask", getattr(operator, "mask", None)), Path(path))
+            notes.append(note)
+        else:
+            raise BadInput(_missing(operator, name, how))
+    return found, notes
+
+
+def _mask_of(operator: Operator, y: Tensor, how: Drawn, path: str, notes: list[str]) -> dict[str, Tensor]:
+    mask = sampled_positions(y) if y.is_complex() else ((y != 0) & ~y.isnan()).any(1, keepdim=True)
+    if mask is not None and not mask.all():
+        if not mask.flatten(1).any(1).all():
+            raise BadInput(f"the measurement of an image is 0 everywhere: {path}")
+        notes.append(
+            f"{path}: {1 - float(mask.float().mean()):.0%} of it is exactly 0 and counts as not measured; "
+            f"{how.instead} gives another mask"
+        )
+        return {"mask": mask[:1] if bool((mask == mask[:1]).all()) else mask}
+    if any(word.partition("=")[0] in how.rule for word in typed("operator")):
+        notes.append(f"{path}: measured everywhere; the mask of the operator leaves some of it out")
+        return {}
+    if operator.masking:
+        raise BadInput(f"{_missing(operator, 'mask', how)}; none of {path} is exactly 0, which would tell the mask")
+    notes.append(f"{path}: sampled everywhere; operator.{how.rule[0]}= leaves some of it out")
+    return {"mask": torch.ones(1, 1, *y.shape[-2:], dtype=torch.bool)}
+
+
+def _missing(operator: Operator, name: str, how: Drawn) -> str:
+    give = f"give {how.instead}, or" if how.instead else "give"
+    return (
+        f"{type(operator).__name__.lower()}: the {name} of a real measurement must be known, got one drawn at random; "
+        f"{give} operator.{how.by}= where y was simulated with it"
+    )
+
+
+def _check_size(config: DictConfig, given: Measurement, operator: Operator, prior: Prior) -> None:
+    """Where k-space belongs to images of another size than the prior's, name the option that crops it."""
+    if prior.shape is None or not given.y.is_complex() or config.size is not None:
+        return
+    reason = operator.mismatch(prior.shape)
+    if reason is not None:
+        raise BadInput(f"{reason}; size={prior.shape[-1]} keeps as much of k-space")
