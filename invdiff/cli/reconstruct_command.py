@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_config, typed
-from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of
+from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of, volume_of
 from invdiff.cli.measured import load_measured
 from invdiff.cli.paths import inputs, without_folders
 from invdiff.cli.reporter import Reporter
@@ -24,6 +24,7 @@ from invdiff.engine.driver import Compute, Interrupted
 from invdiff.fingerprint import fingerprint, of_image, with_contents
 from invdiff.io import BadInput, Measurement
 from invdiff.io.output import Output, check_apart, opened
+from invdiff.io.placement import Volume
 from invdiff.job import Job, prepare, with_axes
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
@@ -88,6 +89,7 @@ def main(config: DictConfig, output: Path) -> None:
     job.notes.update({what: note for what, note in more.items() if note})
 
     formats = cast(list[Format], [config.save.format] if isinstance(config.save.format, str) else config.save.format)
+    volume = volume_of(config, given, job.problem) if "nii" in formats else Volume()
     passing = [PREVIEW] if config.preview else []
     own = ["config.yaml", *passing, *files_of(job.names, job.num_samples, formats)]
     saved = config_as_yaml(config)
@@ -98,7 +100,7 @@ def main(config: DictConfig, output: Path) -> None:
             return
         result, stopped = _sampled(job, folder, formats, config.preview, compute.progress)
         title = _title(config, result)
-        result.write(folder, formats, alone=len(job.names) == 1, best_of=best_of, title=title)
+        result.write(folder, formats, volume, alone=len(job.names) == 1, best_of=best_of, title=title)
         if stopped is None:
             folder.finish()
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)

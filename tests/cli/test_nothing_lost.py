@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -209,6 +211,44 @@ def test_the_saved_configuration_runs_from_anywhere(
 def test_a_folder_that_is_a_file(invdiff: Run, pictures: Path) -> None:
     done = invdiff(*WORDS, "output=pictures/a.png")
     assert (done.code, done.err) == (2, "invdiff: error: output must be a folder, got a file: pictures/a.png\n")
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def test_formats(invdiff: Run, tmp_path: Path, digits: np.ndarray, arrays: Run) -> None:
+    affine = np.diag([-2.0, 2.0, 5.0, 1.0])
+    volume = nibabel.Nifti1Image(digits.transpose(2, 1, 0).astype(np.float32), affine)
+    nibabel.save(volume, tmp_path / "head.nii")
+    words = [*WORDS, "measurement=head.nii", "input=null", "operator=denoising", "volume.slices=all", "output=out"]
+    done = invdiff(*words, "save.format=[npz,tif,npy,nii]")
+    assert (done.code, done.err) == (0, "")
+    found = arrays("out")
+    for name in ("samples", "mean", "std"):
+        assert np.array_equal(np.load(f"out/{name}.npy"), found[name])
+    pages = tifffile.imread("out/head_001_mean.tif"), tifffile.imread("out/samples/head_001_001.tif")
+    assert np.array_equal(pages[0], found["mean"][1, 0])
+    assert np.array_equal(pages[1], found["samples"][1, 1, 0])
+    mean, std = nibabel.load("out/mean.nii.gz"), nibabel.load("out/std.nii.gz")
+    low, high = digits.min(), digits.max()  # the window of the file
+    np.testing.assert_allclose(mean.get_fdata()[..., 1], low + (high - low) * found["mean"][1, 0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(std.get_fdata()[..., 1], (high - low) * found["std"][1, 0], rtol=1e-4)
+    lying = nibabel.as_closest_canonical(mean)
+    correlation = np.corrcoef(lying.get_fdata().ravel(), nibabel.as_closest_canonical(volume).get_fdata().ravel())
+    assert correlation[0, 1] > 0.9
+    np.testing.assert_allclose(lying.affine, nibabel.as_closest_canonical(volume).affine, atol=1e-4)
+    assert {p.suffix for p in Path("out").rglob("*.*") if p.is_file()} == {
+        *(".npz", ".tif", ".npy", ".gz", ".yaml", ".json", ".png"),
+    }
+    assert [p.name for p in Path("out").rglob("*.png")] == ["comparison.png"]
+
+
+@pytest.mark.parametrize("given", ["dcm", "[png,gif]", "3"])
+def test_an_unknown_format(invdiff: Run, pictures: Path, given: str) -> None:
+    done = invdiff(*WORDS, "output=out", f"save.format={given}")
+    assert done.code == 2
+    assert "one of png, npz, npy, tif, nii" in done.err
+    assert not Path("out").exists()
 
 
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
