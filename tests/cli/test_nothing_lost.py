@@ -203,9 +203,10 @@ def test_the_saved_configuration_runs_from_anywhere(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name, words in (("masked", masked), ("own", own)):
+        trust = ["trust=../camera.py"] if name == "own" else []
         assert invdiff("reconstruct", *few, *words, f"output={name}").code == 0
         monkeypatch.chdir(elsewhere)
-        saved = ["reconstruct", f"--config-dir=../{name}", "--config-name=config"]
+        saved = ["reconstruct", f"--config-dir=../{name}", "--config-name=config", *trust]
         done = invdiff(*saved)
         assert (done.code, done.err) == (0, "")
         assert f"{tmp_path / name} holds the results of this configuration" in done.out
