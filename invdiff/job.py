@@ -178,7 +178,8 @@ class Job:
 
     def done(self, output: Output) -> set[int]:
         """The images that are finished in a folder of this job."""
-        return {first + i for first, part in output.kept().items() for i in range(len(part["samples"]))}
+        kept = output.kept("diverged_at")
+        return {first + i for first, part in kept.items() for i in range(len(part["diverged_at"]))}
 
     def run_into(self, output: Output, formats: Sequence[Format], watch: Watch) -> Reconstruction:
         """Sample the images that `output` does not hold yet, and store them there group by group.

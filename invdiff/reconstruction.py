@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invdiff.fingerprint import fingerprint, of_image
 from invdiff.io.output import Output, opened
+from invdiff.io.placement import Volume
 from invdiff.posterior import Posterior
 from invdiff.results import FORMATS, Format, files_of, rms, write_pictures, write_results
 from invdiff.samplers import Sampler
@@ -68,7 +69,7 @@ class Reconstruction(Posterior):
 
         best_of, title  as of `metrics` and `plot`
         formats         png: these pictures; npz: samples.npz; tif: the same pictures in float32 and image units; npy:
-                        samples, mean and std, a file each
+                        samples, mean and std, a file each; nii: mean and std as volumes of all images
         overwrite       replace results of another run in this folder; files that no run has written always stay
 
         samples.npz holds `samples` (B, S, C, H, W), `mean` and `std` (B, C, H, W), `interval` (B, 2, C, H, W) of 90 %,
@@ -79,11 +80,18 @@ class Reconstruction(Posterior):
         run = fingerprint({"samples": of_image(self.samples.numpy()), "names": list(self.names)})
         files = files_of(self.names, self.samples.shape[1], formats)
         with opened(Path(folder), run, files, overwrite=overwrite) as output:
-            self.write(output, formats, alone=len(self.names) == 1, best_of=best_of, title=title)
+            self.write(output, formats, Volume(), alone=len(self.names) == 1, best_of=best_of, title=title)
             output.finish()
 
     def write(
-        self, output: Output, formats: Sequence[Format], *, alone: bool, best_of: bool, title: str | None
+        self,
+        output: Output,
+        formats: Sequence[Format],
+        volume: Volume,
+        *,
+        alone: bool,
+        best_of: bool,
+        title: str | None,
     ) -> None:
         """Write all files into a folder that is held; see `save`. `alone`: the run has one image."""
         self.write_pictures(output, formats, alone=alone)
@@ -98,7 +106,7 @@ class Reconstruction(Posterior):
             arrays["x"] = self.truth
         scores = self.metrics(best_of=best_of)
         scores["notes"] |= self._on_std("png" in formats)
-        write_results(output, arrays, self.names, scores, self.plot(title=title), formats)
+        write_results(output, arrays, self.names, scores, self.plot(title=title), formats, volume)
 
     def write_pictures(self, output: Output, formats: Sequence[Format], *, alone: bool) -> None:
         """Write those of each image that are not written yet."""

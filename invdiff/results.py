@@ -10,12 +10,13 @@ from torch import Tensor
 
 from invdiff.io import write_image
 from invdiff.io.output import Output, file_stem
+from invdiff.io.placement import Volume, write_nifti
 from invdiff.posterior import Posterior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Format = Literal["png", "npz", "npy", "tif"]
+Format = Literal["png", "npz", "npy", "tif", "nii"]
 FORMATS: tuple[Format, ...] = ("png", "npz")
 PREVIEW = "preview.png"
 SAMPLES = "samples"  # the folder of single samples
@@ -30,6 +31,7 @@ def files_of(names: Sequence[str], num_samples: int, formats: Sequence[Format]) 
     files = ["metrics.json", "comparison.png"]
     files += ["samples.npz"] if "npz" in formats else []
     files += ["samples.npy", "mean.npy", "std.npy"] if "npy" in formats else []
+    files += ["mean.nii.gz", "std.nii.gz"] if "nii" in formats else []
     for suffix in (one for one in formats if one in _PICTURES):
         for name in names:
             files += _files_of_image(name, len(names) == 1, num_samples, suffix).values()
@@ -102,6 +104,7 @@ def write_results(
     scores: Mapping[str, Any],
     figure: "Figure",
     formats: Sequence[Format],
+    volume: Volume,
 ) -> None:
     """What is written of all images: arrays, metrics.json, comparison.png."""
     from invdiff.report.comparison import save_figure
@@ -114,6 +117,10 @@ def write_results(
         for name in ("samples", "mean", "std"):
             with output.written(f"{name}.npy", durable=True) as file:
                 np.save(file, saved[name], allow_pickle=False)
+    if "nii" in formats:
+        for name in ("mean", "std"):
+            with output.written(f"{name}.nii.gz", durable=True) as file:
+                write_nifti(file, saved[name], volume, spread=name == "std")
     drawn = BytesIO()
     save_figure(figure, drawn)
     output.write("comparison.png", drawn.getvalue())

@@ -26,7 +26,7 @@ from invdiff.cli.process import exit_code, raising
 from invdiff.cli.slips import closest, unknown
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
-from invdiff.io.output import fresh_folder
+from invdiff.io.output import check_apart, fresh_folder
 
 Task = Callable[[DictConfig, Path], object]
 
@@ -86,6 +86,7 @@ def command(
                     output = Path(job.runtime.output_dir if sweep else str(config.output))
                     config.output = str(output)
                 check_config(config, options or {})
+                check_apart(output, paths.inputs(OmegaConf.to_container(config, resolve=True)))
                 with removed_if_empty(output.parent):
                     if timed:
                         output = fresh_folder(output)

@@ -12,6 +12,7 @@ from invdiff.cli.inputs import make_prior, make_sampler
 from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute
 from invdiff.io import BadInput
+from invdiff.io.atomic import write_atomically
 from invdiff.io.truth import true_images
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
@@ -71,7 +72,7 @@ def main(config: DictConfig, output: Path) -> None:
         intervals = str(error)
     summary["calibrations"] = [] if correction is None else [correction.as_json()]
     write_config(config, output)
-    (output / "calibration.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_atomically(output / "calibration.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     title = f"{type(sampler).__name__} on {type(operator).__name__}, prior {type(prior).__name__}"
     save_figure(calibration_figure(found, title=title), output / "calibration.png")
     console.print(calibration_table(found, title))

@@ -16,6 +16,7 @@ from invdiff.contracts.verdict import broken
 from invdiff.engine.device import resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
+from invdiff.io.atomic import write_atomically
 from invdiff.io.truth import images_to_check
 from invdiff.priors import Prior
 from invdiff.ranges import Positive, fits
@@ -53,7 +54,7 @@ def main(config: DictConfig, output: Path) -> None:
             on_step=bar.update,
         )
     content = {"target": config.prior["_target_"], **as_json(found)}
-    (output / "check.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(output / "check.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     console = Console(highlight=False, markup=False)
     if found.cost is not None:
         title = f"{name} on {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"

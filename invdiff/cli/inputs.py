@@ -14,11 +14,13 @@ from invdiff.cli import groups
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make, resolved
 from invdiff.fingerprint import with_contents
-from invdiff.io import BadInput
+from invdiff.io import BadInput, Measurement
 from invdiff.io.examples import drawn_from_prior
+from invdiff.io.placement import Volume, places_of, stacked
 from invdiff.io.truth import true_images
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior, as_prior
+from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler, settings_for
 from invdiff.samplers.settings import Settled, as_config, given_settings
 
@@ -104,3 +106,16 @@ def true_images_of(config: DictConfig, prior: Prior, files: str | None) -> tuple
     """Images of files, or the example of a configuration, their names, and notes on reading; see `true_images`."""
     example, slicing = partial(make, config.data), make(config.volume)
     return true_images(prior, files=files, example=example, slicing=slicing, size=config.size, seed=config.seed)
+
+
+def volume_of(config: DictConfig, given: Measurement | None, problem: InverseProblem) -> Volume:
+    """Where a volume of all images lies: as the NIfTI or DICOM files that they are from, in their unit."""
+    check_optional("nibabel", "medical", "save.format=nii")
+    source = config.input if given is None else config.measurement
+    places = [] if source is None or not Path(source).exists() else places_of(source, make(config.volume))
+    units = {} if given is None else {"scale": given.scale, "offset": given.offset}
+    units = {name: values for name, values in units.items() if values is not None}
+    if len(places) != problem.images:
+        return Volume(**units)
+    height, width = problem.image_shape[-2:]
+    return Volume(stacked([place.seen_with((height, width)) for place in places]), **units)

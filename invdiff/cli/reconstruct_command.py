@@ -15,15 +15,16 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_config, typed
-from invdiff.cli.inputs import make_prior, make_sampler, plain, true_images_of
+from invdiff.cli.inputs import make_prior, make_sampler, true_images_of, volume_of
 from invdiff.cli.measured import load_measured
-from invdiff.cli.paths import inputs, without_folders
+from invdiff.cli.paths import without_folders
 from invdiff.cli.reporter import Reporter
 from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.fingerprint import fingerprint, of_image, with_contents
 from invdiff.io import BadInput, Measurement
-from invdiff.io.output import Output, check_apart, opened
+from invdiff.io.output import Output, opened
+from invdiff.io.placement import Volume
 from invdiff.job import Job, prepare, with_axes
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
@@ -38,7 +39,6 @@ SIMULATES = "input= SIMULATES: the picture is taken as the truth and measured fi
 @command("reconstruct")
 def main(config: DictConfig, output: Path) -> None:
     """Reconstruct as configured and write the results to `output`; see `configs/reconstruct.yaml`."""
-    check_apart(output, inputs(plain(config)))
     if config.input is not None and config.measurement is not None:
         raise BadInput("give input= (images, measured by the operator first) or measurement= (real data), not both")
     if config.truth is not None and config.measurement is None:
@@ -88,6 +88,7 @@ def main(config: DictConfig, output: Path) -> None:
     job.notes.update({what: note for what, note in more.items() if note})
 
     formats = cast(list[Format], [config.save.format] if isinstance(config.save.format, str) else config.save.format)
+    volume = volume_of(config, given, job.problem) if "nii" in formats else Volume()
     passing = [PREVIEW] if config.preview else []
     own = ["config.yaml", *passing, *files_of(job.names, job.num_samples, formats)]
     saved = config_as_yaml(config)
@@ -98,7 +99,7 @@ def main(config: DictConfig, output: Path) -> None:
             return
         result, stopped = _sampled(job, folder, formats, config.preview, compute.progress)
         title = _title(config, result)
-        result.write(folder, formats, alone=len(job.names) == 1, best_of=best_of, title=title)
+        result.write(folder, formats, volume, alone=len(job.names) == 1, best_of=best_of, title=title)
         if stopped is None:
             folder.finish()
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
@@ -121,6 +122,8 @@ def _sampled(
     try:
         return job.run_into(folder, formats, reporter), None
     except Interrupted as stop:
+        if stop.images:
+            _say([f"the same command with output={folder.path} computes the other images"])
         if stop.posterior is None or folder.replaces:  # the results of another run stay
             raise
         return cast(Reconstruction, stop.posterior), stop

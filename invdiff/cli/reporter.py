@@ -77,7 +77,7 @@ class Reporter:
 
 def in_words(seconds: float) -> str:
     """A time to two digits at most, `40 s`, `6 min`, `3.5 h`."""
-    if seconds < 90:
+    if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 

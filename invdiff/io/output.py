@@ -97,14 +97,14 @@ class Output:
         with written_atomically(self._parts / f"{first:06d}.npz", durable=True) as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def kept(self) -> dict[int, dict[str, np.ndarray]]:
-        """What `keep` has stored, by index, in this process or an earlier one."""
+    def kept(self, *names: str) -> dict[int, dict[str, np.ndarray]]:
+        """What `keep` has stored, by index, in this process or an earlier one; of these names, or all."""
         found = {}
         for path in sorted(self._parts.glob("*.npz")) if self._parts.is_dir() else ():
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    found[int(path.stem)] = dict(file)
-            except (ValueError, EOFError, BadZipFile) as error:
+                    found[int(path.stem)] = {name: file[name] for name in names or file.files}
+            except (ValueError, KeyError, EOFError, BadZipFile) as error:
                 raise BadInput(f"a finished image cannot be read: {path} ({error}); remove this file") from error
         return found
 

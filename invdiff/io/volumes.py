@@ -9,6 +9,7 @@ Spec    DICOM PS3.3: modality transform C.11.1, window C.11.2.1.2, padding C.7.5
 import gzip
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -232,8 +233,7 @@ def _read_nifti(path: Path, slicing: Slicing) -> Slices:
         low, high = float(file.header["cal_min"]), float(file.header["cal_max"])
     if not np.isfinite(values).all():
         raise BadInput(f"the volume holds {int((~np.isfinite(values)).sum())} NaN or infinite value(s): {path}")
-    single = [axis for axis in range(3) if values.shape[axis] == 1]
-    axis = single[0] if len(single) == 1 else _AXES[slicing.plane]  # one slice can be cut in one way only
+    axis = axis_of(values.shape, slicing)
     why = "window"
     if slicing.limits is not None:
         low, high = slicing.limits
@@ -251,6 +251,12 @@ def _read_nifti(path: Path, slicing: Slicing) -> Slices:
             f"{path}: pixels are not square, {sides[1]:.3g} x {sides[0]:.3g} mm; resample the volume if it matters"
         )
     return Slices(images, names_of(path, indices, count), notes, [(high - low, low)] * len(images))
+
+
+def axis_of(shape: Sequence[int], slicing: Slicing) -> int:
+    """The axis along which a volume stored right-anterior-superior is cut."""
+    single = [axis for axis in range(3) if shape[axis] == 1]
+    return single[0] if len(single) == 1 else _AXES[slicing.plane]  # one slice can be cut in one way only
 
 
 def _check_extensions(path: Path) -> None:

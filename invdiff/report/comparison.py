@@ -5,6 +5,7 @@ The layout is computed in inches, so that panels of any size line up; matplotlib
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from invdiff.benchmark.pictures import is_picture, plane
+from invdiff.io.atomic import written_atomically
 from invdiff.posterior import Posterior
 
 # matplotlib is imported where something is drawn: it is slow to import, and `thumbnails` works without it.
@@ -265,7 +267,8 @@ def _words(text: str) -> Draw:
 
 
 def save_figure(figure: "Figure", path: Path | BinaryIO) -> None:
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    with written_atomically(path, durable=False) if isinstance(path, Path) else nullcontext(path) as file:
+        figure.savefig(file, dpi=150, facecolor="white", format="png")
 
 
 def save_map(values: Tensor, path: Path | BinaryIO) -> float:

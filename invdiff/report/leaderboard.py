@@ -79,12 +79,16 @@ def markdown(comparisons: Sequence[Comparison], failures: int = 0) -> str:
     for comparison in comparisons:
         if comparison.task != shown:
             shown = comparison.task
-            lines += [f"## {comparison.operator}", "", described(comparison), ""]
+            lines += [f"## {_escaped(comparison.operator)}", "", _escaped(described(comparison)), ""]
         if comparison.budget is not None:
             lines += [f"### At {comparison.budget} a sample", ""]
             lines += ["Steps are fitted to the budget; all other settings are the sampler's own.", ""]
         lines += [*_table(comparison), ""]
-        notes = [f"- {score}: {why}" for score, why in comparison.notes.items() if (shown, score, why) not in listed]
+        notes = [
+            f"- {score}: {_escaped(why)}"
+            for score, why in comparison.notes.items()
+            if (shown, score, why) not in listed
+        ]
         listed |= {(shown, score, why) for score, why in comparison.notes.items()}
         lines += [*notes, ""] if notes else []
     return "\n".join(lines).rstrip() + "\n"
@@ -175,12 +179,15 @@ def _table(comparison: Comparison) -> list[str]:
     if comparison.baseline is not None:
         first = [estimate(comparison.baseline, 2) if heading == BASELINE else "" for heading in cells]
         lines.append("| " + " | ".join(["*first guess, without a prior*", *first]) + " |")
-    reasons = [f"- {_escaped(s.label)}: {s.reason}" for s in comparison.standings if not s.images]
+    reasons = [f"- {_escaped(s.label)}: {_escaped(s.reason or '')}" for s in comparison.standings if not s.images]
     return lines + (["", *reasons] if reasons else [])
 
 
 def _escaped(words: str) -> str:
-    return words.replace("|", "\\|")
+    """Words of configurations and errors as plain text: no HTML, no links, no cells, one line."""
+    for mark in ("\\", "<", "|", "]("):
+        words = words.replace(mark, mark[:-1] + "\\" + mark[-1])
+    return " ".join(words.split())
 
 
 def described(comparison: Comparison) -> str:

@@ -1,6 +1,8 @@
 """What rows come to: means over images, their errors, what is comparable with what."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -220,6 +222,30 @@ def test_reasons_and_failures(store: Store, add: Run) -> None:
     assert "- no: no needs a linear operator" in page
     assert "stopped (RuntimeError: the camera is off)" in page
     assert "1 run(s) stopped early" in page
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "\\<script>",
+    "[x](javascript:alert(1))",
+    "![](http://example.org)",
+    "a\n# b",
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_nothing_in_the_page_is_markup_of_others(store: Store, add: Run, words: str) -> None:
+    """Names, reasons, notes and settings come from configurations and messages of anybody."""
+    add("first", [[None]], sampler=words, notes=json.dumps({"psnr": words}))
+    add("no", [], task="v", record={"reason": words, "operator": words})
+    settings = {"operator": {"_target_": "x.Blur", "kernel": words}}
+    add("set", [[20.0]], task="u", settings=settings)
+    page = markdown(summarise(store, {"set": words}))
+    assert page.count(words.split("(")[-1].split()[-1]) >= 5, "a place is missing"
+    bare = re.sub(r"\\\\|\\.", "", page)  # without what a backslash makes plain
+    assert "<" not in bare
+    assert "](" not in bare
+    assert "# b" not in page.splitlines()
 
 
 def test_the_page(store: Store, add: Run) -> None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -91,7 +93,7 @@ def test_resumed_after_ctrl_c(invdiff: Run, pictures: Path, metrics: Run, arrays
     calls.count = 0
     done = invdiff(*WORDS, "output=out")
     assert done.code == 0
-    assert done.out.endswith("out holds the results of this configuration; overwrite=true computes them again\n")
+    assert done.out.endswith("\nout holds the results of this configuration; overwrite=true computes them again\n")
     invdiff(*WORDS, "output=out", "compute.max_rows=1", "compute.progress=false")
     assert calls.count == 0, "another device or batch is the same configuration"
 
@@ -167,6 +169,15 @@ def test_never_beside_its_inputs(invdiff: Run, pictures: Path, files: Run, words
     assert (files(), calls.count) == (before, 0)
 
 
+@pytest.mark.parametrize("command", ["calibrate", "check-prior", "benchmark", "tune"])
+def test_no_command_writes_beside_its_inputs(invdiff: Run, pictures: Path, files: Run, command: str) -> None:
+    before = files()
+    sampler = ["sampler=dps"] if command == "tune" else []
+    done = invdiff(command, "prior=digits", *sampler, "input=pictures/a.png", "output=pictures")
+    assert (done.code, files()) == (2, before)
+    assert "output=pictures holds an input of this run, pictures/a.png; set an output= of its own" in done.err
+
+
 @pytest.mark.usefixtures("without_comparison")
 def test_two_runs_in_the_same_second(invdiff: Run, pictures: Path) -> None:
     for seed in (0, 1):
@@ -192,13 +203,13 @@ def test_the_saved_configuration_runs_from_anywhere(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name, words in (("masked", masked), ("own", own)):
+        trust = ["trust=../camera.py"] if name == "own" else []
         assert invdiff("reconstruct", *few, *words, f"output={name}").code == 0
         monkeypatch.chdir(elsewhere)
-        trusted = [f"trust={tmp_path}/camera.py"] if name == "own" else []
-        saved = ["reconstruct", f"--config-dir=../{name}", "--config-name=config", *trusted]
+        saved = ["reconstruct", f"--config-dir=../{name}", "--config-name=config", *trust]
         done = invdiff(*saved)
         assert (done.code, done.err) == (0, "")
-        assert done.out.startswith(f"{tmp_path / name} holds the results of this configuration")
+        assert f"{tmp_path / name} holds the results of this configuration" in done.out
         done = invdiff(*saved, f"output=again_{name}")
         assert (done.code, done.err) == (0, "")
         monkeypatch.chdir(tmp_path)
@@ -208,6 +219,44 @@ def test_the_saved_configuration_runs_from_anywhere(
 def test_a_folder_that_is_a_file(invdiff: Run, pictures: Path) -> None:
     done = invdiff(*WORDS, "output=pictures/a.png")
     assert (done.code, done.err) == (2, "invdiff: error: output must be a folder, got a file: pictures/a.png\n")
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+
+
+def test_formats(invdiff: Run, tmp_path: Path, digits: np.ndarray, arrays: Run) -> None:
+    affine = np.diag([-2.0, 2.0, 5.0, 1.0])
+    volume = nibabel.Nifti1Image(digits.transpose(2, 1, 0).astype(np.float32), affine)
+    nibabel.save(volume, tmp_path / "head.nii")
+    words = [*WORDS, "measurement=head.nii", "input=null", "operator=denoising", "volume.slices=all", "output=out"]
+    done = invdiff(*words, "save.format=[npz,tif,npy,nii]")
+    assert (done.code, done.err) == (0, "")
+    found = arrays("out")
+    for name in ("samples", "mean", "std"):
+        assert np.array_equal(np.load(f"out/{name}.npy"), found[name])
+    pages = tifffile.imread("out/head_001_mean.tif"), tifffile.imread("out/samples/head_001_001.tif")
+    assert np.array_equal(pages[0], found["mean"][1, 0])
+    assert np.array_equal(pages[1], found["samples"][1, 1, 0])
+    mean, std = nibabel.load("out/mean.nii.gz"), nibabel.load("out/std.nii.gz")
+    low, high = digits.min(), digits.max()  # the window of the file
+    np.testing.assert_allclose(mean.get_fdata()[..., 1], low + (high - low) * found["mean"][1, 0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(std.get_fdata()[..., 1], (high - low) * found["std"][1, 0], rtol=1e-4)
+    lying = nibabel.as_closest_canonical(mean)
+    correlation = np.corrcoef(lying.get_fdata().ravel(), nibabel.as_closest_canonical(volume).get_fdata().ravel())
+    assert correlation[0, 1] > 0.9
+    np.testing.assert_allclose(lying.affine, nibabel.as_closest_canonical(volume).affine, atol=1e-4)
+    assert {p.suffix for p in Path("out").rglob("*.*") if p.is_file()} == {
+        *(".npz", ".tif", ".npy", ".gz", ".yaml", ".json", ".png"),
+    }
+    assert [p.name for p in Path("out").rglob("*.png")] == ["comparison.png"]
+
+
+@pytest.mark.parametrize("given", ["dcm", "[png,gif]", "3"])
+def test_an_unknown_format(invdiff: Run, pictures: Path, given: str) -> None:
+    done = invdiff(*WORDS, "output=out", f"save.format={given}")
+    assert done.code == 2
+    assert "one of png, npz, npy, tif, nii" in done.err
+    assert not Path("out").exists()
 
 
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
