@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
@@ -23,7 +24,7 @@ from yaml import YAMLError
 from invdiff.cli import groups, paths
 from invdiff.cli.folders import check_hydra_section, take_folders
 from invdiff.cli.process import exit_code, raising
-from invdiff.cli.slips import closest, unknown
+from invdiff.cli.slips import unknown, unknown_option
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
 from invdiff.io.output import fresh_folder
@@ -272,9 +273,7 @@ def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exc
         chosen = [w for w in words if groups.is_choice(w)]
         config = hydra.compose(config_name, chosen)
     known = [*_names(config, ""), *groups.names()]
-    return ValueError(
-        f"unknown option {word[1]!r}{closest(word[1], known)} (--cfg job shows all options of the chosen groups)"
-    )
+    return ValueError(unknown_option(word[1], known))
 
 
 def _names(config: DictConfig, before: str) -> Iterator[str]:
@@ -286,7 +285,11 @@ def _names(config: DictConfig, before: str) -> Iterator[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    if words or error.__traceback__ is None:
+        return words
+    frame = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} without words ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def report(message: str, code: int = 2) -> int:

@@ -36,6 +36,11 @@ def unknown(group: str, name: str, known: Sequence[str]) -> str:
     return f"unknown {group} {name!r}{hint} ({listed})"
 
 
+def unknown_option(name: str, known: Sequence[str]) -> str:
+    """A message for an option that the chosen groups do not have."""
+    return f"unknown option {name!r}{closest(name, known)} (--cfg job shows all options of the chosen groups)"
+
+
 def find_slip(command: str, words: Sequence[str]) -> str | None:
     """One line on the first name or option that the command does not have; None where there is none, or no telling."""
     path = _configs() / f"{command.replace('-', '_')}.yaml"
@@ -87,8 +92,7 @@ def _unknown(key: str, value: str, nodes: Mapping[str, Any], chosen: Mapping[str
         return None
     if chosen.get(group) == "auto":
         return _choose_a_sampler(below, value)
-    hint = closest(key, [*_paths(nodes), *chosen])
-    return f"unknown option {key!r}{hint} (--cfg job shows all options of the chosen groups)"
+    return unknown_option(key, [*_paths(nodes), *chosen])
 
 
 def _choose_a_sampler(option: str, value: str) -> str:
