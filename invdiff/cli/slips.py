@@ -25,7 +25,8 @@ _LISTS = {"samplers": "sampler", "operators": "operator"}
 
 def closest(name: str, known: Sequence[str]) -> str:
     """`; did you mean NAME?`, or nothing where no name is like it."""
-    close = get_close_matches(name, known, n=1)
+    inside = [word for word in known if word.rpartition(".")[2] == name]  # an option of a group, without its group
+    close = inside or get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

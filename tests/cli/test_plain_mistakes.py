@@ -80,6 +80,6 @@ def test_an_error_without_words_names_its_place() -> None:
     def fail() -> None:
         raise ValueError
 
-    with pytest.raises(ValueError, match="^$") as raised:
+    with pytest.raises(ValueError, match=r"^$") as raised:
         fail()
     assert "ValueError without words (test_plain_mistakes.py, line" in str(explain(raised.value))
