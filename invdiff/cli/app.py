@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -43,6 +43,7 @@ HYDRA = (
 )
 OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.")  # nodes that take new keys
 _VALUES = "_values"  # where plain values travel past hydra's groups
+_ADDED = "_added"  # where the entries of `samplers+=[mine]` do
 
 
 class CheckFailed(Exception):
@@ -81,6 +82,8 @@ def command(
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
+                    for key, value in config.pop(_ADDED, {}).items():
+                        config[key] = [*_as_list(config.get(key)), *_as_list(value)]
                     config.pop("trust", None)  # read from the command line alone; see targets.py
                     if config.output is None:
                         raise ValueError("output must be a folder, got null")
@@ -129,7 +132,13 @@ def _for_hydra(word: str, values: tuple[str, ...]) -> str:
     values = (*values, "trust")
     if word.startswith(OPEN):
         return f"++{word}"
+    if re.match(r"\w+\+=", word):
+        return f"++{_ADDED}.{word.replace('+=', '=', 1)}"
     return f"++{_VALUES}.{word}" if word.partition("=")[0] in values else word
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
 
 
 def typed(below: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Random edits of valid commands, options and files: one line or a result, never a traceback, a hang or a foreign file."""
+"""Random edits of commands, options and files: one line or a result; no traceback, no hang, no file elsewhere."""
 
 import random
 import resource

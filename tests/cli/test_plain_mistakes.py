@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from invdiff import load_prior
 from invdiff.cli.app import explain
@@ -16,6 +17,7 @@ Run = Callable[..., Any]
 
 NETWORK = """
 import torch
+from omegaconf import OmegaConf
 
 class Half(torch.nn.Module):
     def forward(self, x, t):
@@ -83,3 +85,38 @@ def test_an_error_without_words_names_its_place() -> None:
     with pytest.raises(ValueError, match=r"^$") as raised:
         fail()
     assert "ValueError without words (test_plain_mistakes.py, line" in str(explain(raised.value))
+
+
+def test_a_bare_name_keeps_the_settings_of_the_experiment(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def stop(value: Any, key: str, *_: Any, **__: Any) -> None:
+        seen.append(OmegaConf.to_container(OmegaConf.create({"list": value}))["list"])
+        raise ValueError("seen")
+
+    monkeypatch.setattr("invdiff.cli.benchmark_command.chosen", stop)
+    words = ("benchmark", "experiment=posterior/gmm", "output=out")
+    invdiff(*words, "samplers=[tds,dps,pnpdm,{mcg:{}}]")
+    tds, dps, pnpdm, mcg = seen.pop()
+    assert tds["tds"]["prior_std"] == 11.36
+    assert dps["dps"]["schedule"]["sigma_max"] == 113.0
+    assert (pnpdm, mcg) == ("pnpdm", {"mcg": {}})
+    invdiff(*words, "samplers+=[mine]")
+    assert [*map(str, seen[0])][-1] == "mine"
+    assert len(seen.pop()) == 11
+    invdiff("benchmark", "samplers+=[mcg]", "output=out")
+    assert seen.pop() == ["dps", "daps", "mcg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "it has no results.parquet"),
+        (["out", "format=pdf"], "format must be one or several of latex, csv, got pdf"),
+        ([], ""),
+    ],
+)
+def test_report_of_no_benchmark(invdiff: Run, words: list[str], said: str) -> None:
+    done = invdiff("report", *words)
+    assert said in done.err
+    assert ("usage: invdiff report" in done.out) == (not words)
