@@ -53,7 +53,7 @@ def find_slip(command: str, words: Sequence[str]) -> str | None:
     dashed = next((word for word in words if word.lstrip("-").partition("=")[0] in config and word[0] == "-"), None)
     if dashed is not None:
         return f"options are written without dashes: {dashed.lstrip('-')}, got {dashed}"
-    given = [match.groups() for word in words if (match := _WORD.fullmatch(word))]
+    given = [(match[1], match[2]) for word in words if (match := _WORD.fullmatch(word))]
     for key, value in given:
         group = _LISTS.get(key, key if key in chosen and key not in config else "")
         wanted = re.findall(r"[\w/]+", value) if re.fullmatch(r"\[?[\w/]+(,[\w/]+)*]?", value) and group else []
