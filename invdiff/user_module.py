@@ -50,6 +50,26 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
+def named_in(file: str | Path | None, example: str) -> tuple[Path, str, Any]:
+    """Path, name and object of `my_network.py:load`; the file is executed.
+
+    example  what messages suggest
+
+    Raises ValueError where there is no such file, or nothing of this name in it.
+    """
+    path, _, name = str(file or "").rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise ValueError(f"{example}: must be a Python file and a name in it, got {file}")
+    where = Path(path).expanduser()
+    if not where.is_file():
+        raise ValueError(f"{example}: no such file: {where} (looked for in {where.absolute().parent})")
+    module = load_module(where)
+    if not hasattr(module, name):
+        known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == where.stem]
+        raise ValueError(f"{where} has no {name!r}; it defines {', '.join(known) or 'nothing'}")
+    return where, name, getattr(module, name)
+
+
 def file_of(name: str) -> Path | None:
     """The file that `load_module` read the module of this name from; None for other modules."""
     read = getattr(sys.modules.get(name), "_invdiff_read", None)

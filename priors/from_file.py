@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invdiff.user_module import bind, load_module
+from invdiff.user_module import bind, named_in
 
 from . import Prior, as_prior
 
@@ -27,17 +27,8 @@ def prior_from_file(
 
     Raises ValueError if the file holds no such prior.
     """
-    path, _, name = str(file or "").rpartition(":")
-    if not path.endswith(".py") or not name:
-        raise ValueError(f"callable: give file=, a Python file and a name in it, my_network.py:denoise, got {file}")
-    where = Path(path).expanduser()
-    if not where.is_file():
-        raise ValueError(f"callable: no such file: {where} (looked for in {where.absolute().parent})")
-    module = load_module(where)
-    if not hasattr(module, name):
-        known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == where.stem]
-        raise ValueError(f"{where} has no {name!r}; it defines {', '.join(known) or 'nothing'}")
-    found = bind(getattr(module, name), parameters or {}, f"{where}: {name}", inputs=2)
+    where, name, thing = named_in(file, "callable: give file=my_network.py:denoise")
+    found = bind(thing, parameters or {}, f"{where}: {name}", inputs=2)
     try:
         return as_prior(
             found,

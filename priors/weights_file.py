@@ -51,6 +51,11 @@ def interval(name: str, values: Any, low: float = -math.inf) -> tuple[float, flo
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise ValueError(f"prior weights not found: {path}")
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
+        raise ValueError(
+            f"prior weights must be a .safetensors file of invdiff train; {path} is a torch checkpoint: use "
+            "prior=parametrised prior.network=my_unet.py:load, a function that loads it"
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("invdiff", "null"))

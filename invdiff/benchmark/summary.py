@@ -166,6 +166,8 @@ def summarise(
         shared = {key: value for key, value in members[0]["settings"].items() if key not in OF_THE_SAMPLER}
         if members[0].get("in_effect"):
             shared["operator"] = shared["operator"] | members[0]["in_effect"]
+        if by_budget and not all(s.images or s.reason for s in own):
+            own = []  # not asked for: the few rows are those that a budget happens to share
         for budget, standings in [(None, own), *((key[2], [*by_budget[key].values()]) for key in sorted(by_budget))]:
             shown = [s for s in standings if s.images or s.reason]
             if any(s.images for s in shown) or (budget is None and shown):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
@@ -16,14 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from invdiff.cli import groups, paths
 from invdiff.cli.folders import check_hydra_section, take_folders
 from invdiff.cli.process import exit_code, raising
-from invdiff.cli.slips import closest, unknown
+from invdiff.cli.slips import unknown, unknown_option
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
 from invdiff.io.output import check_apart, fresh_folder
@@ -42,6 +43,7 @@ HYDRA = (
 )
 OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.")  # nodes that take new keys
 _VALUES = "_values"  # where plain values travel past hydra's groups
+_ADDED = "_added"  # where the entries of `samplers+=[mine]` do
 
 
 class CheckFailed(Exception):
@@ -80,6 +82,8 @@ def command(
             try:
                 with open_dict(config):
                     config.update(config.pop(_VALUES, {}))
+                    for key, value in config.pop(_ADDED, {}).items():
+                        config[key] = [*_as_list(config.get(key)), *_as_list(value)]
                     config.pop("trust", None)  # read from the command line alone; see targets.py
                     if config.output is None:
                         raise ValueError("output must be a folder, got null")
@@ -129,7 +133,13 @@ def _for_hydra(word: str, values: tuple[str, ...]) -> str:
     values = (*values, "trust")
     if word.startswith(OPEN):
         return f"++{word}"
+    if re.match(r"\w+\+=", word):
+        return f"++{_ADDED}.{word.replace('+=', '=', 1)}"
     return f"++{_VALUES}.{word}" if word.partition("=")[0] in values else word
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, ListConfig) else [value]
 
 
 def typed(below: str = "") -> list[str]:
@@ -273,9 +283,7 @@ def _with_hint(error: HydraException, config_name: str, words: list[str]) -> Exc
         chosen = [w for w in words if groups.is_choice(w)]
         config = hydra.compose(config_name, chosen)
     known = [*_names(config, ""), *groups.names()]
-    return ValueError(
-        f"unknown option {word[1]!r}{closest(word[1], known)} (--cfg job shows all options of the chosen groups)"
-    )
+    return ValueError(unknown_option(word[1], known))
 
 
 def _names(config: DictConfig, before: str) -> Iterator[str]:
@@ -287,7 +295,11 @@ def _names(config: DictConfig, before: str) -> Iterator[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    if words or error.__traceback__ is None:
+        return words
+    frame = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} without words ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def report(message: str, code: int = 2) -> int:

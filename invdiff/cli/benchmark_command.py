@@ -17,7 +17,7 @@ from invdiff.benchmark.ranks import joined
 from invdiff.benchmark.run import run_benchmark
 from invdiff.benchmark.summary import Comparison
 from invdiff.cli.app import command, job_number, report, write_config
-from invdiff.cli.entries import Choice, chosen, load, overrule
+from invdiff.cli.entries import Choice, chosen, load, overrule, with_settings_of_experiment
 from invdiff.cli.inputs import is_generated, made_sampler, make_prior, plain, settle, source_of
 from invdiff.cli.targets import make
 from invdiff.cli.values import check_node
@@ -95,6 +95,8 @@ def _check_that_some_ran(comparisons: Sequence[Comparison]) -> None:
 
 def make_grid(config: DictConfig, console: Console) -> Grid:
     """The grid of a configuration; recommended settings are printed. Raises BadInput, naming the entry that fails."""
+    for key in ("samplers", "operators"):
+        config[key] = with_settings_of_experiment(config, key)
     samplers = chosen(config.samplers, "samplers", "sampler")
     operators = chosen(config.operators, "operators", "operator", beside="noise")
     budgets = [budget for kind in KINDS for budget in budgets_of(kind, config.budget[kind])]

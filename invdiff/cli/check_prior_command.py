@@ -17,6 +17,7 @@ from invdiff.engine.device import resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.io import BadInput
 from invdiff.io.atomic import write_atomically
+from invdiff.io.examples import drawn_from_prior, example_for
 from invdiff.io.truth import images_to_check
 from invdiff.priors import Prior
 from invdiff.ranges import Positive, fits
@@ -32,7 +33,7 @@ def main(config: DictConfig, output: Path) -> None:
     prior = make_prior(config)
     name, device = type(prior).__name__, resolve(config.device)
     sigmas = _levels(config, prior)
-    example = None
+    example = example_for(prior, config.images)
     if "data" in config:
         settings = plain(config.data)
         example = partial(resolved(config.data, "data"), **{k: v for k, v in settings.items() if k != "_target_"})
@@ -51,6 +52,7 @@ def main(config: DictConfig, output: Path) -> None:
             samples=config.grid,
             steps=config.steps,
             device=device,
+            drawn=config.input is None and example.func is drawn_from_prior,
             on_step=bar.update,
         )
     content = {"target": config.prior["_target_"], **as_json(found)}

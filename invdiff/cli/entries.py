@@ -1,14 +1,17 @@
 """Lists of choices from a group, with settings of their own: `[dps,{bold:{sampler:dps,zeta:2}}]`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from invdiff.cli import groups
+from invdiff.cli.app import chosen_name
 from invdiff.cli.slips import closest, unknown
 from invdiff.io import BadInput
 from invdiff.samplers.settings import dotted
@@ -52,6 +55,23 @@ def chosen(value: Any, key: str, group: str, *, beside: str | None = None) -> di
     if not found:
         raise BadInput(f"{key} must name at least one (known: {', '.join(groups.options(group))})")
     return found
+
+
+def with_settings_of_experiment(config: DictConfig, key: str) -> list[Any]:
+    """The entries of a list, where a bare name has the settings that the chosen experiment gives it.
+
+    `{dps:{}}` stands for the defaults of a sampler.
+    """
+    value = config[key]
+    items = list(value) if isinstance(value, ListConfig) else [value]
+    experiment = chosen_name("experiment")
+    if experiment is None or not any(isinstance(item, str) for item in items):
+        return items
+    words = [word for word in HydraConfig.get().overrides.task if not re.match(rf"(\+\+_added\.)?{key}=", word)]
+    listed = OmegaConf.to_container(compose("benchmark", words)[key], resolve=True)
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    known = {label: entry for entry in entries for label in entry}
+    return [known.get(item, item) if isinstance(item, str) else item for item in items]
 
 
 def load(group: str, name: str, key: str) -> DictConfig:

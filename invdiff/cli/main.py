@@ -12,6 +12,7 @@ from invdiff.cli.slips import closest, find_slip
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
     "benchmark": "compare samplers on the same measurements, at equal cost; resumable",
+    "report": "write the tables of a benchmark as LaTeX and CSV: invdiff report out format=latex,csv",
     "tune": "search a sampler's settings on validation images; resumable",
     "calibrate": "test a sampler's uncertainty: ranks, coverage, TARP",
     "train": "train a prior on a folder, .npz or .tar of images, or on measurements",

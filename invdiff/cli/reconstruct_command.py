@@ -30,6 +30,7 @@ from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction
+from invdiff.report.leaderboard import prior_label
 from invdiff.report.tables import scores_in_words
 from invdiff.results import PREVIEW, Format, files_of
 
@@ -185,4 +186,5 @@ def _title(config: DictConfig, result: Reconstruction) -> str:
         return str(chosen_name(group) or node.get("name") or node["_target_"].rpartition(".")[2])
 
     calls = f"{result.sampler.name()}: {result.cost.forwards} network calls, {result.cost.seconds:.0f} s"
-    return f"{name('operator')} · {name('prior')} prior · {calls}"
+    prior = name("prior") if config.prior.get("weights") is None else prior_label(config.prior)
+    return f"{name('operator')} · {prior} prior · {calls}"

@@ -25,7 +25,8 @@ _LISTS = {"samplers": "sampler", "operators": "operator"}
 
 def closest(name: str, known: Sequence[str]) -> str:
     """`; did you mean NAME?`, or nothing where no name is like it."""
-    close = get_close_matches(name, known, n=1)
+    inside = [word for word in known if word.rpartition(".")[2] == name]  # an option of a group, without its group
+    close = inside or get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -34,6 +35,11 @@ def unknown(group: str, name: str, known: Sequence[str]) -> str:
     hint = closest(name, known)
     listed = f"known: {', '.join(known) or 'none'}" if len(known) <= 30 else "invdiff list shows all"
     return f"unknown {group} {name!r}{hint} ({listed})"
+
+
+def unknown_option(name: str, known: Sequence[str]) -> str:
+    """A message for an option that the chosen groups do not have."""
+    return f"unknown option {name!r}{closest(name, known)} (--cfg job shows all options of the chosen groups)"
 
 
 def find_slip(command: str, words: Sequence[str]) -> str | None:
@@ -47,7 +53,7 @@ def find_slip(command: str, words: Sequence[str]) -> str | None:
     dashed = next((word for word in words if word.lstrip("-").partition("=")[0] in config and word[0] == "-"), None)
     if dashed is not None:
         return f"options are written without dashes: {dashed.lstrip('-')}, got {dashed}"
-    given = [match.groups() for word in words if (match := _WORD.fullmatch(word))]
+    given = [(match[1], match[2]) for word in words if (match := _WORD.fullmatch(word))]
     for key, value in given:
         group = _LISTS.get(key, key if key in chosen and key not in config else "")
         wanted = re.findall(r"[\w/]+", value) if re.fullmatch(r"\[?[\w/]+(,[\w/]+)*]?", value) and group else []
@@ -87,8 +93,7 @@ def _unknown(key: str, value: str, nodes: Mapping[str, Any], chosen: Mapping[str
         return None
     if chosen.get(group) == "auto":
         return _choose_a_sampler(below, value)
-    hint = closest(key, [*_paths(nodes), *chosen])
-    return f"unknown option {key!r}{hint} (--cfg job shows all options of the chosen groups)"
+    return unknown_option(key, [*_paths(nodes), *chosen])
 
 
 def _choose_a_sampler(option: str, value: str) -> str:

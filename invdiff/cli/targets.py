@@ -27,14 +27,15 @@ from invdiff.priors import Prior
 from invdiff.priors.networks import network_time
 from invdiff.samplers import Sampler
 
-RUN_A_FILE = (
+_RUN_A_FILE = (  # which the user must name
     "invdiff.operators.from_file",
     "invdiff.operators.yours.from_file.from_file",
     "invdiff.samplers.from_file.from_file",
     "invdiff.priors.from_file.prior_from_file",
 )
 _FAMILIES = (Operator, Noise, Prior, Sampler, schedules.Schedule, network_time.NetworkTime)
-_NAMED = re.compile(r"""(?:^|[.{,\s])(?:_target_|file|trust)\s*[=:]\s*(\[[^]]*]|"[^"]*"|'[^']*'|[^,}\]\s]+)""")
+_FILE = re.compile(r"\.py(:|$)")
+_NAMED = re.compile(r"""(?:^|[.{,\s])(?:_target_|file|network|trust)\s*[=:]\s*(\[[^]]*]|"[^"]*"|'[^']*'|[^,}\]\s]+)""")
 
 
 def make(node: DictConfig, path: str | None = None, /, **given: Any) -> Any:
@@ -47,26 +48,27 @@ def make(node: DictConfig, path: str | None = None, /, **given: Any) -> Any:
     path = path or str(node._get_full_key(None)) or "configuration"
     values = OmegaConf.to_container(node, resolve=True)
     for here, value in _walk(values, path):
-        if isinstance(value, str) and "${" in value:
-            raise BadInput(f"{here} must be a plain value, got {value}")
+        if isinstance(value, str):
+            _check_word(value, here)
         if isinstance(value, Mapping) and "_target_" in value:
             check_target(value, here)
     return instantiate(OmegaConf.create({path: values})[path], **given)
 
 
 def check_target(node: Mapping[str, Any], path: str) -> None:
-    """Raise BadInput for a node whose `_target_`, or whose Python file, may not run."""
-    target, named = str(node["_target_"]), set(_typed())
-    if target in RUN_A_FILE:
-        file = node.get("file")
-        if "_args_" in node:
-            raise BadInput(f"{path}: file must be given by name, got _args_={node['_args_']}")
-        if file is not None and _plain(str(file)) not in {_plain(name) for name in named}:
-            raise BadInput(f"{path}.file={file} would run this file; if you trust it, add trust={_short(str(file))}")
-    elif target not in named and target != "???" and target not in _known():
+    """Raise BadInput for a node whose `_target_` may not run."""
+    target = str(node["_target_"])
+    if target != "???" and target not in _known() and target not in _typed():
         raise BadInput(
             f"{path}._target_={target} is not of invdiff and may run any code; if you trust it, add trust={target}"
         )
+
+
+def _check_word(word: str, path: str) -> None:
+    if "${" in word:
+        raise BadInput(f"{path} must be a plain value, got {word}")
+    if _FILE.search(word) and _plain(word) not in map(_plain, _typed()):
+        raise BadInput(f"{path}={word} would run this file; if you trust it, add trust={_short(word)}")
 
 
 def resolved(node: Mapping[str, Any], path: str) -> Any:
@@ -107,7 +109,7 @@ def _short(file: str) -> str:
 
 def _known() -> set[str]:
     """Names of what a configuration may call: all that ours call, and every class of operators, priors, samplers."""
-    found = {*_of_ours(), *RUN_A_FILE}
+    found = {*_of_ours(), *_RUN_A_FILE}
     classes = {cls for family in _FAMILIES for cls in _below(family)}
     exported = {
         cls: f"{module.__name__}.{name}"

@@ -26,6 +26,7 @@ ADVANTAGE = 1.0  # dB: gain of another reading that is worth a warning
 
 # The references among the readings of a prior.
 NOISY, DECLARED = "the noisy image", "as declared"
+OTHER_READINGS = "range and parametrisation"  # the rule
 
 Denoise = Callable[[Tensor, float], Tensor]
 
@@ -198,13 +199,18 @@ def compare_readings(prior: Prior, clean: Tensor, seed: int = 0) -> dict[str, fl
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def judge(prior: Prior, levels: Sequence[Level], readings: dict[str, float], samples: Tensor | None) -> list[Verdict]:
-    """The rules about images; a warning names the likely mistake."""
+def judge(
+    prior: Prior, levels: Sequence[Level], readings: dict[str, float], samples: Tensor | None, *, drawn: bool = False
+) -> list[Verdict]:
+    """The rules about images; a warning names the likely mistake.
+
+    drawn  the images are draws of this prior, which fit it however it is read
+    """
     return [
         _denoises(prior, levels),
         _keeps(levels),
         _stays(levels),
-        _declared(readings),
+        _declared(readings) if not drawn else Verdict(OTHER_READINGS, "n/a", "needs images of yours: give input="),
         *([] if samples is None else [_draws(prior, samples)]),
     ]
 
@@ -254,9 +260,9 @@ def _declared(readings: dict[str, float]) -> Verdict:
     # A reading that only does nothing is no evidence, even where the declared one does harm.
     least = max(psnr for psnr in (readings[NOISY], declared, -math.inf) if not math.isnan(psnr)) + ADVANTAGE
     if best is None or others[best] <= least:
-        return Verdict("range and parametrisation", "passed", "no other reading of it denoises better")
+        return Verdict(OTHER_READINGS, "passed", "no other reading of it denoises better")
     return Verdict(
-        "range and parametrisation",
+        OTHER_READINGS,
         "warning",
         f"{others[best] - declared:.1f} dB better if {best}; check its training"
         if math.isfinite(declared)

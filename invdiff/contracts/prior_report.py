@@ -63,11 +63,13 @@ def report_on(
     samples: int,
     steps: int,
     device: torch.device,
+    drawn: bool = False,
     on_step: Callable[[int], object] = lambda count: None,
 ) -> PriorReport:
     """Check a prior on clean images (N, C, H, W) in image units, at noise levels.
 
     samples, steps  unconditional samples to draw, by how many Heun steps
+    drawn           the images are draws of this prior, which fit it however it is read
     on_step         called with the number of steps done, of `len(sigmas) + 2 * steps` in all
     """
     verdicts = [contract(prior, tuple(clean.shape[1:]))] if with_contract else []
@@ -83,18 +85,18 @@ def report_on(
     readings = compare_readings(prior, clean, seed)
     on_step(steps)
     cost = call_cost(prior, clean[:1], 0.2 * width(prior))
-    drawn = None
+    generated = None
     if samples:
         streams = [key(seed, "generate", i) for i in range(samples)]
         noise = Streams(streams, prior.shape or tuple(clean.shape[1:]), clean.device).normal()
-        drawn = generate(prior, noise, steps=steps, on_step=lambda _: on_step(1))
+        generated = generate(prior, noise, steps=steps, on_step=lambda _: on_step(1))
     return PriorReport(
         prior=prior,
         names=names,
-        verdicts=[*verdicts, *judge(prior, levels, readings, drawn)],
+        verdicts=[*verdicts, *judge(prior, levels, readings, generated, drawn=drawn)],
         levels=levels,
         readings=readings,
         cost=cost,
         pictures=pictures,
-        samples=None if drawn is None else drawn.cpu(),
+        samples=None if generated is None else generated.cpu(),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from invdiff.files.errors import BadInput
-from invdiff.io.examples import drawn_from_prior, example_for
+from invdiff.io.examples import drawn_from_prior
 from invdiff.io.formats import stem
 from invdiff.io.images import image_files, match_channels, square, to_tensor
 from invdiff.io.slicing import Slicing
@@ -77,13 +77,12 @@ def _read(source: str, slicing: Slicing | None, most: int | None) -> tuple[list[
 
 
 def images_to_check(
-    prior: Prior, *, files: str | None, example: partial[Any] | None, size: int | None, most: int, seed: int
+    prior: Prior, *, files: str | None, example: partial[Any], size: int | None, most: int, seed: int
 ) -> tuple[Tensor, list[str]]:
     """At most `most` images (N, C, H, W) of the size that a prior takes, in image units, and their names.
 
-    example  where there are no files; None: photographs, or draws of a prior of fixed grey images
+    example  where there are no files
     """
-    example = example or example_for(prior, most)
     drawn = files is None and example.func is drawn_from_prior
     side = size or (prior.shape[-1] if prior.shape is not None else ANY_SIZE)
     clean, names, _ = true_images(

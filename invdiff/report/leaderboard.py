@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from invdiff.benchmark.summary import RULES, Comparison, Estimate, Standing
@@ -193,11 +194,21 @@ def _escaped(words: str) -> str:
 def described(comparison: Comparison) -> str:
     """Operator, noise and prior with their settings, and the numbers of images and samples."""
     settings = comparison.settings
-    prior = settings["prior"].get("name") or words(settings["prior"])
+    prior = prior_label(settings["prior"])
     parts = [words(settings["operator"]), words(settings["noise"]), f"prior {prior}"]
     images = max((s.images for s in comparison.standings), default=0)
     parts.append(f"{images} image(s), {settings['num_samples']} sample(s) each, seed {settings['seed']}")
     return " · ".join(parts)
+
+
+def prior_label(node: Mapping[str, Any]) -> str:
+    """What a prior is called: by its weights file, with its folder or the start of its hash, where one is given."""
+    weights = node.get("weights")
+    if isinstance(weights, Mapping):
+        return f"{weights.get('file')} ({str(weights.get('sha256'))[:8]})"
+    if weights is not None:
+        return "/".join(Path(str(weights)).parts[-2:])
+    return str(node.get("name") or words(node))
 
 
 def words(node: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from invdiff.report.leaderboard import (
     columns,
     described,
     estimate,
+    prior_label,
     sorted_by,
 )
 from invdiff.report.plots import Look, Plot, calibration, looks, quality_against
@@ -155,7 +156,7 @@ def _facts(comparisons: Sequence[Comparison], rows: Rows) -> list[tuple[str, str
     facts = [
         ("runs", f"{sum(bool(images) for images in rows.values()):,}"),
         ("samples", f"{len(every):,}"),
-        ("prior", several([s["prior"].get("name") or s["prior"].get("_target_") for s in settings])),
+        ("prior", several([prior_label(s["prior"]) for s in settings])),
         ("invdiff", several([row["invdiff"] for row in every])),
         ("revision", several([_revision(row["git_revision"]) for row in every])),
         ("hardware", several([row["device"] for row in every])),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
+from invdiff.user_module import named_in
 
 from ..base import Prior
 from .network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, Parametrisation, VETime, VPTime
@@ -30,7 +31,8 @@ class ParametrisedPrior(Prior):
     """A network with a declared parametrisation and schedule; see the module's docstring for the formulas.
 
     network            any callable that maps (B, C, H, W) and a time (B,) to (B, C, H, W); with `class_label` its third
-                       argument is labels (B,), int64. A module is put in evaluation mode and frozen
+                       argument is labels (B,), int64. A module is put in evaluation mode and frozen. Or a Python file
+                       with a name in it, `my_unet.py:load`: a module, or a function without arguments that returns one
     parametrisation    what it predicts: "epsilon", "x0", "v", "score", "flow" (needs FlowTime), "edm" (needs EDMTime)
     schedule           its time convention and the levels of its training: `DiscreteTime.linear()`, `VETime()`, ...
     shape              (C, H, W) of the training, None for a network that takes any size
@@ -45,7 +47,7 @@ class ParametrisedPrior(Prior):
 
     def __init__(
         self,
-        network: Callable[..., Tensor],
+        network: Callable[..., Tensor] | str,
         parametrisation: Parametrisation,
         schedule: NetworkTime,
         *,
@@ -67,7 +69,7 @@ class ParametrisedPrior(Prior):
         for name, (low, high) in (("value_range", value_range), ("network_range", network_range)):
             if not low < high:
                 raise ValueError(f"{name} must be (low, high) with low < high, got ({low}, {high})")
-        self.network = network
+        self.network = _from_file(network) if isinstance(network, str) else network
         self.parametrisation, self.schedule = parametrisation, schedule
         self.shape = None if shape is None else tuple(shape)
         self.channels = channels if shape is None else shape[0]
@@ -163,3 +165,11 @@ def _example_network(channels: int, out: int | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _ExampleNetwork(channels, out or channels)
+
+
+def _from_file(file: str) -> Callable[..., Tensor]:
+    where, name, found = named_in(file, "parametrised: give network=my_unet.py:load")
+    network = found if isinstance(found, nn.Module) else found() if callable(found) else None
+    if not callable(network):
+        raise ValueError(f"{where}: {name} must be a torch module, or a function without arguments that returns one")
+    return network

@@ -90,7 +90,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown group": (["smapler=dps"], ["unknown option 'smapler'; did you mean sampler?"]),
     "a space": (["output=a b("], ["key=value"]),
     "a sweep without -m": (["seed=1,2"], ["'seed=1,2'", "-m"]),
-    "dashes": (["--num_samples=3"], ["unrecognized arguments: --num_samples=3", "without dashes"]),
+    "dashes": (["--num_samples=3"], ["without dashes: num_samples=3"]),
     "half a flag": (["--cfg"], ["--cfg", "expected one argument"]),
     "no sample": (["num_samples=0"], ["num_samples", "integer >= 1, got 0"]),
     "no evaluation": (["evaluation=null"], ["evaluation.best_of must be true or false"]),

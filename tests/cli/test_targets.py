@@ -115,7 +115,8 @@ def test_two_folders(invdiff: Run) -> None:
     assert "must be a folder" in invdiff("reconstruct", "--config-dir=three").err
 
 
-def test_words_that_name_code() -> None:
+def test_words_that_name_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.HydraConfig, "initialized", lambda: False)
     found = {}
     for word in (
         "sampler._target_=my.Sampler",
@@ -125,9 +126,8 @@ def test_words_that_name_code() -> None:
         'prior.file="a b/net.py:f"',
         "trust=[x.y,z.py]",
     ):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["invdiff", word])
-            found[word] = list(targets._typed())
+        monkeypatch.setattr("sys.argv", ["invdiff", word])
+        found[word] = list(targets._typed())
     assert list(found.values()) == [
         ["my.Sampler"],
         ["cam.py:Camera"],
