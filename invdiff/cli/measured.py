@@ -42,7 +42,10 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
     y = with_axes(given.y, operator, prior)
     found, notes = _inferred(operator, y, drawn, str(config.measurement))
     given = Measurement(given.y, given.parameters, given.names, given.scale, given.offset, [*given.notes, *notes])
-    return given, make(config.operator, **given.parameters, **found) if found else operator
+    if not found:
+        return given, operator
+    rules = {option: None for name in found for option in drawn[name].rule}
+    return given, make(config.operator, **given.parameters, **rules, **found)
 
 
 def _decided(how: Drawn) -> bool:
