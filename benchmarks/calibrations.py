@@ -88,7 +88,7 @@ def main() -> None:
             break
         images: int | torch.Tensor = options.check or options.images
         if not drawn:
-            images, _, _ = true_images(prior, files=options.input, size=shape[-1], most=options.check or options.images)
+            images, *_ = true_images(prior, files=options.input, size=shape[-1], most=options.check or options.images)
         start = time.monotonic()
         found = calibrate(
             sampler,

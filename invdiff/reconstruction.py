@@ -104,6 +104,9 @@ class Reconstruction(Posterior):
         }
         if self.truth is not None:
             arrays["x"] = self.truth
+        for what in ("scale", "offset"):
+            if what in self.notes:
+                arrays[what] = torch.tensor([self.notes[what][name] for name in self.names])
         scores = self.metrics(best_of=best_of)
         scores["notes"] |= self._on_std("png" in formats)
         write_results(output, arrays, self.names, scores, self.plot(title=title), formats, volume)

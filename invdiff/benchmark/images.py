@@ -38,7 +38,7 @@ def load_images(
     """The images of all sources, one after another; raises BadInput where they differ in size."""
     truths, names, keys = [], [], []
     for source in sources:
-        truth, own, _ = true_images(
+        truth, own, *_ = true_images(
             prior, files=source.files, example=source.example, slicing=slicing, size=size, seed=seed
         )
         truths.append(truth)

@@ -36,7 +36,7 @@ def main(config: DictConfig, output: Path) -> None:
     settled = make_sampler(config, operator, noise, prior)
     given = None
     if config.input is not None:
-        given, _, _ = true_images(prior, files=config.input, size=config.size, seed=config.seed, most=config.images)
+        given, *_ = true_images(prior, files=config.input, size=config.size, seed=config.seed, most=config.images)
     shape = _shape(config, prior) if given is None else tuple(given.shape[1:])
     y = simulate(torch.full((1, *shape), 0.5), operator, noise, config.seed)
     first = torch.zeros(1, dtype=torch.long)

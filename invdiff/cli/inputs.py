@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from invdiff.benchmark.images import Source
 from invdiff.cli import groups
@@ -17,7 +16,7 @@ from invdiff.fingerprint import with_contents
 from invdiff.io import BadInput, Measurement
 from invdiff.io.examples import drawn_from_prior
 from invdiff.io.placement import Volume, places_of, stacked
-from invdiff.io.truth import true_images
+from invdiff.io.truth import TrueImages, true_images
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem
@@ -102,7 +101,7 @@ def check_optional(module: str, extra: str, what: str) -> None:
         raise BadInput(f"{what} needs the package {module}; install it with pip install 'invdiff[{extra}]'")
 
 
-def true_images_of(config: DictConfig, prior: Prior, files: str | None) -> tuple[Tensor, list[str], list[str]]:
+def true_images_of(config: DictConfig, prior: Prior, files: str | None) -> TrueImages:
     """Images of files, or the example of a configuration, their names, and notes on reading; see `true_images`."""
     example, slicing = partial(make, config.data), make(config.volume)
     return true_images(prior, files=files, example=example, slicing=slicing, size=config.size, seed=config.seed)

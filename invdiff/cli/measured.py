@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,12 +38,30 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
     operator: Operator = make(config.operator, **given.parameters)
     _check_size(config, given, operator, prior)
     drawn = {name: how for name, how in operator.drawn.items() if not _decided(how)}
-    if not drawn:
-        return given, operator
     y = with_axes(given.y, operator, prior)
     found, notes = _inferred(operator, y, drawn, str(config.measurement))
-    given = Measurement(given.y, given.parameters, given.names, given.scale, given.offset, [*given.notes, *notes])
-    return given, make(config.operator, **given.parameters, **found) if found else operator
+    if found:
+        rules = {option: None for name in found for option in drawn[name].rule}
+        operator = make(config.operator, **given.parameters, **rules, **found)
+    units = given.units if y.is_complex() or _keeps_levels(operator, y, prior) else []
+    return replace(given, notes=[*given.notes, *notes], units=units), operator
+
+
+@torch.no_grad()
+def _keeps_levels(operator: Operator, y: Tensor, prior: Prior) -> bool:
+    """Whether even images are measured with their own value, so that y and images have one unit."""
+    shape = operator.image_shape(tuple(y.shape[1:])) or prior.shape
+    if shape is None:
+        return False
+    one = operator.select(torch.zeros(1, dtype=torch.long))
+    measured = one.measured(tuple(y.shape[1:]))
+    for level in (0.25, 0.75):
+        seen = one(torch.full((1, *shape), level))
+        if measured is not None:
+            seen = torch.where(measured, seen, level)
+        if (seen - level).abs().max() > 0.01 * level:
+            return False
+    return True
 
 
 def _decided(how: Drawn) -> bool:

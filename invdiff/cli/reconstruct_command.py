@@ -58,12 +58,12 @@ def main(config: DictConfig, output: Path) -> None:
     names: str | Sequence[str]
     truth: Tensor | None
     if given is None:
-        truth, names, files = true_images_of(config, prior, config.input)
+        truth, names, files, units = true_images_of(config, prior, config.input)
         files = files if config.input is None else [SIMULATES, *files]
         y = simulate(truth, operator, noise, config.seed)
     else:
-        y, files = with_axes(given.y, operator, prior), given.notes
-        truth = None if config.truth is None else true_images_of(config, prior, config.truth)[0]
+        y, files, units = with_axes(given.y, operator, prior), given.notes, given.units
+        truth = None if config.truth is None else true_images_of(config, prior, config.truth).images
         names = given.names or Path(str(config.measurement)).stem
     notes = [str(settled)] if settled.changed else []
     cut = [*files[:6], f"and {len(files) - 6} lines more, see metrics.json"] if len(files) > 6 else files
@@ -84,8 +84,12 @@ def main(config: DictConfig, output: Path) -> None:
             compute=replace(compute, progress=False),  # the reporter has the bar
         )
     more: dict[str, Any] = {"files": files, "settings": "; ".join(notes)}
-    if given is not None and given.scale is not None:
-        more["scale"] = dict(zip(job.names, given.scale.tolist(), strict=True))
+    if units and None not in units:  # image * scale + offset has the unit of the file
+        scales, offsets = zip(*units, strict=True)
+        more |= {
+            "scale": dict(zip(job.names, scales, strict=True)),
+            "offset": dict(zip(job.names, offsets, strict=True)),
+        }
     job.notes.update({what: note for what, note in more.items() if note})
 
     formats = cast(list[Format], [config.save.format] if isinstance(config.save.format, str) else config.save.format)

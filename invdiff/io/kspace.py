@@ -100,7 +100,7 @@ def read_kspace(
     found_parameters, more = _parameters(y, mask, maps, parameters, path)
     units = ", ".join(f"{s:.4g}" for s in scale[:4]) + (", ..." if len(scale) > 4 else "")
     notes += [*more, f"{path}: divided by {units}, so that images are about in [0, 1]; noise levels count in that unit"]
-    return Measurement(y, found_parameters, names_of(path, indices, count), scale, notes=notes)
+    return Measurement(y, found_parameters, names_of(path, indices, count), [(s, 0.0) for s in scale.tolist()], notes)
 
 
 def estimate_maps(y: Tensor, lines: int) -> Tensor:

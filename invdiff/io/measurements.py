@@ -80,9 +80,7 @@ def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bo
     notes = [note for slices in found for note in slices.notes]
     if any(is_picture(path) for path in paths):
         notes.append(f"{paths[0]}: read as the measurement itself, grey levels from 0 to 1; input= would measure it")
-    units = [unit for slices in found for unit in slices.units if unit is not None]
-    scale, offset = torch.tensor(units).T if len(units) == len(y) else (None, None)
-    return Measurement(y, names=names, notes=notes, scale=scale, offset=offset)
+    return Measurement(y, names=names, notes=notes, units=[unit for slices in found for unit in slices.units])
 
 
 def _read_arrays(path: Path, name: str | None, parameters: Collection[str], allow_nan: bool) -> Measurement:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from invdiff.files.errors import BadInput
+from invdiff.files import ARRAYS, HDF5, BadInput, read_array, split_name
 from invdiff.io.examples import drawn_from_prior
 from invdiff.io.formats import stem
 from invdiff.io.images import image_files, match_channels, square, to_tensor
@@ -20,6 +22,18 @@ ANY_SIZE = 128  # side of the images for a prior that takes any
 Example = Callable[..., tuple[list[str], list[np.ndarray]]]  # of `prior` and `seed`
 
 
+class TrueImages(NamedTuple):
+    """Images (B, C, H, W) in image units, their names, and notes on how files were read.
+
+    units  (scale, offset) of each: image * scale + offset has the unit of its file; None: it is not known
+    """
+
+    images: Tensor
+    names: list[str]
+    notes: list[str]
+    units: list[tuple[float, float] | None]
+
+
 def true_images(
     prior: Prior,
     *,
@@ -29,10 +43,10 @@ def true_images(
     size: int | None = None,
     seed: int = 0,
     most: int | None = None,
-) -> tuple[Tensor, list[str], list[str]]:
-    """Images (B, C, H, W) in image units, their names, and notes on how files were read.
+) -> TrueImages:
+    """Images in the units, channels and size of a prior.
 
-    files    a file or a folder
+    files    a file or a folder; a file of arrays (its `x`, or the only one) holds images in image units as they are
     example  gives names and images where there are no files
     slicing  of volumes
     size     the shorter side is resized to it and the centre cropped; None: as they are
@@ -41,8 +55,11 @@ def true_images(
     Raises BadInput where images and prior do not match.
     """
     notes: list[str] = []
+    units: list[tuple[float, float] | None] = []
+    if files is not None and split_name(files)[0].name.lower().endswith((*ARRAYS, *HDF5)):
+        return _from_arrays(files, prior, size, most)
     if files is not None:
-        names, images, notes = _read(files, slicing, most)
+        names, images, notes, units = _read(files, slicing, most)
     elif example is not None:
         names, images = example(prior=prior, seed=seed)
     else:
@@ -59,21 +76,52 @@ def true_images(
     if files is not None:
         low, high = prior.value_range
         truth = low + (high - low) * truth
+        slopes = [None if u is None else (u[0] / (high - low), u[1]) for u in units]
+        units = [None if u is None else (u[0], u[1] - low * u[0]) for u in slopes]
+    _check(truth, prior)
+    return TrueImages(truth, names, notes, units or [None] * len(names))
+
+
+def _check(truth: Tensor, prior: Prior) -> None:
     reason = prior.mismatch(tuple(truth.shape[1:]))
     if reason is not None:
         hint = f"; size={prior.shape[-1]} resizes and crops" if prior.shape and truth.shape[1] == prior.shape[0] else ""
         raise BadInput(f"prior and image do not match: {reason}{hint}")
-    return truth, names, notes
 
 
-def _read(source: str, slicing: Slicing | None, most: int | None) -> tuple[list[str], list[np.ndarray], list[str]]:
+def _from_arrays(file: str, prior: Prior, size: int | None, most: int | None) -> TrueImages:
+    """(B, C, H, W), or without the axes for images and for the channel of grey ones, or with channels last."""
+    array = read_array(file, "images", "x")
+    if array.dtype.kind == "c" or array.ndim not in (2, 3, 4) or not np.isfinite(array).all():
+        raise BadInput(f"images must be finite real numbers (B, C, H, W), got {array.dtype} {array.shape}: {file}")
+    known = (prior.channels,) if prior.channels is not None else (1, 2, 3)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim == 3:  # one image with channels, or grey ones
+        array = array[None] if array.shape[0] in known or array.shape[-1] in known else array[:, None]
+    if array.shape[1] not in known and array.shape[-1] in known:
+        array = np.moveaxis(array, -1, 1)
+    images = torch.from_numpy(np.ascontiguousarray(array[:most], np.float32))
+    if size is not None and images.shape[-2:] != (size, size):
+        raise BadInput(f"size= resizes pictures, not arrays: {file} holds {'x'.join(map(str, images.shape[-2:]))}")
+    _check(images, prior)
+    stem_, count = Path(split_name(file)[0]).stem, len(images)
+    names = [stem_] if count == 1 else [f"{stem_}_{i:03d}" for i in range(count)]
+    return TrueImages(images, names, [f"{file}: images in image units, as they are"], [(1.0, 0.0)] * count)
+
+
+_Read = tuple[list[str], list[np.ndarray], list[str], list[tuple[float, float] | None]]
+
+
+def _read(source: str, slicing: Slicing | None, most: int | None) -> _Read:
     paths = image_files(source)[:most]
     found = [read_slices(path, slicing) for path in paths]
     names = [name for slices in found for name in slices.names]
     if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
         names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
     images = [image for slices in found for image in slices.images]
-    return names, images, [note for slices in found for note in slices.notes]
+    notes, units = [note for slices in found for note in slices.notes], [u for slices in found for u in slices.units]
+    return names, images, notes, units
 
 
 def images_to_check(
@@ -85,7 +133,7 @@ def images_to_check(
     """
     drawn = files is None and example.func is drawn_from_prior
     side = size or (prior.shape[-1] if prior.shape is not None else ANY_SIZE)
-    clean, names, _ = true_images(
+    clean, names, *_ = true_images(
         prior, files=files, example=example, size=None if drawn else side, seed=seed, most=most
     )
     if files is None and not drawn:  # photographs from 0 to 1

@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
 
     instead  the option that gives it, such as `operator.mask=FILE`; "" where there is none
     by       name of the option that decides the draw, such as `seed`
-    rule     names of the options of the rule by which it is drawn: who sets one wants a draw of a whole measurement
+    rule     options of the rule by which it is drawn, null where it is given: who sets one wants a draw of a whole y
     """
 
     instead: str

@@ -91,9 +91,8 @@ class CartesianSampling(LinearOperator):
 
     @property
     def drawn(self) -> Mapping[str, Drawn]:
-        rule = ("acceleration", "center_fraction", "pattern")
         given = self.mask is not None
-        return {**super().drawn, **({} if given else {"mask": Drawn("operator.mask=FILE", rule=rule)})}
+        return {**super().drawn, **({} if given else {"mask": Drawn("operator.mask=FILE", rule=("acceleration",))})}
 
     def mask_of(self, size: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
         """The sampled positions of k-space of this (H, W): bool (1 or B, 1, H, W)."""

@@ -96,7 +96,7 @@ def test_images_of_a_prior_with_another_range(tmp_path: Path) -> None:
     """Black and white of a file are the ends of the range in which the prior knows images."""
     nibabel.save(nibabel.Nifti1Image(np.arange(64.0).reshape(8, 8, 1), np.eye(4)), tmp_path / "head.nii")
     network = UNet(UNetSpec(channels=1, patch=2, widths=(8, 16), blocks=(1, 1)))
-    truth, names, _ = true_images(EDMPrior(network, value_range=(-1.0, 3.0)), files=str(tmp_path / "head.nii"))
+    truth, names, *_ = true_images(EDMPrior(network, value_range=(-1.0, 3.0)), files=str(tmp_path / "head.nii"))
     assert (names, float(truth.min()), float(truth.max())) == (["head"], -1, 3)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.io import BadInput, Slicing, load_measurement
+from invdiff.io import BadInput, Measurement, Slicing, load_measurement
 from invdiff.io.kspace import estimate_maps
 from invdiff.operators import MRI, MulticoilMRI
 from invdiff.operators.mri.coil_maps import simulated_maps
@@ -18,6 +18,12 @@ from invdiff.operators.mri.kspace import to_kspace
 
 UNIT = 3e-5  # of the scanner
 SIZE = (24, 20)
+
+
+def scale_of(found: Measurement) -> Tensor:
+    """By which images from y are multiplied to have the unit of the file, to broadcast with one image or (B,)."""
+    assert all(unit is not None and unit[1] == 0 for unit in found.units)
+    return torch.tensor([unit[0] for unit in found.units if unit is not None])
 
 
 def smooth_images(count: int, size: tuple[int, int] = SIZE) -> Tensor:
@@ -59,8 +65,8 @@ def test_coils_mask_and_maps(tmp_path: Path) -> None:
     assert found.y.dtype == torch.complex64
     assert found.names == [f"scan_{i:03d}" for i in range(5)]
     operator = MulticoilMRI(**found.parameters)
-    assert found.scale is not None
-    torch.testing.assert_close(operator(in_unit_of(found.scale)), found.y, rtol=1e-5, atol=1e-5)
+    assert found.units
+    torch.testing.assert_close(operator(in_unit_of(scale_of(found))), found.y, rtol=1e-5, atol=1e-5)
     assert torch.equal(operator.measured(tuple(found.y.shape[1:])).squeeze(), LINES.expand(SIZE))
     assert any("70% of k-space is sampled" in note for note in found.notes)
 
@@ -69,8 +75,8 @@ def test_images_come_out_in_about_the_unit_interval(tmp_path: Path) -> None:
     """The maximum of the zero-filled image is one, whatever else is read."""
     path = write(tmp_path / "scan.h5", kspace=KSPACE)
     found = load_measurement(path, slicing=ALL)
-    assert found.scale is not None
-    torch.testing.assert_close(in_unit_of(found.scale).amax((1, 2, 3)), torch.ones(5))
+    assert found.units
+    torch.testing.assert_close(in_unit_of(scale_of(found)).amax((1, 2, 3)), torch.ones(5))
     alone = load_measurement(path, slicing=Slicing(slices=3))
     assert torch.equal(alone.y[0], found.y[3])
 
@@ -79,8 +85,8 @@ def test_one_coil(tmp_path: Path) -> None:
     path = write(tmp_path / "knee.h5", kspace=(UNIT * to_kspace(IMAGES))[:, 0] * LINES, mask=LINES)
     found = load_measurement(path, parameters=["mask"], slicing=ALL)
     assert found.y.shape == (5, 1, *SIZE)
-    assert found.scale is not None
-    torch.testing.assert_close(MRI(**found.parameters)(in_unit_of(found.scale)), found.y, rtol=1e-5, atol=1e-5)
+    assert found.units
+    torch.testing.assert_close(MRI(**found.parameters)(in_unit_of(scale_of(found))), found.y, rtol=1e-5, atol=1e-5)
 
 
 def test_the_middle_slice_is_taken_and_said(tmp_path: Path) -> None:
@@ -153,8 +159,8 @@ def test_estimated_maps_explain_a_smooth_object_with_a_phase(tmp_path: Path) -> 
         found = load_measurement(path)
         assert found.parameters["maps"].shape == (1, coils.shape[1], *size)
         assert "coil maps estimated from 20 lines in the centre of k-space" in " ".join(found.notes)
-        assert found.scale is not None
-        misfit = found.y - MulticoilMRI(**found.parameters)(UNIT * x.float() / found.scale)
+        assert found.units
+        misfit = found.y - MulticoilMRI(**found.parameters)(UNIT * x.float() / scale_of(found))
         assert misfit.norm() < 0.03 * found.y.norm()
 
 
@@ -192,9 +198,9 @@ def test_lower_resolution(tmp_path: Path, size: tuple[int, int]) -> None:
     found = load_measurement(path, size=10)
     h, w = ((torch.arange(10, dtype=torch.float64) - 5) / 5 for _ in range(2))
     small = torch.exp(-12 * (h[:, None] ** 2 + (w - 0.1) ** 2))[None, None].float()
-    assert found.scale is not None
+    assert found.units
     assert torch.equal(found.parameters["mask"], lines[width // 2 - 5 : width // 2 + 5])
-    y = MulticoilMRI(**found.parameters)(UNIT * small / found.scale)
+    y = MulticoilMRI(**found.parameters)(UNIT * small / scale_of(found))
     torch.testing.assert_close(found.y, y, rtol=0, atol=0.02 * float(y.abs().max()))
 
 
