@@ -54,7 +54,9 @@ def check_callable(operator: Operator, prior: Prior, image_shape: tuple[int, ...
         except Broken as error:
             raise ValueError(str(error)) from error
         except Exception as error:  # of the user's code
-            raise ValueError(f"{name} {in_words(error)}{_one_at_a_time(operator, images)}") from error
+            if isinstance(error, ValueError) and str(error).startswith(name):  # of the wrapper around it
+                raise
+            raise ValueError(f"{name} {in_words(error)}{one_at_a_time(operator, images)}") from error
 
 
 def _name(operator: Operator) -> str:
@@ -63,7 +65,7 @@ def _name(operator: Operator) -> str:
     return type(operator).__name__ if function is None else called(function)
 
 
-def _one_at_a_time(operator: Operator, images: Tensor) -> str:
+def one_at_a_time(operator: Operator, images: Tensor) -> str:
     """A hint where one image can be measured and several cannot."""
     try:
         with torch.no_grad():

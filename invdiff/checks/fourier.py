@@ -128,6 +128,8 @@ def _image_moved(e: Evidence, kspace: Tensor, usual: Tensor) -> bool | None:
         return None
     straight, moved = _as_mean(kspace, mean)
     right, wrong = _as_mean(_rolled(usual) if _centredness(usual) < 1 else usual, mean)
+    if max(right, wrong) < GOOD:
+        return None
     if right < wrong:
         straight, moved = moved, straight
     return moved > max(GOOD, straight + BETTER)

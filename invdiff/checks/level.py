@@ -13,9 +13,11 @@ from invdiff.operators import GaussianNoise, NoNoise
 
 ENOUGH = 200  # numbers to judge by
 MUCH_LESS, MUCH_MORE = 2.5, 4.0  # stated noise over that of y, and the reverse, that are said
+FAR = 10.0  # stated noise over that of y with which a result is likely wrong
 MAD = 0.6745  # of a standard normal number
 FLAT = 0.06  # differences of deviations that count as none
-PER_PART = 400  # complex numbers that tell a factor of sqrt(2)
+HEAVY = 0.5  # excess of the fourth moment over that of noise
+PER_PART = 300  # complex numbers that tell a factor of sqrt(2)
 
 
 def check_level(e: Evidence) -> Iterator[Finding]:
@@ -36,7 +38,8 @@ def check_level(e: Evidence) -> Iterator[Finding]:
     others = [*e.clean, *([] if e.extremes is None else [e.extremes[2]])]
     usual = max(deviation(other) for row in others if (other := _finest(row, e.observed)) is not None)
     if found > 0 and stated > MUCH_LESS * found:
-        yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is at most about {found:.2g}", True)
+        far = stated > FAR * found
+        yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is at most about {found:.2g}", far)
     elif found > MUCH_MORE * math.hypot(stated, usual):
         yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is about {found:.2g}", True)
     elif e.y.is_complex() and _per_part(e, stated):
@@ -49,12 +52,14 @@ def check_level(e: Evidence) -> Iterator[Finding]:
 
 
 def _per_part(e: Evidence, stated: float) -> bool:
-    """Whether the outer part of k-space is flat, like noise, and sqrt(2) times as strong as stated."""
+    """Whether the outer part of k-space is flat and Gaussian, like noise, and sqrt(2) times as strong as stated."""
     rings = [_outermost(e.given, e.observed, *edges) for edges in ((0.6, 0.8), (0.8, 1.1))]
     if min(ring.numel() for ring in rings) < PER_PART:
         return False
-    near, far = (rms(ring) / (math.sqrt(2) * stated) for ring in rings)
-    return abs(near - 1) < FLAT and abs(far - 1) < FLAT
+    levels = [rms(ring) / (math.sqrt(2) * stated) for ring in rings]
+    # E|n|^4 = 2 (E|n|^2)^2 of complex Gaussian numbers; structure of an image has more.
+    tails = [rms(ring.abs().square()) ** 2 / rms(ring) ** 4 for ring in rings]
+    return all(abs(level - 1) < FLAT for level in levels) and all(abs(tail - 2) < HEAVY for tail in tails)
 
 
 def deviation(values: Tensor) -> float:
@@ -86,7 +91,7 @@ def _diagonal(y: Tensor, observed: Tensor) -> Tensor:
 
 
 def _outermost(y: Tensor, observed: Tensor, low: float = 0.8, high: float = 1.1) -> Tensor:
-    """Measured entries of k-space far to the sides, between two distances from the middle row, as shares of its half."""
+    """Measured entries of k-space far to the sides, and between two shares of the half height from the middle row."""
     height, width = y.shape[-2:]
     ky, kx = ((torch.arange(n) - n // 2).abs() / (n / 2) for n in (height, width))
     return y[observed & (ky[:, None] > low) & (ky[:, None] <= high) & (kx > 0.6)]

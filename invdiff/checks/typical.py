@@ -18,13 +18,14 @@ TEXTURE = 0.05  # of an image, that a first look cannot tell from noise: of the 
 def typical_images(prior: Prior, shape: tuple[int, ...]) -> Tensor:
     """Images (3, C, H, W) such as this prior expects, for orders of magnitude and coarse structure alone.
 
-    Exact draws of a prior in closed form. Of a network its mean image, the denoised highest noise level, and smooth
-    random fields about the prior's centre, within its range.
+    The prior's mean image, which is the denoised highest noise level, and draws of a prior in closed form, or smooth
+    random fields within the range of a network.
     """
     streams = [generator(0, "generate", i) for i in range(COUNT)]
+    mean = mean_image(prior, shape, streams[0])[None]
     if isinstance(prior, ClosedFormPrior):
-        return torch.cat([prior.sample(1, stream) for stream in streams])
-    return torch.cat([mean_image(prior, shape, streams[0])[None], smooth_images(prior, shape, COUNT - 1)])
+        return torch.cat([mean, *(prior.sample(1, stream).float() for stream in streams[1:])])
+    return torch.cat([mean, smooth_images(prior, shape, COUNT - 1)])
 
 
 def mean_image(prior: Prior, shape: tuple[int, ...], stream: torch.Generator) -> Tensor:
