@@ -65,18 +65,27 @@ def check_measurement(problem: InverseProblem, prior: Prior, *, images: int = FE
 
 def measurement_checks(problem: InverseProblem, prior: Prior, *, images: int = FEW) -> Iterator[Verdict]:
     """The outcome of every rule: passed, a warning, failed where the result is likely wrong, or n/a with the reason."""
-    evidence = list(_evidence(problem, prior, images))
-    for name, check in CHECKS.items():
-        try:
-            found = {f.kind: f for one in evidence for f in check(one)}
-        except NotApplicable as reason:
-            yield Verdict(name, "n/a", str(reason))
-            continue
-        if not found:
+    void: dict[str, str] = {}
+    found: dict[str, dict[str, Finding]] = {name: {} for name in CHECKS}
+    for evidence in _evidence(problem, prior, images):
+        by_rule: dict[str, list[Finding]] = {}
+        for name, check in CHECKS.items():
+            try:
+                by_rule[name] = list(check(evidence))
+            except NotApplicable as reason:
+                void[name] = str(reason)
+        kept = causes([finding for findings in by_rule.values() for finding in findings])
+        for name, findings in by_rule.items():
+            found[name].update({finding.kind: finding for finding in findings if finding in kept})
+    for name, by_kind in found.items():
+        if by_kind:
+            severe = any(finding.severe for finding in by_kind.values())
+            words = "; ".join(finding.words for finding in by_kind.values())
+            yield Verdict(name, "failed" if severe else "warning", words)
+        elif name in void:
+            yield Verdict(name, "n/a", void[name])
+        else:
             yield Verdict(name, "passed")
-            continue
-        severe = any(finding.severe for finding in found.values())
-        yield Verdict(name, "failed" if severe else "warning", "; ".join(finding.words for finding in found.values()))
 
 
 def causes(findings: list[Finding]) -> list[Finding]:

@@ -95,7 +95,7 @@ def _mend(e: Evidence, ratio: float) -> str:
     elif e.extremes is not None and rms(e.extremes[1]) < 2 * max(map(abs, e.prior.value_range)):  # A keeps the scale
         high = float(e.y.abs().amax()) / max(map(abs, e.prior.value_range))
         full = min(FULL_SCALES, key=lambda n: abs(math.log(high / n)))
-        if ratio > 50 and 0.4 < high / full < 1.2:
+        if ratio > 50 and (0.4 < high / full < 1.2 or 0.8 < ratio / full < 1.25):
             return f"divide y and noise.sigma by {full}, the full scale of its numbers"
     return f"{_times(ratio)}, or use a prior in the units of y"
 
