@@ -1,5 +1,7 @@
 """A forward model of the user's own, before it is used: a few of the rules of `check_operator`, for a few calls."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +18,7 @@ from invdiff.operators.yours.black_box import called
 from invdiff.priors import Prior
 
 BATCH = 2
+_tried: WeakKeyDictionary[Operator, set[tuple[int, ...]]] = WeakKeyDictionary()  # with the shapes that it passed on
 
 
 def of_the_user(operator: Operator) -> bool:
@@ -32,13 +35,14 @@ def check_callable(operator: Operator, prior: Prior, image_shape: tuple[int, ...
     image_shape  (C, H, W) that the operator should measure
 
     The rules: a row for each image, twice the same result, the images unchanged, no mixing of images, no module in
-    training mode, autograd as `differentiable` says. They cost 6 calls, on 9 images. Operators of the package pass.
+    training mode, autograd as `differentiable` says. They cost 6 calls, on 9 images, once for an operator and a shape.
+    Operators of the package pass.
     """
-    if not of_the_user(operator):
+    if not of_the_user(operator) or image_shape in _tried.get(operator, ()):
         return
     if operator.mismatch(image_shape) is not None:  # said with the problem
         return
-    images = smooth_images(prior, image_shape, BATCH)
+    images = smooth_images(prior, tuple(image_shape), BATCH)
     name = _name(operator)
     for module in operator.modules():
         if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
@@ -57,6 +61,7 @@ def check_callable(operator: Operator, prior: Prior, image_shape: tuple[int, ...
             if isinstance(error, ValueError) and str(error).startswith(name):  # of the wrapper around it
                 raise
             raise ValueError(f"{name} {in_words(error)}{one_at_a_time(operator, images)}") from error
+    _tried.setdefault(operator, set()).add(image_shape)
 
 
 def _name(operator: Operator) -> str:

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
 from invdiff.checks import measurement_checks
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.inputs import make_prior
-from invdiff.cli.reconstruct_command import load_given
+from invdiff.cli.measured import load_measured
+from invdiff.cli.targets import make
 from invdiff.contracts.verdict import broken
-from invdiff.reconstruction import problem_of
+from invdiff.job import problem_of
 from invdiff.report.tables import verdict_table
 from invdiff.shapes import describe_shape
 
@@ -20,9 +20,8 @@ from invdiff.shapes import describe_shape
 def main(config: DictConfig, output: Path) -> None:
     """Print the outcome of every rule; raises `CheckFailed` where the result would likely be wrong."""
     prior = make_prior(config)
-    given = load_given(config)
-    operator = instantiate(config.operator, **given.parameters)
-    problem = problem_of(given.y, operator, instantiate(config.noise), prior)
+    given, operator = load_measured(config, prior)
+    problem = problem_of(given.y, operator, make(config.noise), prior)
     verdicts = list(measurement_checks(problem, prior, images=config.images))
     console = Console(highlight=False, markup=False)
     for note in given.notes[:6]:
