@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from invdiff.checks import IMPOSSIBLE, check_callable, check_measurement
 from invdiff.correction import Correction
 from invdiff.engine.driver import Callback, Compute, Interrupted, images_at_once
 from invdiff.io.output import Output
@@ -46,6 +47,7 @@ def reconstruct(
     names: str | Sequence[str] = "image",
     image_shape: tuple[int, ...] | None = None,
     recommended: bool = True,
+    checks: bool = True,
     calibration: str | Path | None = None,
     compute: Compute | None = None,
     callback: Callback | None = None,
@@ -64,12 +66,15 @@ def reconstruct(
     names        of the images, for files and tables: B of them, or one that is numbered, image_000
     image_shape  (C, H, W), where neither operator, truth nor prior determine it
     recommended  False: default settings instead of the recommended ones; `auto` always uses the latter
+    checks       compare y with A of typical images of the prior before the work, see `invdiff.checks`
     calibration  a file of `invdiff calibrate`, for the intervals; None: the calibrations of the package
     compute      device, precision, chunks, progress
     callback     called after every step with an `Event`
 
-    The reasons for choices are logged at level INFO under `invdiff`, and are in `notes`. Raises ValueError before any
-    work where the parts do not fit together (`Unsupported` where the sampler cannot solve this problem), and
+    The reasons for choices and what the checks found are logged at level INFO under `invdiff`, and are in `notes`.
+    Raises ValueError before any work where the parts do not fit together (`Unsupported` where the sampler cannot solve
+    this problem), where an operator of your own breaks a rule that samplers rely on (6 calls on 9 images find out) and
+    where the checks find that no image of this prior can explain y; TypeError for arguments of another kind; and
     `Interrupted` on Ctrl-C: its `posterior` is the `Reconstruction` of the finished images, or None.
     """
     job = prepare(
@@ -84,6 +89,7 @@ def reconstruct(
         names=names,
         image_shape=image_shape,
         recommended=recommended,
+        checks=checks,
         calibration=calibration,
         compute=compute,
     )
@@ -217,21 +223,16 @@ def prepare(
     names: str | Sequence[str],
     image_shape: tuple[int, ...] | None = None,
     recommended: bool = True,
+    checks: bool,
     calibration: str | Path | None,
     compute: Compute | None,
 ) -> Job:
     """Check a reconstruction and choose its sampler; see `reconstruct`."""
-    prior, likelihood = _as_prior(prior), as_noise(noise)
-    y = as_measurement(y).cpu()
+    prior = _as_prior(prior)
     if truth is not None:
         truth = as_measurement(truth).cpu()
         image_shape = tuple(truth.shape[1:])
-    operator = as_operator(operator, image_shape=image_shape or prior.shape)
-    if image_shape is None:
-        y = with_axes(y, operator, prior)
-        if operator.image_shape(tuple(y.shape[1:])) is None:
-            image_shape = prior.shape
-    problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
+    problem = problem_of(y, operator, noise, prior, image_shape)
     names = _numbered(names, problem.images) if isinstance(names, str) else list(names)
     if len(names) != problem.images or len(set(names)) != len(names):
         raise ValueError(f"names must be {problem.images} different ones, one per image, got {', '.join(names)}")
@@ -240,6 +241,12 @@ def prepare(
 
     chosen, notes = _chosen(sampler, problem, prior, recommended)
     chosen.check(problem, prior)
+    findings = check_measurement(problem, prior) if checks else []
+    impossible = [finding.words for finding in findings if finding.kind in IMPOSSIBLE]
+    if impossible:
+        raise ValueError(f"{'; and '.join(impossible)}; checks=false reconstructs all the same")
+    for finding in findings:
+        log.info("check: %s", finding.words)
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
     if num_samples > 1:
@@ -256,10 +263,30 @@ def prepare(
         seed=seed,
         names=names,
         truth=truth,
-        notes=notes | {"intervals": words},
+        notes=notes | {"intervals": words, "checks": [asdict(finding) for finding in findings]},
         calibration=measured,
         compute=compute or Compute(),
     )
+
+
+def problem_of(
+    y: Any, operator: Any, noise: Noise | float, prior: Prior, image_shape: tuple[int, ...] | None = None
+) -> InverseProblem:
+    """The problem of measurements (B, ...) on the CPU, with the axes that y lacks where they are clear.
+
+    Arguments and errors as of `reconstruct`. An operator of the user's own is tried.
+    """
+    likelihood, y = as_noise(noise), as_measurement(y).cpu()
+    operator = as_operator(operator, image_shape=image_shape or prior.shape)
+    if image_shape is None:
+        y = with_axes(y, operator, prior)
+        if operator.image_shape(tuple(y.shape[1:])) is None:
+            image_shape = prior.shape
+    else:
+        check_callable(operator, prior, image_shape)
+    problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
+    check_callable(operator, prior, problem.image_shape)
+    return problem
 
 
 def _as_prior(prior: Any) -> Prior:
@@ -269,26 +296,53 @@ def _as_prior(prior: Any) -> Prior:
 
 
 def with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
-    """Measurements (B, ...), with the axis for images, and that for the channel of a grey image, where y has none."""
+    """Measurements (B, ...), with the axis for images, and that for the channel of a grey image, where y has none.
+
+    Arrays of pictures with channels last are moved. An operator of the user's own is tried where the prior tells the
+    size of the images.
+    """
     if prior.shape is None:  # measurements that are shaped like images
         if y.dim() not in (2, 3, 4):
             raise ValueError(
                 f"the measurement is {describe_shape(tuple(y.shape))}; with a prior for images of any size it must be "
                 "(H, W), (C, H, W) or (B, C, H, W); give image_shape=(C, H, W) for measurements of other shapes"
             )
-        return y.reshape(*[1] * (4 - y.dim()), *y.shape)
+        return _channels_first(y.reshape(*[1] * (4 - y.dim()), *y.shape), operator, prior)
     reason = operator.mismatch(prior.shape)
     if reason is not None:
         raise ValueError(reason)
+    check_callable(operator, prior, prior.shape)
     expected, _ = kind_of_measurement(operator, prior.shape)
     readings = [y, y[None], y[:, None], y[None, None]] if y.dim() else []
     fitting = [reading for reading in readings if tuple(reading.shape[1:]) == expected]
+    if not fitting and len(expected) == 3:
+        moved = [reading.movedim(-1, 1) for reading in readings if reading.dim() == 4]
+        fitting = [reading.contiguous() for reading in moved if tuple(reading.shape[1:]) == expected]
+        if fitting:
+            log.info(_MOVED, describe_shape(tuple(y.shape)), describe_shape(expected))
     if not fitting:
         raise ValueError(
             f"the measurement is {describe_shape(tuple(y.shape))}; this operator measures {describe_shape(expected)} "
             f"from the prior's {describe_shape(prior.shape)} images, with or without an axis for several in front"
         )
     return fitting[0]
+
+
+_MOVED = "y is %s, channels last; it is read as %s, channels first"
+
+
+def _channels_first(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
+    """Image-like measurements (B, C, H, W), from (B, H, W, C) where the prior fits only these."""
+    moved = y.movedim(-1, 1)
+    for reading in (y, moved):
+        found = operator.image_shape(tuple(reading.shape[1:]))
+        if prior.channels is None or found is None or found[0] == prior.channels:
+            break
+    else:
+        return y
+    if reading is moved:
+        log.info(_MOVED, describe_shape(tuple(y.shape[1:])), describe_shape(tuple(moved.shape[1:])))
+    return reading.contiguous()
 
 
 def _numbered(name: str, count: int) -> list[str]:

@@ -196,7 +196,11 @@ def as_noise(noise: Noise | float) -> Noise:
     if isinstance(noise, Noise):
         return noise
     if isinstance(noise, bool) or not isinstance(noise, (int, float, Tensor)):
-        raise TypeError(f"noise must be a Noise or the standard deviation of Gaussian noise, got {noise!r}")
+        origin = type(noise).__module__.partition(".")[0]
+        kind = f"{origin}'s {type(noise).__name__}" if origin not in ("builtins", "numpy") else repr(noise)
+        raise TypeError(
+            f"noise must be a Noise of invdiff.operators or the standard deviation of Gaussian noise, got {kind}"
+        )
     return GaussianNoise(noise)
 
 

@@ -13,6 +13,7 @@ Paper   Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011, for
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ def key(seed: int, purpose: str, *indices: int) -> int:
     """The key of a stream, 128 bits: the same for the same arguments alone."""
     if purpose not in PURPOSES:
         raise ValueError(f"the purpose of a stream must be one of {', '.join(PURPOSES)}, got {purpose!r}")
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
     words = f"{int(seed)} {purpose} {' '.join(str(int(i)) for i in indices)}"
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=16).digest(), "little")
 

@@ -23,6 +23,11 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=wide).to(dtype)
 
 
+def noisy(y: Tensor, sigma: float = 0.02, *, seed: int = 6) -> Tensor:
+    """y and Gaussian noise of this standard deviation, of the complex number where y is complex."""
+    return y + sigma * torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(seed))
+
+
 def smooth(height: int, width: int, std: float, length: float = 1.5) -> Tensor:
     """A covariance under which neighbouring pixels are alike, float64 (n, n)."""
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from invdiff.checks import one_at_a_time
 from invdiff.cli.app import command, fail_if_broken
 from invdiff.cli.targets import make
 from invdiff.contracts import operator_checks
@@ -43,8 +45,10 @@ def main(config: DictConfig, output: Path) -> None:
         for kind, what, words in usable_with(operator, shape):
             table.add_row(f"  {kind}", what, Text(words))
         console.print(table)
-    unknown_shape = given is None and any(verdict.words.startswith("raises") for verdict in verdicts)
+    raised = any(verdict.words.startswith("raises") for verdict in verdicts)
+    unknown_shape = given is None and raised
     hint = f"; if {describe_shape(shape)} is no image for it, give image_shape=[C,H,W]" if unknown_shape else ""
+    hint = one_at_a_time(operator, torch.full((1, *shape), 0.5)) or hint if raised else ""
     fail_if_broken(name, broken(verdicts), hint)
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "calibrate": "test a sampler's uncertainty: ranks, coverage, TARP",
     "train": "train a prior on a folder, .npz or .tar of images, or on measurements",
     "check-operator": "check a forward model against the rules, and list what it can be used with",
+    "check-measurement": "check real data against operator, noise and prior before a run",
     "check-prior": "check a prior: its contract, denoising, image range, cost and samples",
     "check-sampler": "check a sampler against the rules",
     "help": "explain an operator, a noise model, a sampler or a prior, and its options: invdiff help ct",

@@ -80,6 +80,7 @@ def main(config: DictConfig, output: Path) -> None:
             seed=config.seed,
             truth=truth,
             names=names,
+            checks=config.checks,
             calibration=config.calibration,
             compute=replace(compute, progress=False),  # the reporter has the bar
         )

@@ -24,12 +24,16 @@ class NotApplicable(Exception):
     """A rule does not apply here; the message is the reason."""
 
 
+class Broken(AssertionError):
+    """A rule is broken; the message is the reason. Other assertions are those of the code under test."""
+
+
 # -- assertions --------------------------------------------------------------------------------------------------------
 
 
 def require(condition: bool, message: str) -> None:
     if not condition:
-        raise AssertionError(message)
+        raise Broken(message)
 
 
 def raises(kind: type[Exception], call: Callable[[], Any], message: str) -> None:
@@ -37,7 +41,7 @@ def raises(kind: type[Exception], call: Callable[[], Any], message: str) -> None
         call()
     except kind:
         return
-    raise AssertionError(message)
+    raise Broken(message)
 
 
 def close(found: Tensor, wanted: Tensor, message: str, tolerance: float = TOLERANCE) -> None:

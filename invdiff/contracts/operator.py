@@ -11,6 +11,7 @@ from torch import Tensor
 
 from invdiff.contracts.compare import (
     TOLERANCE,
+    Broken,
     NotApplicable,
     close,
     dot,
@@ -57,6 +58,14 @@ def operator_checks(operator: Operator, image_shape: tuple[int, ...]) -> Iterato
         yield name, partial(check, trial)
 
 
+def rules_before_use() -> list[Callable[[OperatorTrial], None]]:
+    """The rules that reconstructions with an operator of the user's begin with, cheap and in this order.
+
+    On a trial of B images they cost 3 calls on all of them, one on each, and one more on the first.
+    """
+    return [_check_shape, _check_repeats, _check_input_kept, _check_rows, _check_graph]
+
+
 def _check_accepts(t: OperatorTrial) -> None:
     reason = t.operator.mismatch(t.image_shape)
     require(reason is None, f"{t.name} refuses the image of the check: {reason}")
@@ -72,7 +81,7 @@ def _check_after_inference(t: OperatorTrial) -> None:
         with _graph_intact(t.name):
             fresh.vjp(t.x(), torch.ones(y.shape, dtype=y.dtype))
     except RuntimeError as error:
-        raise AssertionError(f"{t.name} cannot be differentiated after a call in inference mode: {error}") from error
+        raise Broken(f"{t.name} cannot be differentiated after a call in inference mode: {error}") from error
 
 
 @contextmanager
@@ -83,10 +92,13 @@ def _graph_intact(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in ("does not require grad", "not to have been used", "call numpy()")):
             raise
-        raise AssertionError(
-            f"{name} has differentiable = True, but autograd does not get through it (detach, no_grad, numpy, "
-            "integers); set differentiable = False, or differentiable=False to as_operator"
-        ) from error
+        raise Broken(f"{name} {_NO_GRADIENT}") from error
+
+
+_NO_GRADIENT = (
+    "has differentiable = True, but autograd does not get through it (detach, no_grad, numpy, integers); set "
+    "differentiable = False, or differentiable=False to as_operator"
+)
 
 
 def _check_shape(t: OperatorTrial) -> None:
@@ -183,7 +195,7 @@ def _check_pickle(t: OperatorTrial) -> None:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if _wraps_a_function(t.operator):
             raise NotApplicable("it wraps a function that pickle refuses; define it with def, in a module") from error
-        raise AssertionError(
+        raise Broken(
             f"{t.name} cannot be pickled, so not sent to another process: {error}; keep no lambda, open file or "
             "generator in it"
         ) from error
@@ -259,6 +271,14 @@ def _check_black_box(t: OperatorTrial) -> None:
     require(not graph, f"{t.name} has differentiable = False, but autograd goes through it")
     vector = torch.zeros_like(t.y)
     raises(RuntimeError, lambda: t.operator.vjp(t.x(), vector), f"{t.name}.vjp of a black box must raise")
+
+
+def _check_graph(t: OperatorTrial) -> None:
+    if not t.operator.differentiable:
+        return
+    with torch.enable_grad():
+        graph = t.operator.select(torch.tensor([0]))(t.x()[:1].requires_grad_(True)).requires_grad
+    require(graph, f"{t.name} {_NO_GRADIENT}")
 
 
 def _check_vjp(t: OperatorTrial) -> None:

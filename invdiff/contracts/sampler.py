@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from invdiff.contracts.compare import (
+    Broken,
     NotApplicable,
     global_randomness_untouched,
     normal,
@@ -286,7 +287,7 @@ def _check_requirements(t: _Trial) -> None:
             check_pair(t.sampler, problem, prior)
         except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
             kinds = (type(part).__name__ for part in (operator, level, prior))
-            raise AssertionError(
+            raise Broken(
                 f"{t.name} accepts {', '.join(kinds)}, then fails: {error}; declare the trait that it requires"
             ) from error
 
@@ -308,7 +309,7 @@ def check_pair(sampler: Sampler, problem: InverseProblem, prior: Prior) -> bool:
             for words in missing[:1] if prior.mismatch(problem.image_shape) is None else []:
                 require(words.split(" (")[0] in str(error), f"{name}: {error} does not name {words}")
             return False
-        raise AssertionError(f"{name} do not fit together, but no Unsupported was raised")
+        raise Broken(f"{name} do not fit together, but no Unsupported was raised")
     posterior = sampler.sample(problem, counted, num_samples=2, compute=COMPUTE)
     shape = (problem.images, 2, *problem.image_shape)
     require(posterior.samples.shape == shape, f"{name}: samples are {tuple(posterior.samples.shape)}, not {shape}")

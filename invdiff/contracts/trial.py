@@ -10,14 +10,26 @@ from invdiff.operators import LinearOperator, Operator
 
 
 class OperatorTrial:
-    """An operator, and images (B, C, H, W) to try it on, new at every call: an operator may change its input."""
+    """An operator, and images (B, C, H, W) to try it on, new at every call: an operator may change its input.
 
-    def __init__(self, operator: Operator, image_shape: tuple[int, ...]) -> None:
-        self.operator, self.image_shape = operator, image_shape
-        self.name = type(operator).__name__
-        self.images = operator.images if operator.images > 1 else 3
+    images  None: random ones about mid-grey
+    name    of the operator in messages; None: that of its class
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        image_shape: tuple[int, ...],
+        images: Tensor | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.operator, self.image_shape, self._given = operator, image_shape, images
+        self.name = name or type(operator).__name__
+        self.images = len(images) if images is not None else operator.images if operator.images > 1 else 3
 
     def x(self) -> Tensor:
+        if self._given is not None:
+            return self._given.clone()
         return 0.5 + 0.25 * normal(0, self.images, *self.image_shape)
 
     @cached_property

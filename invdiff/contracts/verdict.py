@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from invdiff.contracts.compare import NotApplicable
+import torch
+
+from invdiff.contracts.compare import Broken, NotApplicable
 from invdiff.engine.progress import progress_bar
+
+_TORCH = Path(torch.__file__).parent
 
 Rule = tuple[str, Callable[[], None]]
 
@@ -41,15 +45,22 @@ def _judge(rule: str, run: Callable[[], None], raised: dict[str, str]) -> Verdic
         run()
     except NotApplicable as reason:
         return Verdict(rule, "n/a", str(reason))
-    except AssertionError as error:
+    except Broken as error:
         return Verdict(rule, "failed", str(error))
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        words = " ".join(str(error).split())[:300]
-        words = f"raises {type(error).__name__}: {words} ({Path(frame.filename).name}, line {frame.lineno})"
+        words = in_words(error)
         earlier = raised.setdefault(words, rule)
         return Verdict(rule, "failed", words if earlier == rule else f"as {earlier!r}")
     return Verdict(rule, "passed")
+
+
+def in_words(error: Exception) -> str:
+    """What was raised, with its text where it has one, and the last line outside torch that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(_TORCH)]
+    frame = (own or frames)[-1]
+    text = " ".join(str(error).split())[:300]
+    return f"raises {type(error).__name__}{': ' * bool(text)}{text} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def judged_behind_a_bar(rules: Iterable[Rule], name: str) -> list[Verdict]:

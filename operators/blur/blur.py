@@ -150,6 +150,8 @@ def _sharp_taps(*shape: int) -> Tensor:
 
 def convolve(x: Tensor, kernel: Tensor, boundary: str) -> Tensor:
     """k * x for images (B, C, H, W) and kernels (1 or B, 1, h, w), by the Fourier transform; linear in both."""
+    if len(kernel) not in (1, len(x)):
+        raise ValueError(f"blur: a kernel is (h, w), or one per image; there are {len(kernel)} for {len(x)} images")
     (height, width), (h, w) = x.shape[-2:], kernel.shape[-2:]
     kernel = kernel.to(x)
     if boundary == "circular":

@@ -234,8 +234,14 @@ def expected_deviance(rate: Tensor) -> Tensor:
 
 
 def as_level(name: str, value: float | Tensor, meaning: str = "in the units of the measurement") -> Tensor:
-    """A noise level as a buffer, () or (B,). Raises ValueError where it is not positive; `name` is for messages."""
-    level = torch.as_tensor(value, dtype=torch.float32)
+    """A noise level as a buffer, () or (B,).
+
+    Raises ValueError where it is not positive, TypeError for what is no number; `name` is for messages.
+    """
+    try:
+        level = torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or one per image, got {value!r}") from error
     if level.dim() > 1:
         raise ValueError(f"{name} must be a number or one per image, (B,), got shape {describe_shape(level.shape)}")
     if not (level.isfinite().all() and (level > 0).all()):
