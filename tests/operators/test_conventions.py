@@ -11,7 +11,8 @@ from deepinv.physics import Tomography
 from skimage.transform import radon
 from torch import Tensor
 
-from invdiff.operators import CT, CTTransmission
+from invdiff.operators import CT, MRI, CTTransmission, Denoising, GaussianNoise, MulticoilMRI
+from invdiff.problem import InverseProblem
 
 Normal = Callable[..., Tensor]
 
@@ -49,9 +50,10 @@ def test_scikit_image_sinogram(size: int, circle: bool) -> None:
     assert (off(plain(x), theirs) > 0.05) == (size % 2 == 0 or theirs.shape[2] % 2 == 0)
 
 
+@pytest.mark.slow
 def test_scikit_image_sinogram_is_reconstructed_like_our_own() -> None:
     """Least squares, and filtered back-projection, from 60 views."""
-    x, angles = ((disc(64) > 0.2).float() + (disc(64) > 0.7).float()) / 2, np.arange(60) * 3.0
+    x, angles = ((disc(128) > 0.2).float() + (disc(128) > 0.7).float()) / 2, np.arange(60) * 3.0
     operator = CT(angles=angles, convention="skimage")
     theirs = torch.from_numpy(radon(x[0, 0].numpy(), angles))[None, None]
     for guess in (operator.first_guess, lambda y: operator.solve(operator.adjoint(y), 1.0)):
@@ -191,3 +193,76 @@ def test_transmission_shares_the_geometry(normal: Normal) -> None:
 def test_wrong_geometry(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"ct: {message}"):
         CT(**options)
+
+
+# -- magnetic resonance imaging ----------------------------------------------------------------------------------------
+
+NUMPY = {
+    "centred": lambda x, **norm: np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(x), **norm)),
+    "numpy": np.fft.fft2,
+    "fftshift": lambda x, **norm: np.fft.fftshift(np.fft.fft2(x, **norm)),
+    "ifftshift": lambda x, **norm: np.fft.fft2(np.fft.ifftshift(x), **norm),
+}
+
+
+@pytest.mark.parametrize("norm", ["ortho", "backward", "forward"])
+@pytest.mark.parametrize("fft", NUMPY)
+@pytest.mark.parametrize("size", [(6, 8), (7, 6), (5, 9)])
+def test_fourier_transform(fft: str, norm: str, size: tuple[int, int], normal: Normal, dense: Callable) -> None:
+    """Each is the expression of NumPy that it is named after; adjoint, inverse and decomposition follow."""
+    mask = torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.6
+    x = normal(1, 2, *size)
+    wanted = torch.from_numpy(NUMPY[fft](torch.complex(x[0, 0], x[0, 1]).numpy(), norm=norm))
+    maps = torch.ones(1, *size, dtype=torch.complex64)
+    for complex_image in (True, False):
+        image = x if complex_image else x[:, :1]
+        truth = wanted if complex_image else torch.from_numpy(NUMPY[fft](x[0, 0].numpy(), norm=norm))
+        for operator in (
+            MRI(mask=mask, fft=fft, norm=norm, complex_image=complex_image),
+            MulticoilMRI(mask=mask, maps=maps, fft=fft, norm=norm, complex_image=complex_image),
+        ):
+            y = operator(image)
+            torch.testing.assert_close(y[0, 0], torch.where(mask, truth, 0))
+            a = dense(operator, tuple(image.shape[1:]))
+            flat = torch.view_as_real(y).flatten()
+            torch.testing.assert_close(operator.adjoint(y).flatten(), a.T @ flat)
+            solved = torch.linalg.solve(a.T @ a + 0.3 * torch.eye(a.shape[1]), image.flatten())
+            torch.testing.assert_close(operator.solve(image, 0.3).flatten(), solved, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                operator.pinv(y).flatten(), torch.linalg.pinv(a, rtol=1e-9) @ flat, rtol=1e-5, atol=1e-5
+            )
+        exact = MRI(mask=mask, fft=fft, norm=norm, complex_image=complex_image)
+        torch.testing.assert_close(exact.v(exact.vt(image)), image)
+        torch.testing.assert_close(exact.u(exact.singular_values(image) * exact.vt(image)), exact(image))
+
+
+@pytest.mark.parametrize("fft", NUMPY)
+def test_whole_lines_in_every_convention(fft: str, normal: Normal, dense: Callable) -> None:
+    """The row-wise decomposition of several coils, and the drawn mask: its full centre is about frequency 0."""
+    operator = MulticoilMRI(coils=3, acceleration=2, center_fraction=0.3, fft=fft, norm="backward")
+    x = normal(1, 1, 6, 10)
+    a = dense(operator, (1, 6, 10))
+    solved = torch.linalg.solve(a.T @ a + 2.0 * torch.eye(60), x.flatten())
+    torch.testing.assert_close(operator.solve(x, 2.0).flatten(), solved, rtol=1e-6, atol=1e-8)
+    zero = 5 if fft in ("centred", "fftshift") else 0
+    assert operator.mask_of((6, 10))[0, 0, :, [zero - 1, zero, (zero + 1) % 10]].all()
+    flat = MulticoilMRI(coils=3, acceleration=1, center_fraction=0, fft=fft, norm="backward")
+    torch.testing.assert_close(flat.zero_filled(flat(x)), x)
+
+
+def test_sigma_of_complex_data() -> None:
+    """sigma^2 is the variance of the complex number, half of it for each part; or sigma is that of a part."""
+    clean = torch.zeros(1, 1, 200, 200, dtype=torch.complex64)
+    stream = [torch.Generator().manual_seed(0)]
+    whole, part = GaussianNoise(0.5), GaussianNoise(0.5, per_component=True)
+    assert float(whole.sample(clean, stream).abs().square().mean().sqrt()) == pytest.approx(0.5, rel=0.02)
+    noisy = part.sample(clean, stream)
+    assert float(noisy.real.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(noisy.imag.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(part.misfit(noisy, clean)) == pytest.approx(1, abs=0.02)
+    assert float(whole.misfit(noisy, clean)) == pytest.approx(2, abs=0.04)
+    real = torch.zeros(1, 1, 4, 4)
+    assert whole.mismatch(real) is None
+    for refused in (lambda: InverseProblem(Denoising(), part, real), lambda: part.sample(real, stream)):
+        with pytest.raises(ValueError, match="per_component=true requires a complex measurement, got a real one"):
+            refused()
