@@ -1,8 +1,8 @@
 """Single-coil Cartesian magnetic resonance imaging: some lines of k-space.
 
 Model   A x = mask * F x, F the Fourier transform, centred and orthonormal by default. Exact adjoint, pseudo-inverse and
-        decomposition: for complex images V is F itself and the singular values are the mask, 0 and 1, times the scale of
-        F. The spectrum of a real image is symmetric, X(-k) = conj X(k): V is the Hartley transform and s(k)^2 is
+        decomposition: for complex images V is F itself and the singular values are the mask, 0 and 1, times the scale
+        of F. The spectrum of a real image is symmetric, X(-k) = conj X(k): V is the Hartley transform and s(k)^2 is
         (mask(k) + mask(-k)) / 2, times that of F.
 Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, 1, H, W) complex, in
         units of x, zero where not sampled; sigma^2 is the variance of the complex number.
