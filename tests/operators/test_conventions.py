@@ -8,10 +8,27 @@ import numpy as np
 import pytest
 import torch
 from deepinv.physics import Tomography
+from scipy.ndimage import convolve
 from skimage.transform import radon
 from torch import Tensor
 
-from invdiff.operators import CT, MRI, CTTransmission, Denoising, GaussianNoise, MulticoilMRI
+from invdiff.operators import (
+    CT,
+    HDR,
+    MRI,
+    Blur,
+    CircularBlur,
+    CTTransmission,
+    Denoising,
+    GaussianBlur,
+    GaussianNoise,
+    LinearOperator,
+    MotionBlur,
+    MulticoilMRI,
+    NonlinearBlur,
+    Operator,
+    compose,
+)
 from invdiff.problem import InverseProblem
 
 Normal = Callable[..., Tensor]
@@ -266,3 +283,85 @@ def test_sigma_of_complex_data() -> None:
     for refused in (lambda: InverseProblem(Denoising(), part, real), lambda: part.sample(real, stream)):
         with pytest.raises(ValueError, match="per_component=true requires a complex measurement, got a real one"):
             refused()
+
+
+# -- blurs -------------------------------------------------------------------------------------------------------------
+
+KERNEL = torch.tensor([[0.0, 0.1, 0.0, 0.0], [0.0, 0.5, 0.2, 0.0], [0.05, 0.0, 0.1, 0.05]])
+
+
+def test_kernel_origin_and_direction() -> None:
+    """A true convolution about tap size // 2: a point of light gives the kernel, as in scipy."""
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 4] = 1
+    for boundary in ("zero", "circular"):
+        torch.testing.assert_close(Blur(KERNEL, boundary=boundary)(x)[0, 0, 3:6, 2:6], KERNEL)
+    wanted = torch.from_numpy(convolve(x[0, 0].numpy(), KERNEL.numpy(), mode="constant"))
+    torch.testing.assert_close(Blur(KERNEL, boundary="zero")(x)[0, 0], wanted)
+
+
+@pytest.mark.parametrize("operator", [Blur, CircularBlur])
+def test_kernel_of_any_sum(operator: type) -> None:
+    counts = 1000 * torch.stack([KERNEL, 2 * KERNEL])
+    assert torch.equal(operator(counts).kernel[:, 0], counts)
+    torch.testing.assert_close(operator(counts, normalise=True).kernel[:, 0], torch.stack([KERNEL, KERNEL]))
+    with pytest.raises(ValueError, match="normalise=true requires a kernel with a sum > 0, got -1"):
+        operator(-KERNEL, normalise=True)
+    with pytest.raises(ValueError, match="normalise=true requires a kernel with a sum > 0, got 0"):
+        operator(torch.tensor([[1.0, -1.0]]), normalise=True)
+
+
+SCENES = [
+    pytest.param(Blur(KERNEL, boundary="valid"), Blur(KERNEL), id="blur"),
+    pytest.param(
+        MotionBlur(kernel_size=15, seed=3, boundary="valid"), MotionBlur(kernel_size=15, seed=3), id="motion_blur"
+    ),
+    pytest.param(GaussianBlur(std=1.3, boundary="valid"), GaussianBlur(std=1.3), id="gaussian_blur"),
+    pytest.param(
+        NonlinearBlur(kernel_size=9, boundary="valid"), NonlinearBlur(kernel_size=9), id="nonlinear_blur"
+    ),
+    pytest.param(
+        compose([Blur(KERNEL, boundary="valid"), HDR()]), compose([Blur(KERNEL), HDR()]), id="composition"
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("valid", "reflect"), SCENES)
+def test_the_scene_goes_on_outside_the_frame(valid: Operator, reflect: Operator, normal: Normal) -> None:
+    """y is the blur of a larger scene, cut to what no boundary rule touches; `frame` cuts images to the same part."""
+    scene = normal(2, 1, 40, 44).abs()
+    y = valid(scene)
+    assert y.shape[-1] < 44
+    assert valid.measurement_shape((1, 40, 44)) == tuple(y.shape[1:])
+    assert valid.image_shape(tuple(y.shape[1:])) == (1, 40, 44)
+    torch.testing.assert_close(y, valid.frame(reflect(scene)))
+    assert torch.equal(reflect.frame(scene), scene)
+    reason = valid.mismatch((1, 3, 2))
+    assert reason is not None
+    assert "boundary=valid requires images of" in reason
+
+
+@pytest.mark.parametrize("operator", [Blur(KERNEL, boundary="valid"), GaussianBlur(std=0.8, boundary="valid")])
+def test_valid_blur_is_linear_algebra(operator: LinearOperator, normal: Normal, dense: Callable) -> None:
+    shape = (1, 12, 11)
+    b, a = normal(3, *shape), dense(operator, shape)
+    y = normal(3, *operator.measurement_shape(shape))
+    torch.testing.assert_close(operator.adjoint(y).flatten(1), y.flatten(1) @ a)
+    eye = torch.eye(a.shape[1], dtype=a.dtype)
+    for rho in (1e-4, 1.0):
+        wanted = torch.linalg.solve(a.T @ a + rho * eye, b.flatten(1).T).T
+        torch.testing.assert_close(operator.solve(b, rho).flatten(1), wanted, rtol=1e-4, atol=1e-5)
+    guess = operator.first_guess(y)
+    assert guess.shape == b.shape
+    assert torch.equal(operator.frame(guess), y)
+
+
+def test_the_margin_is_that_of_the_batch_for_each_image(normal: Normal) -> None:
+    blurs = GaussianBlur(std=torch.tensor([0.5, 1.0]), boundary="valid")
+    x = normal(2, 1, 16, 16)
+    torch.testing.assert_close(blurs.select(torch.tensor([0]))(x[:1]), blurs(x)[:1])
+    kernels = torch.zeros(2, 5, 5)
+    kernels[0, 2, 2], kernels[1, 2, 3] = 1, 1
+    blurs = Blur(kernels, boundary="valid")  # the outer rows are zero in both, the outer columns too
+    assert blurs.kernel.shape == (2, 1, 1, 3)
+    torch.testing.assert_close(blurs(x), torch.stack([x[0, :, :, 1:-1], x[1, :, :, :-2]]))
