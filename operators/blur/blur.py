@@ -5,10 +5,13 @@ Model   A x = k * x, a true convolution as in scipy and deepinv: y[i] = sum_j k[
         `CircularBlur`, of periodic images, has a closed-form pseudo-inverse, solve and decomposition in the basis of
         Hartley, V^T x = Re F x - Im F x with the unitary Fourier transform F. It is real and orthonormal: it preserves
         inner products and white noise.
-Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one; the same kernel for all channels.
+Shapes  x (B, C, H, W) -> y (B, C, H, W), same unit where the kernel sums to one; the same kernel for all channels. With
+        boundary=valid the scene goes on outside the frame: x is larger than y by the reach of the kernel on every side.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,34 +20,79 @@ from torch.fft import fft2, ifft2, irfft2, rfft2
 from torch.nn.functional import pad
 
 from invdiff.files import is_picture, read_array
-from invdiff.shapes import describe_shape
+from invdiff.shapes import describe_shape, per_row
 
 from ..core.base import LinearOperator, SameShape, SpectralOperator, Variants
-from ..core.separable import BOUNDARIES, fold
+from ..core.conjugate_gradients import conjugate_gradients
+from ..core.separable import BLUR_BOUNDARIES, BOUNDARIES, fold
 
 Kernel = str | Path | Tensor | np.ndarray
 
 
-class Blur(SameShape, LinearOperator):
+class FramedBlur(SameShape):
+    """Base of blurs with a `boundary` rule: with `valid` the image is larger than y by the reach of the kernel."""
+
+    of_scenes: ClassVar[Mapping[str, Any]] = {"boundary": "valid"}
+    boundary: str
+    kernel: Tensor
+
+    def _margins(self) -> list[tuple[int, int]]:
+        """Rows above and below, and columns left and right of the frame."""
+        taps = self.kernel.shape[-2:] if self.boundary == "valid" else (1, 1)
+        return [(n - 1 - n // 2, n // 2) for n in taps]
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return image_shape[0], *(n - sum(m) for n, m in zip(image_shape[1:], self._margins(), strict=True))
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return measurement_shape[0], *(n + sum(m) for n, m in zip(measurement_shape[1:], self._margins(), strict=True))
+
+    def frame(self, x: Tensor) -> Tensor:
+        (above, below), (left, right) = self._margins()
+        return x[..., above : x.shape[-2] - below, left : x.shape[-1] - right]
+
+    def mismatch(self, shape: tuple[int, ...]) -> str | None:
+        least = [sum(m) + 1 for m in self._margins()]
+        if all(n >= m for n, m in zip(shape[-2:], least, strict=True)):
+            return None
+        own, size = describe_shape(least), describe_shape(shape[-2:])
+        return f"blur: boundary=valid requires images of {own} pixels or more, got {size}; use a smaller kernel"
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        """y, which is better than the pseudo-inverse, for that amplifies noise; its edges go on in the margin."""
+        (above, below), (left, right) = self._margins()
+        return pad(y, (left, right, above, below), mode="replicate") if y.dim() == 4 else y
+
+
+class Blur(FramedBlur, LinearOperator):
     """Convolution with a kernel of any size, even, odd or larger than the image.
 
-    kernel    taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file
-              (`invdiff.files`), unchanged, or a grey picture, scaled to sum one
-    boundary  values outside the image: `reflect` (mirrored at the centre of the edge pixel), `symmetric` (at its outer
-              side), `replicate`, `circular`, `zero`
-    flip      rotate the kernel by 180 degrees, for kernels of a correlation (torch's Conv2d, as in DPS and DAPS)
+    kernel     taps, (h, w) or one kernel per image, (B, h, w) or (B, 1, h, w): an array or a file
+               (`invdiff.files`), unchanged, or a grey picture, scaled to sum one
+    boundary   values outside the image: `reflect` (mirrored at the centre of the edge pixel), `symmetric` (at its outer
+               side), `replicate`, `circular`, `zero`; or `valid`, as in every photograph: the image goes on, and y is
+               the part of its blur that no made-up value enters. `frame` cuts images to that part
+    normalise  divide the kernel by its sum, which must be > 0; with another sum than one it changes the brightness
+    flip       rotate the kernel by 180 degrees, for kernels of a correlation (torch's Conv2d, as in DPS and DAPS)
 
     `CircularBlur` equals boundary="circular", for methods that need a decomposition.
     """
 
     per_image = ("kernel",)
-    kernel: Tensor
 
-    def __init__(self, kernel: Kernel | None = None, *, boundary: str = "reflect", flip: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        *,
+        boundary: str = "reflect",
+        flip: bool = False,
+        normalise: bool = False,
+    ) -> None:
         super().__init__()
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
-        self.register_buffer("kernel", as_kernel(kernel, flip))
+        if boundary not in BLUR_BOUNDARIES:
+            raise ValueError(f"blur: boundary must be one of {', '.join(BLUR_BOUNDARIES)}, got {boundary!r}")
+        taps = as_kernel(kernel, flip, normalise)
+        self.register_buffer("kernel", trimmed(taps) if boundary == "valid" else taps)
         self.boundary = boundary
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,13 +102,19 @@ class Blur(SameShape, LinearOperator):
         return convolve_adjoint(y, self.kernel, self.boundary)
 
     def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
-        return CircularBlur(self.kernel).solve(b, rho) if self.boundary == "circular" else super().solve(b, rho)
+        circular = CircularBlur(self.kernel)
+        if self.boundary == "circular":
+            return circular.solve(b, rho)
+        if self.boundary != "valid":
+            return super().solve(b, rho)
+        level = per_row(rho, b)
+        # Away from the margin A^T A is that of a periodic image.
+        return conjugate_gradients(
+            lambda x: self.adjoint(self(x)) + level * x, b, precondition=lambda r: circular.solve(r, rho)
+        )
 
     def pinv(self, y: Tensor) -> Tensor:
         return CircularBlur(self.kernel).pinv(y) if self.boundary == "circular" else super().pinv(y)
-
-    def first_guess(self, y: Tensor) -> Tensor:
-        return y  # better than the pseudo-inverse, which amplifies noise
 
     @classmethod
     def example(cls) -> tuple["Blur", tuple[int, ...]]:
@@ -72,18 +126,19 @@ class Blur(SameShape, LinearOperator):
             "example": cls.example(),
             "flip": (cls(_sharp_taps(1, 3, 2), flip=True), (1, 6, 7)),
             "larger-than-the-image": (cls(_sharp_taps(1, 25, 2)), (1, 8, 9)),
+            "valid": (cls(_sharp_taps(3, 3, 4), boundary="valid"), (1, 8, 9)),
         } | {f"{name}-per-image": (cls(_sharp_taps(3, 4, 3), boundary=name), (1, 8, 9)) for name in BOUNDARIES}
 
 
 class CircularBlur(SameShape, SpectralOperator):
-    """Convolution of a periodic image; `kernel` and `flip` as in `Blur`."""
+    """Convolution of a periodic image; `kernel`, `flip` and `normalise` as in `Blur`."""
 
     per_image = ("kernel",)
     kernel: Tensor
 
-    def __init__(self, kernel: Kernel | None = None, *, flip: bool = False) -> None:
+    def __init__(self, kernel: Kernel | None = None, *, flip: bool = False, normalise: bool = False) -> None:
         super().__init__()
-        self.register_buffer("kernel", as_kernel(kernel, flip))
+        self.register_buffer("kernel", as_kernel(kernel, flip, normalise))
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.kernel, "circular")
@@ -149,16 +204,22 @@ def _sharp_taps(*shape: int) -> Tensor:
 
 
 def convolve(x: Tensor, kernel: Tensor, boundary: str) -> Tensor:
-    """k * x for images (B, C, H, W) and kernels (1 or B, 1, h, w), by the Fourier transform; linear in both."""
+    """k * x for images (B, C, H, W) and kernels (1 or B, 1, h, w), by the Fourier transform; linear in both.
+
+    boundary  with `valid` the result is smaller, (B, C, H - h + 1, W - w + 1)
+    """
     if len(kernel) not in (1, len(x)):
         raise ValueError(f"blur: a kernel is (h, w), or one per image; there are {len(kernel)} for {len(x)} images")
-    (height, width), (h, w) = x.shape[-2:], kernel.shape[-2:]
+    h, w = kernel.shape[-2:]
     kernel = kernel.to(x)
     if boundary == "circular":
-        return irfft2(rfft2(x) * rfft2(wrap(kernel, (height, width))), (height, width))
-    grid = (fast_length(height + h - 1), fast_length(width + w - 1))
-    product = rfft2(extend(x, (h, w), boundary), grid) * rfft2(kernel, grid)
-    return irfft2(product, grid)[..., h - 1 : h - 1 + height, w - 1 : w - 1 + width]
+        size = x.shape[-2:]
+        return irfft2(rfft2(x) * rfft2(wrap(kernel, size)), size)
+    if boundary != "valid":
+        x = extend(x, (h, w), boundary)
+    height, width = x.shape[-2:]
+    grid = (fast_length(height), fast_length(width))
+    return irfft2(rfft2(x, grid) * rfft2(kernel, grid), grid)[..., h - 1 : height, w - 1 : width]
 
 
 def convolve_adjoint(y: Tensor, kernel: Tensor, boundary: str) -> Tensor:
@@ -169,7 +230,8 @@ def convolve_adjoint(y: Tensor, kernel: Tensor, boundary: str) -> Tensor:
         return irfft2(rfft2(y) * rfft2(wrap(kernel, (height, width))).conj(), (height, width))
     grid = (fast_length(height + h - 1), fast_length(width + w - 1))
     product = rfft2(pad(y, (w - 1, 0, h - 1, 0)), grid) * rfft2(kernel, grid).conj()
-    return extend_adjoint(irfft2(product, grid)[..., : height + h - 1, : width + w - 1], (h, w), boundary)
+    whole = irfft2(product, grid)[..., : height + h - 1, : width + w - 1]
+    return whole if boundary == "valid" else extend_adjoint(whole, (h, w), boundary)
 
 
 def extend(x: Tensor, taps: tuple[int, ...], boundary: str) -> Tensor:
@@ -233,8 +295,8 @@ def fast_length(n: int) -> int:
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
-    """A kernel, array or file, as float32 (1 or B, 1, h, w)."""
+def as_kernel(kernel: Kernel | None, flip: bool = False, normalise: bool = False) -> Tensor:
+    """A kernel, array or file, as float32 (1 or B, 1, h, w), with sum one if `normalise`."""
     if kernel is None:
         raise ValueError(
             "blur: kernel is required; give operator.kernel=kernel.npy (or .pt, .png), or an array of taps (h, w)"
@@ -251,6 +313,11 @@ def as_kernel(kernel: Kernel | None, flip: bool = False) -> Tensor:
         raise ValueError("blur: kernel must be finite, got NaN or infinity")
     if not kernel.flatten(1).any(1).all():
         raise ValueError("blur: kernel must have a tap other than 0")
+    if normalise:
+        total = kernel.double().sum((-2, -1), keepdim=True)
+        if not (total > 1e-6 * kernel.abs().double().sum((-2, -1), keepdim=True)).all():
+            raise ValueError(f"blur: normalise=true requires a kernel with a sum > 0, got {float(total.min()):.3g}")
+        kernel = (kernel / total).float()
     return kernel.flip(-2, -1) if flip else kernel.clone()
 
 
@@ -261,3 +328,14 @@ def read_kernel(file: str | Path) -> np.ndarray:
         return taps
     grey = taps.mean(0) if taps.ndim == 3 else taps
     return grey / (grey.sum(dtype=np.float64) or 1)
+
+
+def trimmed(kernel: Tensor) -> Tensor:
+    """Kernels without the outer rows and columns that are zero in all of them, as many on both sides of the centre."""
+    for dim in (-2, -1):
+        taps = kernel.shape[dim]
+        used = kernel.movedim(dim, 0).flatten(1).any(1).nonzero()[:, 0]
+        reach = int((used - taps // 2).abs().max())
+        first = max(taps // 2 - reach, 0)
+        kernel = kernel.narrow(dim, first, min(taps // 2 + reach + 1, taps) - first)
+    return kernel.contiguous()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.base import Drawn, Variants
-from .blur import Blur
+from .blur import Blur, trimmed
 
 
 class MotionBlur(Blur):
@@ -46,7 +46,8 @@ class MotionBlur(Blur):
     ) -> Self:
         """A different path for each of `images` images; the first is the path of the class with the same seed."""
         operator = cls(intensity=intensity, kernel_size=kernel_size, boundary=boundary, seed=seed)
-        operator.kernel = motion_kernels(intensity, kernel_size, seed, images)
+        taps = motion_kernels(intensity, kernel_size, seed, images)
+        operator.kernel = trimmed(taps) if boundary == "valid" else taps
         return operator
 
     @classmethod

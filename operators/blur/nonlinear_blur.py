@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..core.base import Drawn, SameShape, Variants
-from ..core.separable import BOUNDARIES
-from .blur import convolve
+from ..core.base import Drawn, Variants
+from ..core.separable import BLUR_BOUNDARIES
+from .blur import FramedBlur, convolve, trimmed
 from .motion_blur import motion_kernels
 
 
-class NonlinearBlur(SameShape):
+class NonlinearBlur(FramedBlur):
     """Motion blur in linear light, seen through a camera response.
 
     intensity    curvature of the path of the camera, 0 to 1
     kernel_size  taps, odd
-    boundary     values outside the image: `reflect`, `symmetric`, `replicate`, `circular`, `zero`
+    boundary     `reflect`, `symmetric`, `replicate`, `circular`, `zero` or `valid`, as in `Blur`
     exposure     gain of the light; 1 keeps the brightness
     shoulder     width of the transition to saturation at light 1; 0: no saturation
     gamma        exponent of the response: light = value^gamma above the toe
@@ -39,7 +39,6 @@ class NonlinearBlur(SameShape):
     """
 
     per_image = ("kernel",)
-    kernel: Tensor
 
     def __init__(
         self,
@@ -54,8 +53,8 @@ class NonlinearBlur(SameShape):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"nonlinear_blur: boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        if boundary not in BLUR_BOUNDARIES:
+            raise ValueError(f"nonlinear_blur: boundary must be one of {', '.join(BLUR_BOUNDARIES)}, got {boundary!r}")
         if not exposure > 0:
             raise ValueError(f"nonlinear_blur: exposure must be > 0, got {exposure}")
         if not shoulder >= 0:
@@ -64,7 +63,8 @@ class NonlinearBlur(SameShape):
             raise ValueError(f"nonlinear_blur: gamma must be >= 1, got {gamma}")
         if not 0 < toe < 1:
             raise ValueError(f"nonlinear_blur: toe must be a display value in (0, 1), got {toe}")
-        self.register_buffer("kernel", motion_kernels(intensity, kernel_size, seed))
+        taps = motion_kernels(intensity, kernel_size, seed)
+        self.register_buffer("kernel", trimmed(taps) if boundary == "valid" else taps)
         self.boundary, self.exposure, self.shoulder, self.gamma, self.toe = boundary, exposure, shoulder, gamma, toe
 
     @property
@@ -96,7 +96,8 @@ class NonlinearBlur(SameShape):
             toe=toe,
             seed=seed,
         )
-        operator.kernel = motion_kernels(intensity, kernel_size, seed, images)
+        taps = motion_kernels(intensity, kernel_size, seed, images)
+        operator.kernel = trimmed(taps) if boundary == "valid" else taps
         return operator
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,9 +138,6 @@ class NonlinearBlur(SameShape):
             return light
         return 1 - self.shoulder * softplus((1 - light) / self.shoulder)
 
-    def first_guess(self, y: Tensor) -> Tensor:
-        return y
-
     @classmethod
     def example(cls) -> tuple["NonlinearBlur", tuple[int, ...]]:
         return cls(kernel_size=9, exposure=1.5, shoulder=0.1), (1, 16, 16)
@@ -148,6 +146,7 @@ class NonlinearBlur(SameShape):
     def variants(cls) -> Variants:
         return {
             "example": cls.example(),
+            "valid": (cls(kernel_size=5, boundary="valid"), (1, 8, 9)),
             "unsaturated": (cls(kernel_size=5, boundary="circular"), (3, 8, 9)),
             "per-image": (cls.random(images=3, seed=1, kernel_size=7), (1, 8, 9)),
         }

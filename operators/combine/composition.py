@@ -58,6 +58,9 @@ class Composition(OperatorOfParts):
             shape = None if shape is None else part.image_shape(shape)
         return shape
 
+    def frame(self, x: Tensor) -> Tensor:
+        return self.operators[0].frame(x)
+
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         *inner, last = self.operators
         for part in inner:

@@ -50,6 +50,9 @@ class Operator(Recorded, nn.Module, ABC):
     complex_measurement  y is complex; undefined where `measurement_shape` returns None
 
     per_image  names of the buffers with a leading image axis: length 1 (shared by all images) or one entry per image
+    of_scenes  options for measurements of a scene that goes on outside the frame, such as photographs, unlike simulated
+               ones: the command takes them with `measurement=` where the user chose no other and the prior is for
+               images of any size
     """
 
     linear: ClassVar[bool] = False
@@ -58,6 +61,7 @@ class Operator(Recorded, nn.Module, ABC):
     masking: ClassVar[bool] = False
     complex_measurement: bool = False
     per_image: ClassVar[tuple[str, ...]] = ()
+    of_scenes: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -121,6 +125,10 @@ class Operator(Recorded, nn.Module, ABC):
         Raises ValueError for a shape that no measurement has.
         """
         return None
+
+    def frame(self, x: Tensor) -> Tensor:
+        """The part of images (..., H, W) that y shows; all of it where y determines no margin."""
+        return x
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
         """None where images of this (C, H, W) can be measured, otherwise the reason why not."""

@@ -131,6 +131,7 @@ def folded_matrix(taps: Tensor, positions: Tensor, length: int, boundary: str) -
 
 
 BOUNDARIES = ("reflect", "symmetric", "replicate", "circular", "zero")
+BLUR_BOUNDARIES = (*BOUNDARIES, "valid")  # valid: the image is larger than y, and none of it is made up
 
 
 def fold(positions: Tensor, length: int, boundary: str) -> Tensor:

@@ -1,7 +1,7 @@
 """k-space: the centred Fourier transform, complex images as two channels, and sampling masks.
 
-Spec    Transform and its inverse are orthonormal, with the origin of image and k-space in the middle, at index n // 2
-        of even and odd n alike, as in fastMRI, InverseBench and deepinv. Masks of lines along the columns (phase
+Spec    By default transform and inverse are orthonormal, with the origin of image and k-space in the middle, at index
+        n // 2 of even and odd n alike, as in fastMRI, InverseBench and deepinv. Masks of lines along the columns (phase
         encoding along the width) hold floor(width / acceleration) lines, floor(center_fraction * width) of them the
         fully sampled centre, as in InverseBench; `equispaced` has the same number, unlike theirs.
 Paper   `gaussian`: the density of Schlemper et al. (2017), arXiv:1704.02422, a Gaussian of width / 10 with a floor.
@@ -11,6 +11,7 @@ Paper   `gaussian`: the density of Schlemper et al. (2017), arXiv:1704.02422, a 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +26,51 @@ PATTERNS = ("random", "equispaced", "gaussian", "radial")
 GOLDEN_ANGLE = math.pi * (math.sqrt(5) - 1) / 2
 
 
-def to_kspace(x: Tensor) -> Tensor:
+class Convention(NamedTuple):
+    """Where the origins are, in the middle or in the first entry, and where the factor 1 / (H W) is."""
+
+    image_centred: bool = True
+    kspace_centred: bool = True
+    norm: str = "ortho"
+
+    def scale(self, size: tuple[int, ...]) -> float:
+        """The transform of an (H, W) image in units of the orthonormal one."""
+        return (size[-2] * size[-1]) ** {"ortho": 0.0, "backward": 0.5, "forward": -0.5}[self.norm]
+
+
+# By the expression of NumPy that makes k-space of an image: numpy is fft2(x), fftshift is fftshift(fft2(x)),
+# ifftshift is fft2(ifftshift(x)), and centred shifts both.
+ORIGINS = {"centred": (True, True), "numpy": (False, False), "fftshift": (False, True), "ifftshift": (True, False)}
+NORMS = {"ortho": "ortho", "backward": "forward", "forward": "backward"}  # that of the transform: that of its transpose
+CENTRED = Convention()
+
+
+def as_convention(fft: str, norm: str) -> Convention:
+    if fft not in ORIGINS:
+        raise ValueError(f"mri: fft must be one of {', '.join(ORIGINS)}, got {fft!r}")
+    if norm not in NORMS:
+        raise ValueError(f"mri: norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    return Convention(*ORIGINS[fft], norm)
+
+
+def to_kspace(x: Tensor, convention: Convention = CENTRED) -> Tensor:
     """Images (..., H, W) -> k-space, complex."""
     axes = (-2, -1)
-    return torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(x, axes), norm="ortho"), axes)
+    k = torch.fft.fft2(torch.fft.ifftshift(x, axes) if convention.image_centred else x, norm=convention.norm)
+    return torch.fft.fftshift(k, axes) if convention.kspace_centred else k
 
 
-def from_kspace(y: Tensor) -> Tensor:
-    """k-space (..., H, W) -> complex images."""
+def from_kspace(y: Tensor, convention: Convention = CENTRED) -> Tensor:
+    """k-space (..., H, W) -> complex images: the conjugate transpose of `to_kspace`, its inverse where orthonormal."""
     axes = (-2, -1)
-    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(y, axes), norm="ortho"), axes)
+    k = torch.fft.ifftshift(y, axes) if convention.kspace_centred else y
+    x = torch.fft.ifft2(k, norm=NORMS[convention.norm])
+    return torch.fft.fftshift(x, axes) if convention.image_centred else x
 
 
-def negated(kspace: Tensor) -> Tensor:
+def negated(kspace: Tensor, convention: Convention = CENTRED) -> Tensor:
     """k-space with the values at k and -k exchanged."""
-    odd = [n % 2 for n in kspace.shape[-2:]]
+    odd = [n % 2 if convention.kspace_centred else 0 for n in kspace.shape[-2:]]
     return kspace.flip(-2, -1).roll((1 - odd[0], 1 - odd[1]), (-2, -1))
 
 
@@ -79,7 +110,10 @@ class CartesianSampling(LinearOperator):
         mask: str | Path | Tensor | np.ndarray | None,
         seed: int,
         complex_image: bool,
+        fft: str,
+        norm: str,
     ) -> None:
+        self.fft, self.norm, self.convention = fft, norm, as_convention(fft, norm)
         if mask is not None and acceleration is not None:
             raise ValueError("mri: give acceleration, to draw a mask, or mask, got both")
         self.acceleration = 4.0 if acceleration is None else acceleration
@@ -107,6 +141,8 @@ class CartesianSampling(LinearOperator):
             with torch.inference_mode(False):  # a kept tensor must serve a later call that differentiates
                 generator = torch.Generator().manual_seed(self.seed)
                 drawn = draw_mask(size, self.acceleration, self.center_fraction, self.pattern, generator)
+                if not self.convention.kspace_centred:
+                    drawn = torch.fft.ifftshift(drawn, (-2, -1))
                 self._drawn[key] = drawn.to(device)
         return self._drawn[key]
 

@@ -1,8 +1,9 @@
 """Multi-coil Cartesian magnetic resonance imaging: some lines of k-space for several coils.
 
-Model   y_c = mask * F (S_c x) for each coil c, F the centred orthonormal Fourier transform, S_c its sensitivity.
-        Exact adjoint. Where whole lines are sampled, A^T A acts on each row of the image, as a W x W matrix, so that
-        `solve` and `pinv` (SENSE, Pruessmann et al. 1999) are exact; otherwise they iterate conjugate gradients.
+Model   y_c = mask * F (S_c x) for each coil c, F the Fourier transform, centred and orthonormal by default, S_c its
+        sensitivity. Exact adjoint. Where whole lines are sampled, A^T A acts on each row of the image, as a W x W
+        matrix, so that `solve` and `pinv` (SENSE, Pruessmann et al. 1999) are exact; otherwise they iterate conjugate
+        gradients.
 Shapes  x (B, 1, H, W) real, or (B, 2, H, W), real and imaginary part of a complex image -> y (B, coils, H, W) complex,
         in units of x where sum_c |S_c|^2 = 1, zero where not sampled; sigma^2 is the variance of the complex number.
 Spec    `kspace.py`: transform and masks; `coil_maps.py`: simulated maps.
@@ -48,6 +49,10 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     pattern          `random`, `equispaced` or `gaussian` lines along the columns, or `radial` spokes on the grid
     mask             instead of these: the sampled positions, (W,), (H, W) or (B, [1,] H, W); a file or an array
     seed             determines the drawn mask, for all images
+    fft              where the origins of image and k-space are: `centred` (fastMRI: both in the middle), `numpy`
+                     (np.fft.fft2 of the image: both in the first entry), `fftshift` (np.fft.fftshift of that) or
+                     `ifftshift` (np.fft.fft2 of np.fft.ifftshift of the image). The mask is laid out like y
+    norm             of the transform, as in NumPy, whose default is `backward`: `ortho`, `backward`, `forward`
     complex_image    images have two channels, real and imaginary part
 
     `MulticoilMRI.random(shape, seed=..., images=B)` draws one mask per image. `zero_filled(y)` combines the coils
@@ -71,10 +76,12 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         pattern: str = "random",
         mask: str | Path | Tensor | np.ndarray | None = None,
         seed: int = 0,
+        fft: str = "centred",
+        norm: str = "ortho",
         complex_image: bool = False,
     ) -> None:
         super().__init__()
-        self._set_sampling(acceleration, center_fraction, pattern, mask, seed, complex_image)
+        self._set_sampling(acceleration, center_fraction, pattern, mask, seed, complex_image, fft, norm)
         self._set_coils(coils, maps, default=8)
         given = [len(value) for value in (self.mask, self.maps) if value is not None and len(value) > 1]
         if len(set(given)) > 1:
@@ -105,14 +112,14 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         return cls(coils=coils, maps=maps, mask=masks, complex_image=shape[0] == 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._sampled(to_kspace(self.coil_images(x)))
+        return self._sampled(to_kspace(self.coil_images(x), self.convention))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.combined(from_kspace(self._sampled(y)))
+        return self.combined(from_kspace(self._sampled(y), self.convention))
 
     def zero_filled(self, y: Tensor) -> Tensor:
         """The aliased combination of the coils: the adjoint, divided by sum_c |S_c|^2."""
-        return self._evened(self.adjoint(y))
+        return self._evened(self.adjoint(y)) / self.convention.scale(y.shape) ** 2
 
     def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.coils, *image_shape[1:]
@@ -139,7 +146,7 @@ class MulticoilMRI(CartesianSampling, CoilArray):
     def first_guess(self, y: Tensor) -> Tensor:
         """SENSE with a Tikhonov term: the pseudo-inverse amplifies noise where sampled lines are far apart."""
         b = self.adjoint(y)
-        power = self.sensitivity(tuple(b.shape[-2:]), b).amax((-2, -1)).flatten()
+        power = self.convention.scale(b.shape) ** 2 * self.sensitivity(tuple(b.shape[-2:]), b).amax((-2, -1)).flatten()
         return self.solve(b, DAMPING * power.expand(len(b)))
 
     # -- rows ----------------------------------------------------------------------------------------------------------
@@ -187,7 +194,8 @@ class MulticoilMRI(CartesianSampling, CoilArray):
         maps = self.maps_of(size, torch.zeros((), dtype=torch.float64))[0]
         mask = self.mask_of(size)[0, 0, 0].double()
         # Transform, mask and transform back along a row: a convolution with the inverse transform of the mask.
-        response = torch.fft.ifft(torch.fft.ifftshift(mask))
+        response = torch.fft.ifft(torch.fft.ifftshift(mask) if self.convention.kspace_centred else mask)
+        response = self.convention.scale(size) ** 2 * response
         place = torch.arange(size[1])
         response = response[(place[:, None] - place) % size[1]]
         values, vectors = [], []
@@ -212,6 +220,7 @@ class MulticoilMRI(CartesianSampling, CoilArray):
             "example": cls.example(),
             "complex": (cls(coils=4, acceleration=1.5, complex_image=True), two),
             "radial": (cls(coils=4, acceleration=1.3, pattern="radial"), one),
+            "numpy": (cls(coils=3, acceleration=2, fft="numpy", norm="backward"), one),
             "masks-per-image": (cls.random(one, coils=3, acceleration=2, seed=1, images=3), one),
             "maps-per-image": (cls(maps=maps, complex_image=True), two),
             "all-per-image": (cls(maps=maps, mask=masks, complex_image=True), two),

@@ -111,19 +111,35 @@ class Noise(Recorded, nn.Module, ABC):
 class GaussianNoise(Noise):
     """y = A x + sigma n.
 
-    sigma  standard deviation in the units of the measurement, a float or one per image, (B,). On a complex measurement
-           sigma^2 is the variance of the complex number, sigma / sqrt(2) for each of its two parts.
+    sigma          standard deviation in the units of the measurement, a float or one per image, (B,). On a complex
+                   measurement sigma^2 is the variance of the complex number, sigma / sqrt(2) for each of its two parts.
+    per_component  sigma is that of each part of a complex measurement; the attribute `sigma`, sqrt(2) times as large,
+                   remains that of the complex number. Raises ValueError where the measurement is real
     """
 
     per_image = ("sigma",)
     gaussian = True
     sigma: Tensor
+    per_component = False
 
-    def __init__(self, sigma: float | Tensor = 0.05) -> None:
+    def __init__(self, sigma: float | Tensor = 0.05, per_component: bool = False) -> None:
         super().__init__()
-        self.register_buffer("sigma", as_level("gaussian noise: sigma", sigma))
+        level = as_level("gaussian noise: sigma", sigma)
+        self.register_buffer("sigma", level * math.sqrt(2) if per_component else level)
+        self.per_component = per_component
+
+    def mismatch(self, y: Tensor, observed: Tensor | None = None) -> str | None:
+        return super().mismatch(y, observed) or (None if y.is_complex() else self._only_for_complex())
+
+    def _only_for_complex(self) -> str | None:
+        if not self.per_component:
+            return None
+        return "gaussian noise: per_component=true requires a complex measurement, got a real one; leave it out"
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        reason = None if clean.is_complex() else self._only_for_complex()
+        if reason is not None:
+            raise ValueError(reason)
         return clean + self.sigma.reshape(()).cpu() * torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
 
     def entry_nll(self, y: Tensor, clean: Tensor) -> Tensor:

@@ -12,26 +12,41 @@ Spec    Joseph's weights, `projection.py`. Angles, orientation, layout and scale
 """
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from invdiff.shapes import describe_shape
 
 from ..core.base import LinearOperator, Variants
 from .filtered_backprojection import FILTERS, filtered_backprojection
-from .projection import Scan, SystemMatrix, system_matrix
+from .projection import Scan, SystemMatrix, evenly, system_matrix
 
 GEOMETRIES = ("parallel", "fan")
+CONVENTIONS = ("invdiff", "skimage", "deepinv", "astra")
+
+# What a fan of other libraries is turned by against ours, degrees; its cells then run the other way.
+TURNED = {"invdiff": 0.0, "deepinv": 90.0, "astra": 180.0}
+
+Angles = str | Path | Sequence[float] | np.ndarray | Tensor
 
 
 class CT(LinearOperator):
     """X-ray projections of a slice.
 
-    views              number of views
+    views              number of views; None: that of `angles`, else 60
     geometry           `parallel`, or `fan`: a point source opposite to a straight detector
     angle_range        range of the evenly spaced views in degrees, the end excluded: [start, stop] or only the stop;
                        None: 180 for parallel beams, 360 for a fan. Less (limited angle) leaves lines unmeasured
+    angles             instead: the angle of every view in degrees, in any order: numbers, or a file (`.npy`, or text)
+    convention         whose sinogram this is, see above: `invdiff`, `skimage`, `deepinv`, `astra`
+    centre             cells by which the axis of rotation lies beyond the middle of the detector (tomopy's center, less
+                       half of detectors - 1). `convention` adds its own half cell
+    detector_offset    cells by which the detector is pushed along itself: for parallel beams the same as -centre. In a
+                       fan, `centre` moves the axis out of the central ray, `detector_offset` moves the cells
     detectors          cells of the detector; None: enough to cover the diagonal of the image
     detector_spacing   distance between cells, in pixels; None: one pixel, magnified onto the detector
     source_distance    fan: from the source to the axis of rotation, the centre of the image, in image sides
@@ -46,9 +61,13 @@ class CT(LinearOperator):
     def __init__(
         self,
         *,
-        views: int = 60,
+        views: int | None = None,
         geometry: str = "parallel",
         angle_range: float | tuple[float, float] | None = None,
+        angles: Angles | None = None,
+        convention: str = "invdiff",
+        centre: float = 0.0,
+        detector_offset: float = 0.0,
         detectors: int | None = None,
         detector_spacing: float | None = None,
         source_distance: float = 2.0,
@@ -58,10 +77,14 @@ class CT(LinearOperator):
         filter: str = "ram-lak",
     ) -> None:
         super().__init__()
-        if not _is_count(views):
+        if views is not None and not _is_count(views):
             raise ValueError(f"ct: views must be an integer >= 1, got {views}")
         if geometry not in GEOMETRIES:
             raise ValueError(f"ct: geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"ct: convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
+        if convention == "skimage" and geometry == "fan":
+            raise ValueError("ct: convention=skimage is for parallel beams, got geometry='fan'")
         if detectors is not None and not _is_count(detectors):
             raise ValueError(f"ct: detectors must be an integer >= 1, got {detectors}")
         if size is not None and not (len(size) == 2 and all(_is_count(n) for n in size)):
@@ -69,6 +92,9 @@ class CT(LinearOperator):
         for name, value in (("detector_spacing", detector_spacing), ("pixel_size", pixel_size)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"ct: {name} must be > 0, got {value}")
+        for name, value in (("centre", centre), ("detector_offset", detector_offset)):
+            if not math.isfinite(value):
+                raise ValueError(f"ct: {name}, in cells from the middle of the detector, must be finite, got {value}")
         # The image rotates between source and detector: both must lie outside the circle through its corners.
         for name, value in (("source_distance", source_distance), ("detector_distance", detector_distance)):
             if not math.sqrt(0.5) < value < math.inf:
@@ -78,8 +104,15 @@ class CT(LinearOperator):
             raise ValueError(f"ct: {given} requires size=[height, width], which y then does not determine")
         if filter not in FILTERS:
             raise ValueError(f"ct: filter must be one of {', '.join(FILTERS)}, got {filter!r}")
-        self.views, self.geometry, self.filter = views, geometry, filter
-        self.angle_range = _angles(angle_range, 180.0 if geometry == "parallel" else 360.0)
+        if angles is not None and angle_range is not None:
+            raise ValueError("ct: give angle_range, for evenly spaced views, or angles, got both")
+        self.geometry, self.convention, self.filter = geometry, convention, filter
+        self.centre, self.detector_offset = float(centre), float(detector_offset)
+        self.angle_range = _range(angle_range, 180.0 if geometry == "parallel" else 360.0)
+        self.angles = None if angles is None else as_angles(angles)
+        if self.angles is not None and views not in (None, len(self.angles)):
+            raise ValueError(f"ct: views must be the number of angles, {len(self.angles)}, got {views}; leave it out")
+        self.views = len(self.angles) if self.angles is not None else 60 if views is None else views
         self.detectors, self.detector_spacing, self.pixel_size = detectors, detector_spacing, pixel_size
         self.source_distance, self.detector_distance = source_distance, detector_distance
         self.size = None if size is None else (int(size[0]), int(size[1]))
@@ -90,16 +123,47 @@ class CT(LinearOperator):
 
     def scan(self, size: tuple[int, int]) -> Scan:
         """The rays through images of (H, W)."""
-        source = self.source_distance * max(size) if self.geometry == "fan" else math.inf
-        start, stop = (math.radians(angle) for angle in self.angle_range)
+        fan = self.geometry == "fan"
+        source = self.source_distance * max(size) if fan else math.inf
         spacing = 1.0
         if self.detector_spacing is not None:
-            fan = self.geometry == "fan"
             spacing = self.detector_spacing / (1 + self.detector_distance / self.source_distance if fan else 1)
         detectors = self.detectors
-        if detectors is None:
+        if detectors is None and self.convention == "skimage":
+            detectors = max(size)
+        elif detectors is None:
             detectors = math.ceil(_shadow(math.hypot(*size), source) / spacing)
-        return Scan(self.views, start, (stop - start) / self.views, detectors, spacing, source)
+        turns, step = self._turns(TURNED[self.convention] if fan else 0.0)
+        pivot, aside, steps = (0.0, 0.0), self.centre, None
+        if self.convention == "skimage":
+            pivot, aside = (_beyond(size[1]), _beyond(size[0])), self.centre + _beyond(detectors)
+            steps = -float(detectors // 2), detectors
+        elif self.convention == "deepinv":
+            padded = math.ceil(math.sqrt(2) * max(size)) if fan else detectors
+            pivot = (_beyond(size[1]) - _beyond(padded), _beyond(size[0]) - _beyond(padded))
+            steps = None if fan else ((1 - detectors) / 2, detectors)
+        return Scan(
+            turns,
+            detectors,
+            -spacing if fan and self.convention != "invdiff" else spacing,
+            source,
+            step,
+            self.detector_offset,
+            aside,
+            pivot,
+            steps,
+        )
+
+    def _turns(self, turned: float) -> tuple[tuple[float, ...], float | None]:
+        """Angles of the views in radians, and that from each to the next; None where it differs."""
+        if self.angles is None:
+            start, stop = (math.radians(angle) for angle in self.angle_range)
+            step = (stop - start) / self.views
+            return evenly(self.views, start + math.radians(turned), step), step
+        turns = tuple(math.radians(angle + turned) for angle in self.angles)
+        steps = np.diff(turns)
+        even = len(steps) > 0 and steps[0] != 0 and np.abs(steps - steps[0]).max() < 1e-3 * abs(steps[0])
+        return turns, (turns[-1] - turns[0]) / len(steps) if even else None
 
     def _matrix(self, size: tuple[int, int], like: Tensor) -> SystemMatrix:
         key = (size, like.dtype, like.device)
@@ -113,17 +177,22 @@ class CT(LinearOperator):
             raise ValueError(reason)
         size = (x.shape[-2], x.shape[-1])
         y = self._matrix(size, x).project(x.flatten(0, 1).flatten(1))
-        return self.pixel_size * y.reshape(*x.shape[:2], self.views, -1).mT.contiguous()
+        return self.pixel_size * self._laid_out(y.reshape(*x.shape[:2], self.views, -1)).contiguous()
 
     def adjoint(self, y: Tensor) -> Tensor:
         size = self._image_size(y)
-        x = self._matrix(size, y).backproject(y.mT.flatten(0, 1).flatten(1))
+        x = self._matrix(size, y).backproject(self._laid_out(y).flatten(0, 1).flatten(1))
         return self.pixel_size * x.reshape(*y.shape[:2], *size).contiguous()
 
     def first_guess(self, y: Tensor) -> Tensor:
         """Filtered back-projection."""
         size = self._image_size(y)
-        return filtered_backprojection(y, self.scan(size), size, self.filter) / self.pixel_size
+        views = self._laid_out(y)
+        return filtered_backprojection(views.mT, self.scan(size), size, self.filter) / self.pixel_size
+
+    def _laid_out(self, y: Tensor) -> Tensor:
+        """Views x detectors as a sinogram of this convention, and back."""
+        return y if self.convention == "astra" else y.mT
 
     def _image_size(self, y: Tensor) -> tuple[int, int]:
         _, height, width = self.image_shape(tuple(y.shape[1:]))
@@ -131,13 +200,15 @@ class CT(LinearOperator):
 
     def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         channels, height, width = image_shape
-        return channels, self.scan((height, width)).detectors, self.views
+        detectors = self.scan((height, width)).detectors
+        return (channels, self.views, detectors) if self.convention == "astra" else (channels, detectors, self.views)
 
     def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        if len(measurement_shape) != 3 or measurement_shape[2] != self.views:
-            got = describe_shape(measurement_shape)
-            raise ValueError(f"ct: a measurement must be channels x detectors x {self.views} views, got {got}")
-        channels, detectors, _ = measurement_shape
+        rows = self.convention == "astra"  # a view is one
+        if len(measurement_shape) != 3 or measurement_shape[1 if rows else 2] != self.views:
+            axes = f"{self.views} views x detectors" if rows else f"detectors x {self.views} views"
+            raise ValueError(f"ct: a measurement must be channels x {axes}, got {describe_shape(measurement_shape)}")
+        channels, detectors = measurement_shape[0], measurement_shape[2 if rows else 1]
         if self.size is not None:
             side = self.size
             wanted = self.scan(side).detectors
@@ -171,6 +242,9 @@ class CT(LinearOperator):
             "example": cls.example(),
             "fan": (cls(views=15, geometry="fan", filter="hann"), (3, 8, 8)),
             "limited-angle": (cls(views=9, angle_range=(20.0, 100.0)), (1, 7, 7)),
+            "skimage": (cls(views=9, convention="skimage"), (1, 8, 8)),
+            "astra-fan": (cls(views=11, geometry="fan", convention="astra", centre=0.7), (1, 7, 7)),
+            "uneven": (cls(angles=[0, 100, 13, 40, 71, 133, 166], centre=-0.3, detector_offset=0.5), (1, 7, 7)),
             "rectangle": (cls(views=8, size=(7, 10), detectors=9, detector_spacing=1.5, pixel_size=0.5), (1, 7, 10)),
         }
 
@@ -184,7 +258,35 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _angles(angle_range: float | tuple[float, float] | None, default: float) -> tuple[float, float]:
+def _beyond(cells: int) -> float:
+    """From the middle of an axis to its entry n // 2: 1/2 for even n, 0 for odd n."""
+    return cells // 2 - (cells - 1) / 2
+
+
+def as_angles(angles: Angles) -> tuple[float, ...]:
+    """The angles of views in degrees, of numbers or a file. Raises ValueError where they are not finite numbers."""
+    if isinstance(angles, (str, Path)):
+        path = Path(angles)
+        if not path.is_file():
+            raise ValueError(f"ct: angles file not found: {path}")
+        try:
+            if path.suffix.lower() == ".npy":
+                angles = np.load(path, allow_pickle=False)
+            else:
+                angles = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.float64)
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"ct: angles file cannot be read as .npy or as text: {path}: {error}") from error
+    try:
+        values = np.asarray(angles, dtype=np.float64).squeeze()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"ct: angles must be degrees, one per view, got {angles!r}") from error
+    values = values.reshape(1) if values.ndim == 0 else values
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"ct: angles must be finite degrees, one per view, got {describe_shape(values.shape)} of them")
+    return tuple(values.tolist())
+
+
+def _range(angle_range: float | tuple[float, float] | None, default: float) -> tuple[float, float]:
     """(start, stop) in degrees."""
     value = default if angle_range is None else angle_range
     both = (0.0, value) if isinstance(value, (int, float)) else tuple(value)

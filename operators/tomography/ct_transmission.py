@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.base import Operator, Variants
-from .ct import CT
+from .ct import CT, Angles
 
 # Below this line integral, impossible for positive images, the exponential continues as its tangent: iterates of
 # samplers may be negative, and the exponential would leave the range of float32.
@@ -31,9 +31,13 @@ class CTTransmission(Operator):
         self,
         *,
         attenuation: float = 4.0,
-        views: int = 60,
+        views: int | None = None,
         geometry: str = "parallel",
         angle_range: float | tuple[float, float] | None = None,
+        angles: Angles | None = None,
+        convention: str = "invdiff",
+        centre: float = 0.0,
+        detector_offset: float = 0.0,
         detectors: int | None = None,
         detector_spacing: float | None = None,
         source_distance: float = 2.0,
@@ -49,6 +53,10 @@ class CTTransmission(Operator):
             views=views,
             geometry=geometry,
             angle_range=angle_range,
+            angles=angles,
+            convention=convention,
+            centre=centre,
+            detector_offset=detector_offset,
             detectors=detectors,
             detector_spacing=detector_spacing,
             source_distance=source_distance,

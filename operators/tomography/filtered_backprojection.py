@@ -20,36 +20,44 @@ FILTERS = ("ram-lak", "hann")
 # The weight of a view rises over this angle at both ends of the range, where other views repeat its lines.
 TAPER = math.radians(10)
 
+# Of unevenly spaced views: a gap of more than so many usual ones is a missing wedge.
+GAP = 5
+
 
 def filtered_backprojection(y: Tensor, scan: Scan, size: tuple[int, int], window: str) -> Tensor:
     """Images (B, C, H, W) from line integrals (B, C, detectors, views), lengths in pixels; differentiable."""
     angles, cells = scan.angles(), scan.cells()
     fan = torch.atan(cells / scan.source)
-    weights = abs(scan.step) * redundancy(scan, angles, fan) * fan.cos()
+    if scan.step is None:
+        weights = uneven(scan, angles)[:, None] * fan.cos()
+    else:
+        weights = abs(scan.step) * redundancy(scan.step, scan, angles, fan) * fan.cos()
     filtered = _filter(y.mT * weights.to(y), scan, window)
     rows = filtered.flatten(0, 1)  # (K, views, detectors)
     height, width = size
-    down = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
-    right = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    down = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2 - scan.pivot[1]
+    right = torch.arange(width, dtype=torch.float64) - (width - 1) / 2 - scan.pivot[0]
+    middle = (scan.detectors - 1) / 2 - scan.shift
     image = y.new_zeros(rows.shape[0], height * width)
     for view, angle in enumerate(angles):
         # Distance from the source, relative to that of the axis of rotation; 1 where rays are parallel.
         distance = 1 + (right * angle.sin() + down * angle.cos()) / scan.source
-        position = (right * angle.cos() - down * angle.sin()) / distance / scan.spacing + (scan.detectors - 1) / 2
+        across = (right * angle.cos() - down * angle.sin()) / scan.spacing + scan.aside
+        position = across / distance + middle
         image = image + _interpolate(rows[:, view], position.flatten()) * (distance**-2).flatten().to(y)
     return image.reshape(*y.shape[:2], height, width)
 
 
-def redundancy(scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
+def redundancy(step: float, scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
     """The weight of each ray, (views, detectors): weights of rays along one line sum to one.
 
     The ray at angle `fan` of the view at `angle` is the one at `-fan` of the view at `angle + 2 fan + pi`, reversed.
     """
-    ends = scan.first - scan.step / 2, scan.first + scan.step * (scan.views - 0.5)
+    ends = scan.turns[0] - step / 2, scan.turns[-1] + step / 2
     low, high = min(ends), max(ends)
     turn = math.pi if scan.source == math.inf else 2 * math.pi
     turns = (high - low) / turn
-    complete = abs(turns - round(turns)) < 1e-9  # every line is measured equally often
+    complete = abs(turns - round(turns)) < 1e-6  # every line is measured equally often
 
     def smooth(angle: Tensor) -> Tensor:
         depth = torch.minimum(angle - low, high - angle)
@@ -65,13 +73,28 @@ def redundancy(scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
     return own / total
 
 
+def uneven(scan: Scan, angles: Tensor) -> Tensor:
+    """The angle that each of unevenly spaced views stands for, (views,): half way to its neighbours on both sides.
+
+    A gap of more than `GAP` usual ones was not measured and belongs to nobody. Lines of a fan count as measured twice.
+    """
+    turn = math.pi if scan.source == math.inf else 2 * math.pi
+    order = (angles % turn).sort()
+    gap = torch.cat([order.values[1:], order.values[:1] + turn]) - order.values
+    usual = gap[gap > 0].median()
+    gap = torch.where(gap > GAP * usual, usual, gap)
+    weight = torch.empty_like(gap)
+    weight[order.indices] = (gap + gap.roll(1)) / 2
+    return weight * math.pi / turn
+
+
 def _filter(y: Tensor, scan: Scan, window: str) -> Tensor:
     """The ramp filter along the last axis."""
     length = 2 ** math.ceil(math.log2(2 * scan.detectors))  # twice as long, against circular convolution
     n = torch.fft.fftfreq(length, 1 / length, dtype=torch.float64).round()
     ramp = torch.where(n % 2 == 1, -1 / (math.pi * n.where(n != 0, 1)) ** 2, 0)
     ramp[0] = 0.25
-    response = torch.fft.rfft(ramp).real / scan.spacing
+    response = torch.fft.rfft(ramp).real / abs(scan.spacing)
     if window == "hann":
         response = response * (0.5 + 0.5 * torch.cos(2 * math.pi * torch.fft.rfftfreq(length, dtype=torch.float64)))
     return torch.fft.irfft(torch.fft.rfft(y, length) * response.to(y), length)[..., : scan.detectors]

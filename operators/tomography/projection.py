@@ -1,8 +1,9 @@
 """Line integrals of images as a sparse matrix: the rays of a scanner and their weights.
 
 Spec    Joseph (1982): a ray steps through the image row by row (column by column where it is closer to horizontal),
-        interpolates linearly between the two nearest pixels, and weights them by its length per step. Pixels outside
-        the image are zero.
+        interpolates linearly between the two nearest pixels, and weights them by its length per step. Or, as in
+        `skimage.transform.radon` and deepinv, which rotate the image and sum its columns: it steps by one pixel along
+        itself and interpolates between the four nearest. Pixels outside the image are zero.
 """
 
 import math
@@ -22,25 +23,40 @@ class Scan:
     At angle 0 rays run down the image and the detector axis points right; positive angles rotate that axis from right
     to up. In a fan, all rays of a view start at one point and end on a straight detector.
 
-    first, step         angle of the first view, and from each view to the next
-    detectors, spacing  number of cells and the distance of their centres, projected onto the axis of rotation
+    turns               angle of each view
+    detectors, spacing  number of cells and the distance of their centres, projected onto the axis of rotation; negative
+                        where cells are counted against the detector axis
     source              distance of the source from the axis of rotation; infinite where rays are parallel
+    step                angle from each view to the next; None where views are not evenly spaced
+    shift               of the middle of the detector from the central ray, in cells
+    aside               of the axis of rotation from the central ray, in cells
+    pivot               the axis of rotation, right of and below the centre of the image
+    steps               along each ray, by one pixel: the first, from the foot of the perpendicular of the axis of
+                        rotation, and their number; None: from row to row, or from column to column
     """
 
-    views: int
-    first: float
-    step: float
+    turns: tuple[float, ...]
     detectors: int
     spacing: float
     source: float = math.inf
+    step: float | None = None
+    shift: float = 0.0
+    aside: float = 0.0
+    pivot: tuple[float, float] = (0.0, 0.0)
+    steps: tuple[float, int] | None = None
+
+    @property
+    def views(self) -> int:
+        return len(self.turns)
 
     def angles(self) -> Tensor:
         """Angle of each view, float64 (views,)."""
-        return self.first + self.step * torch.arange(self.views, dtype=torch.float64)
+        return torch.tensor(self.turns, dtype=torch.float64)
 
     def cells(self) -> Tensor:
-        """Position of the ray of each cell on the detector axis through the axis of rotation, float64 (detectors,)."""
-        return self.spacing * (torch.arange(self.detectors, dtype=torch.float64) - (self.detectors - 1) / 2)
+        """Distance of the ray of each cell from the central ray, at the axis of rotation, float64 (detectors,)."""
+        middle = (self.detectors - 1) / 2 - self.shift
+        return self.spacing * (torch.arange(self.detectors, dtype=torch.float64) - middle)
 
     def rays(self, angles: Tensor) -> tuple[Tensor, Tensor]:
         """A point on every ray and its unit direction, (views, detectors, 2) with x right and y down."""
@@ -49,7 +65,13 @@ class Scan:
         cells = self.cells()[:, None]
         # The angle of a ray against the central one of its view, zero where rays are parallel.
         fan = torch.atan(cells / self.source)
-        return cells * axis, fan.cos() * down + fan.sin() * axis
+        point = (cells - self.spacing * self.aside) * axis + torch.tensor(self.pivot, dtype=torch.float64)
+        return point, fan.cos() * down + fan.sin() * axis
+
+
+def evenly(views: int, first: float, step: float) -> tuple[float, ...]:
+    """Angles of evenly spaced views."""
+    return tuple((first + step * torch.arange(views, dtype=torch.float64)).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +111,8 @@ def system_matrix(scan: Scan, size: tuple[int, int], dtype: torch.dtype, device:
 def _build(scan: Scan, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> SystemMatrix:
     # A few views at a time, for intermediate results are several times larger than the matrix.
     chunk = max(1, 200_000 // (scan.detectors * max(size)))
-    parts = [_joseph(scan, angles, size, dtype) for angles in scan.angles().split(chunk)]
+    weigh = _joseph if scan.steps is None else _bilinear
+    parts = [weigh(scan, angles, size, dtype) for angles in scan.angles().split(chunk)]
     counts, columns, weights = (torch.cat(part) for part in zip(*parts, strict=True))
     del parts
     shape = len(counts), size[0] * size[1]
@@ -124,6 +147,30 @@ def _joseph(scan: Scan, angles: Tensor, size: tuple[int, int], dtype: torch.dtyp
     pixel = (step * step_stride).int()[..., None] + lane * lane_stride.int()[..., None]
     kept = inside.flatten().nonzero().squeeze(1)
     return inside.flatten(1).sum(1), pixel.flatten()[kept], weight.flatten()[kept].to(dtype)
+
+
+def _bilinear(scan: Scan, angles: Tensor, size: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_joseph`, of rays that step along themselves."""
+    assert scan.steps is not None
+    point, direction = (t.reshape(-1, 1, 2) for t in scan.rays(angles))
+    first, count = scan.steps
+    height, width = size
+    middle = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+    place = point + (first + torch.arange(count, dtype=torch.float64))[:, None] * direction + middle
+    low = place.floor()
+    above = place - low
+    column, row = (
+        low[..., axis, None].long() + torch.tensor(far) for axis, far in ((0, [0, 1, 0, 1]), (1, [0, 0, 1, 1]))
+    )
+    across, down = (torch.stack([1 - above[..., axis], above[..., axis]], -1) for axis in (0, 1))
+    weight = across[..., [0, 1, 0, 1]] * down[..., [0, 0, 1, 1]]
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (weight > 0)
+    # Neighbouring steps share pixels: one entry for each.
+    key = torch.arange(len(point)).reshape(-1, 1, 1) * (height * width) + row * width + column
+    entry, place_of = key[inside].unique(return_inverse=True)
+    weights = torch.zeros(len(entry), dtype=torch.float64).index_add_(0, place_of, weight[inside])
+    counts = torch.bincount(entry // (height * width), minlength=len(point))
+    return counts, (entry % (height * width)).int(), weights.to(dtype)
 
 
 def _compressed(

@@ -87,7 +87,8 @@ def test_weights_of_equal_lines_add_up_to_one(geometry: str, angle_range: float)
     """The whole scan weighs as much as half a turn of parallel rays: each line once."""
     scan = CT(views=720, geometry=geometry, angle_range=angle_range).scan((32, 32))
     fan = torch.atan(scan.cells() / scan.source)
-    weight = redundancy(scan, scan.angles(), fan).sum(0) * abs(scan.step)
+    assert scan.step is not None
+    weight = redundancy(scan.step, scan, scan.angles(), fan).sum(0) * abs(scan.step)
     # The views of one ray and those of its mirror image at -fan share the lines between them.
     torch.testing.assert_close(weight + weight.flip(0), torch.full_like(weight, 2 * math.pi), rtol=5e-3, atol=0)
 

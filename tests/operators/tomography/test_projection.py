@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.operators.tomography.projection import Scan, system_matrix
+from invdiff.operators.tomography.projection import Scan, evenly, system_matrix
 
 CPU = torch.device("cpu")
 
 
 def parallel(views: int = 12, detectors: int = 91) -> Scan:
-    return Scan(views, first=0.1, step=math.pi / views, detectors=detectors, spacing=1.0)
+    return Scan(evenly(views, 0.1, math.pi / views), detectors=detectors, spacing=1.0)
 
 
 def fan(views: int = 12, detectors: int = 97, source: float = 100.0) -> Scan:
-    return Scan(views, first=0.1, step=2 * math.pi / views, detectors=detectors, spacing=1.0, source=source)
+    return Scan(evenly(views, 0.1, 2 * math.pi / views), detectors=detectors, spacing=1.0, source=source)
 
 
 def distances(scan: Scan, x: float, y: float) -> Tensor:
@@ -70,15 +70,15 @@ def test_first_view_looks_down_and_the_scanner_turns_to_the_left() -> None:
     """Detector cells run to the right in view 0 and upwards a quarter turn later."""
     image = torch.zeros(5, 5, dtype=torch.float64)
     image[0, 3] = 1
-    scan = Scan(views=2, first=0.0, step=math.pi / 2, detectors=5, spacing=1.0)
+    scan = Scan((0.0, math.pi / 2), detectors=5, spacing=1.0)
     wanted = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.float64)
     torch.testing.assert_close(project(scan, image), wanted)
 
 
 def test_a_far_source_is_a_parallel_beam(normal) -> None:
     image = normal(16, 11)
-    near = Scan(views=9, first=0.2, step=0.5, detectors=23, spacing=0.8)
-    far = Scan(views=9, first=0.2, step=0.5, detectors=23, spacing=0.8, source=1e9)
+    near = Scan(evenly(9, 0.2, 0.5), detectors=23, spacing=0.8)
+    far = Scan(evenly(9, 0.2, 0.5), detectors=23, spacing=0.8, source=1e9)
     torch.testing.assert_close(project(far, image), project(near, image), rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_the_transpose_is_the_transpose(scan: Scan) -> None:
 def test_many_views_are_built_in_pieces(monkeypatch: pytest.MonkeyPatch, normal) -> None:
     """Views at a time or all at once: the same matrix. 300 views of 400 cells do not fit into one piece."""
     scan, image = parallel(300, 400), normal(4, 4)
-    few = Scan(3, scan.first + 200 * scan.step, scan.step, 400, 1.0)
+    few = Scan(scan.turns[200:203], 400, 1.0)
     torch.testing.assert_close(project(scan, image)[200:203], project(few, image))
 
 
