@@ -11,7 +11,8 @@ import glob
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from invdiff.engine.driver import Callback, Compute, Interrupted
+from invdiff.findings import Finding
 from invdiff.io import write_image
 from invdiff.operators import Noise, Operator, as_operator
 from invdiff.operators.core.base import kind_of_measurement
@@ -29,6 +31,7 @@ from invdiff.problem import InverseProblem, as_measurement, as_noise
 from invdiff.samplers import Sampler, settings_for
 from invdiff.scores import evaluate
 from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
+from invdiff.scores.verdict import NOTES, badge, judge
 from invdiff.shapes import describe_shape
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 INTERVAL = 0.9  # level of the interval in samples.npz
 
 log = logging.getLogger("invdiff")
+verdict_log = logging.getLogger("invdiff.verdict")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,15 +62,23 @@ class Reconstruction(Posterior):
     notes: dict[str, Any]
     _scores: dict[bool, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
+    @cached_property
+    def verdict(self) -> tuple[Finding, ...]:
+        """What is wrong with this result, one line each, the severe ones first; empty where nothing was found."""
+        return judge(self, self.names, self.value_range, self.sampler)
+
     def metrics(self, *, best_of: bool = False) -> dict[str, Any]:
-        """Scores of every image, their means, cost and notes, as in metrics.json; see `invdiff.scores.evaluate`."""
+        """Scores of every image, their means, cost, notes and the verdict, as in metrics.json.
+
+        See `invdiff.scores.evaluate`.
+        """
         if best_of not in self._scores:
             self._scores[best_of] = evaluate(self, self.names, self.truth, self.value_range, best_of=best_of)
         scores = self._scores[best_of]
         notes = scores["notes"] | self.notes
         if self.calibration is not None:
             notes["calibration"] = self.calibration.as_json()
-        return scores | {"notes": notes}
+        return scores | {"notes": notes, "verdict": [asdict(finding) for finding in self.verdict]}
 
     def save(self, folder: str | Path, *, best_of: bool = False, title: str | None = None) -> None:
         """Write samples.npz, metrics.json, comparison.png, and for each image mean.png, std.png and samples/.
@@ -105,7 +117,8 @@ class Reconstruction(Posterior):
         calls = f"{self.cost.forwards} network calls, {self.cost.seconds:.0f} s"
         title = title or f"{type(self.problem.operator).__name__} · {self.sampler.name()}: {calls}"
         scores = self._scores.get(True) or self.metrics()
-        return comparison(self, scores, self.truth, title=title, value_range=self.value_range)
+        words = badge(self.verdict)
+        return comparison(self, scores, self.truth, title=title, value_range=self.value_range, badge=words)
 
     def _save_pictures(self, folder: Path) -> dict[str, Any]:
         """Returns a note on std.png."""
@@ -164,9 +177,10 @@ def reconstruct(
     compute      device, precision, chunks, progress
     callback     called after every step with an `Event`
 
-    The reasons for choices are logged at level INFO under `invdiff`, and are in `notes`. Raises ValueError before any
-    work where the parts do not fit together (`Unsupported` where the sampler cannot solve this problem), and
-    `Interrupted` on Ctrl-C: its `posterior` is the `Reconstruction` of the finished images, or None.
+    The reasons for choices are logged at level INFO under `invdiff`, and are in `notes`; findings of the `verdict` at
+    level WARNING under `invdiff.verdict`. Raises ValueError before any work where the parts do not fit together
+    (`Unsupported` where the sampler cannot solve this problem), and `Interrupted` on Ctrl-C: its `posterior` is the
+    `Reconstruction` of the finished images, or None.
     """
     prior, likelihood = _as_prior(prior), as_noise(noise)
     y = as_measurement(y).cpu()
@@ -216,7 +230,10 @@ def reconstruct(
         if stop.posterior is not None:
             stop.posterior = result(stop.posterior)
         raise
-    return result(found)
+    reconstruction = result(found)
+    for finding in reconstruction.verdict:
+        verdict_log.log(logging.INFO if finding.kind in NOTES else logging.WARNING, finding.words)
+    return reconstruction
 
 
 def _as_prior(prior: Any) -> Prior:

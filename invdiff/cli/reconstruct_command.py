@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from invdiff.cli.app import chosen_name, command, typed, write_config
+from invdiff.cli.app import VerdictFailed, chosen_name, command, typed, write_config
 from invdiff.cli.inputs import make_prior, make_sampler, true_images_of
 from invdiff.engine.driver import Compute, Interrupted
 from invdiff.io import BadInput, Measurement, load_measurement
@@ -24,7 +25,7 @@ from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction, reconstruct
-from invdiff.report.tables import scores_in_words
+from invdiff.report.tables import scores_in_words, verdict_in_words
 
 
 @command("reconstruct")
@@ -83,7 +84,8 @@ def main(config: DictConfig, output: Path) -> None:
     result.save(output, best_of=best_of, title=title)
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
     intervals = result.notes["intervals"] + _how_to_measure(config, given, prior, result)
-    _say([*tables, *lines, intervals, f"pictures, samples and scores are in {output}"])
+    verdict = verdict_in_words(result.verdict)
+    _say([*tables, *lines, intervals, *verdict, f"pictures, samples and scores are in {output}"])
     if stopped is not None:
         raise stopped
     if result.diverged.all():
@@ -91,6 +93,9 @@ def main(config: DictConfig, output: Path) -> None:
             f"every sample diverged, first at step {int(result.diverged_at.min())}; a smaller guidance weight or step "
             f"size may help; measurement and scores were written to {output}"
         )
+    severe = [finding.words for finding in result.verdict if finding.severe]
+    if config.strict and severe:
+        raise VerdictFailed(f"strict=true: {severe[0]}; results are in {output}")
 
 
 def _load_measurement(config: DictConfig) -> Measurement:
@@ -128,10 +133,10 @@ def _check_writable(output: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(output))
 
 
-def _say(notes: Sequence[str | Table]) -> None:
+def _say(notes: Sequence[str | Text | Table]) -> None:
     console = Console(highlight=False, markup=False)
     for note in notes:
-        console.print(note, soft_wrap=isinstance(note, str))
+        console.print(note, soft_wrap=not isinstance(note, Table))
 
 
 class _Printer(logging.Handler):
@@ -141,8 +146,9 @@ class _Printer(logging.Handler):
 
 @contextmanager
 def _printed_log() -> Iterator[None]:
-    """Print messages of `invdiff` at level INFO while this is open."""
+    """Print messages of `invdiff` at level INFO while this is open, but for the verdict, which follows the scores."""
     log, printer = logging.getLogger("invdiff"), _Printer()
+    printer.addFilter(lambda record: record.name != "invdiff.verdict")
     level = log.level
     log.addHandler(printer)
     log.setLevel(logging.INFO)
