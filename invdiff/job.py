@@ -27,9 +27,11 @@ from invdiff.reconstruction import Reconstruction
 from invdiff.results import Format
 from invdiff.samplers import Sampler, settings_for
 from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
+from invdiff.scores.verdict import NOTES
 from invdiff.shapes import describe_shape
 
 log = logging.getLogger("invdiff")
+verdict_log = logging.getLogger("invdiff.verdict")
 
 Watch = Callable[[range], Callback]
 
@@ -71,7 +73,8 @@ def reconstruct(
     compute      device, precision, chunks, progress
     callback     called after every step with an `Event`
 
-    The reasons for choices and what the checks found are logged at level INFO under `invdiff`, and are in `notes`.
+    The reasons for choices and what the checks found are logged at level INFO under `invdiff`, and are in `notes`;
+    findings of the `verdict` at level WARNING under `invdiff.verdict`.
     Raises ValueError before any work where the parts do not fit together (`Unsupported` where the sampler cannot solve
     this problem), where an operator of your own breaks a rule that samplers rely on (6 calls on 9 images find out) and
     where the checks find that no image of this prior can explain y; TypeError for arguments of another kind; and
@@ -99,7 +102,10 @@ def reconstruct(
         if stop.posterior is not None:
             stop.posterior = job.result(stop.posterior, range(stop.posterior.problem.images))
         raise
-    return job.result(found, range(job.problem.images))
+    result = job.result(found, range(job.problem.images))
+    for finding in result.verdict:
+        verdict_log.log(logging.INFO if finding.kind in NOTES else logging.WARNING, finding.words)
+    return result
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,13 +6,15 @@ result.save("out")
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from invdiff.findings import Finding
 from invdiff.fingerprint import fingerprint, of_image
 from invdiff.io.output import Output, opened
 from invdiff.io.placement import Volume
@@ -20,6 +22,7 @@ from invdiff.posterior import Posterior
 from invdiff.results import FORMATS, Format, files_of, rms, write_pictures, write_results
 from invdiff.samplers import Sampler
 from invdiff.scores import evaluate
+from invdiff.scores.verdict import badge, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,15 +49,23 @@ class Reconstruction(Posterior):
     notes: dict[str, Any]
     _scores: dict[bool, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
+    @cached_property
+    def verdict(self) -> tuple[Finding, ...]:
+        """What is wrong with this result, one line each, the severe ones first; empty where nothing was found."""
+        return judge(self, self.names, self.value_range, self.sampler)
+
     def metrics(self, *, best_of: bool = False) -> dict[str, Any]:
-        """Scores of every image, their means, cost and notes, as in metrics.json; see `invdiff.scores.evaluate`."""
+        """Scores of every image, their means, cost, notes and the verdict, as in metrics.json.
+
+        See `invdiff.scores.evaluate`.
+        """
         if best_of not in self._scores:
             self._scores[best_of] = evaluate(self, self.names, self.truth, self.value_range, best_of=best_of)
         scores = self._scores[best_of]
         notes = scores["notes"] | self.notes
         if self.calibration is not None:
             notes["calibration"] = self.calibration.as_json()
-        return scores | {"notes": notes}
+        return scores | {"notes": notes, "verdict": [asdict(finding) for finding in self.verdict]}
 
     def save(
         self,
@@ -122,7 +133,8 @@ class Reconstruction(Posterior):
         calls = f"{self.cost.forwards} network calls, {self.cost.seconds:.0f} s"
         title = title or f"{type(self.problem.operator).__name__} · {self.sampler.name()}: {calls}"
         scores = self._scores.get(True) or self.metrics()
-        return comparison(self, scores, self.truth, title=title, value_range=self.value_range)
+        words = badge(self.verdict)
+        return comparison(self, scores, self.truth, title=title, value_range=self.value_range, badge=words)
 
     def _on_std(self, drawn: bool) -> dict[str, Any]:
         """A note on std.png, where it is drawn."""

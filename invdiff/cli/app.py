@@ -49,6 +49,14 @@ _ADDED = "_added"  # where the entries of `samplers+=[mine]` do
 class CheckFailed(Exception):
     """The answer of a check is no: one line like an error, but exit code 1."""
 
+    code = 1
+
+
+class VerdictFailed(CheckFailed):
+    """With strict=true, a result that is likely wrong: it is saved, and the exit code is 3."""
+
+    code = 3
+
 
 def command(
     config_name: str,
@@ -203,7 +211,8 @@ def saved_config(config: DictConfig) -> dict[str, Any]:
 
 def guarded(main: Callable[[], None]) -> int:
     """Run a command and return its exit code: expected errors become one line each on stderr and 2, checks that fail
-    likewise and 1, Ctrl-C gives 130, SIGTERM 143, a closed pipe behind standard output 1 without a line.
+    likewise and 1, `VerdictFailed` and 3, Ctrl-C gives 130, SIGTERM 143, a closed pipe behind standard output 1 without
+    a line.
 
     With HYDRA_FULL_ERROR=1 in the environment all come with their traceback instead.
     """
@@ -227,7 +236,8 @@ def guarded(main: Callable[[], None]) -> int:
         for e, message in zip(errors, messages, strict=True):
             kind = [] if isinstance(e, CheckFailed) else ["error"]
             report(": ".join([*kind, *getattr(e, "__notes__", []), str(message)]))
-        return 1 if all(isinstance(e, CheckFailed) for e in errors) else 2
+        codes = {e.code if isinstance(e, CheckFailed) else 2 for e in errors}
+        return codes.pop() if len(codes) == 1 else 2
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
     return 0

@@ -11,10 +11,11 @@ from typing import Any, cast
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from invdiff._version import __version__
-from invdiff.cli.app import chosen_name, command, config_as_yaml, report, saved_config, typed
+from invdiff.cli.app import VerdictFailed, chosen_name, command, config_as_yaml, report, saved_config, typed
 from invdiff.cli.inputs import make_prior, make_sampler, true_images_of, volume_of
 from invdiff.cli.measured import load_measured
 from invdiff.cli.paths import without_folders
@@ -31,7 +32,7 @@ from invdiff.priors import Prior
 from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction
 from invdiff.report.leaderboard import prior_label
-from invdiff.report.tables import scores_in_words
+from invdiff.report.tables import scores_in_words, verdict_in_words
 from invdiff.results import PREVIEW, Format, files_of
 
 SIMULATES = "input= SIMULATES: the picture is taken as the truth and measured first; to restore it use measurement="
@@ -110,7 +111,8 @@ def main(config: DictConfig, output: Path) -> None:
             folder.finish()
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
     intervals = result.notes["intervals"] + _how_to_measure(config, given, prior, result)
-    _say([*tables, *lines, intervals, f"pictures, samples and scores are in {output}"])
+    verdict = verdict_in_words(result.verdict)
+    _say([*tables, *lines, intervals, *verdict, f"pictures, samples and scores are in {output}"])
     if stopped is not None:
         raise stopped
     if result.diverged.all():
@@ -118,6 +120,9 @@ def main(config: DictConfig, output: Path) -> None:
             f"every sample diverged, first at step {int(result.diverged_at.min())}; a smaller guidance weight or step "
             f"size may help; measurement and scores were written to {output}"
         )
+    severe = [finding.words for finding in result.verdict if finding.severe]
+    if config.strict and severe:
+        raise VerdictFailed(f"strict=true: {severe[0]}; results are in {output}")
 
 
 def _sampled(
@@ -160,10 +165,10 @@ def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior,
     return f"; run invdiff calibrate {shlex.join(words)} num_samples={config.num_samples}"
 
 
-def _say(notes: Sequence[str | Table]) -> None:
+def _say(notes: Sequence[str | Text | Table]) -> None:
     console = Console(highlight=False, markup=False)
     for note in notes:
-        console.print(note, soft_wrap=isinstance(note, str))
+        console.print(note, soft_wrap=not isinstance(note, Table))
 
 
 class _Printer(logging.Handler):
@@ -173,8 +178,9 @@ class _Printer(logging.Handler):
 
 @contextmanager
 def _printed_log() -> Iterator[None]:
-    """Print messages of `invdiff` at level INFO while this is open."""
+    """Print messages of `invdiff` at level INFO while this is open, but for the verdict, which follows the scores."""
     log, printer = logging.getLogger("invdiff"), _Printer()
+    printer.addFilter(lambda record: record.name != "invdiff.verdict")
     level = log.level
     log.addHandler(printer)
     log.setLevel(logging.INFO)

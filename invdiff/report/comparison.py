@@ -29,7 +29,7 @@ MOST_ROWS = 8  # of more images the panels would be too small
 _SIDE_ALONE, _SIDE = 2.9, 1.9  # longer side of an image: of the only one, of one of several
 _NARROWEST = 1.55  # width of the words above a panel
 _GAP, _HEADING, _NAME = 0.12, 0.44, 0.3
-_TITLE, _FOOTER = 0.5, 0.3
+_TITLE, _BADGE, _FOOTER = 0.5, 0.28, 0.3
 _BAR, _BAR_SPACE = 0.12, 0.75  # width of the colour bar, without and with its numbers
 
 Draw = Callable[["Axes"], None]
@@ -61,6 +61,7 @@ def comparison(
     *,
     title: str,
     value_range: tuple[float, float] = (0.0, 1.0),
+    badge: tuple[str, bool] | None = None,
 ) -> "Figure":
     """A labelled figure: a row for each image, at most `MOST_ROWS`; a single image gets two rows of larger panels.
 
@@ -68,6 +69,7 @@ def comparison(
     it (`Posterior.facing`).
 
     metrics  as of `invdiff.scores.evaluate`
+    badge    a line under the title, red where it is severe; see `invdiff.scores.verdict.badge`
     """
     posterior = posterior.aligned if truth is None else posterior.facing(truth)
     shown = min(len(metrics["images"]), MOST_ROWS)
@@ -96,7 +98,7 @@ def comparison(
     if len(metrics["images"]) > shown:
         footers.append(f"{len(metrics['images']) - shown} more image(s) in samples.npz and metrics.json")
     height, width = posterior.samples.shape[-2:]
-    return _lay_out(rows, names, columns, height / width, title, "; ".join(footers))
+    return _lay_out(rows, names, columns, height / width, title, "; ".join(footers), badge)
 
 
 def _lay_out(
@@ -106,6 +108,7 @@ def _lay_out(
     aspect: float,
     title: str,
     footer: str,
+    badge: tuple[str, bool] | None,
 ) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -114,14 +117,15 @@ def _lay_out(
     slot = max(width, _NARROWEST)
     left = _GAP + (_NAME if any(names) else 0)
     total_width = left + columns * (slot + _GAP) + _BAR_SPACE
-    total_height = _TITLE + len(rows) * (_HEADING + height + _GAP) + (_FOOTER if footer else 0)
+    head = _TITLE + (0 if badge is None else _BADGE)
+    total_height = head + len(rows) * (_HEADING + height + _GAP) + (_FOOTER if footer else 0)
     figure = Figure(figsize=(total_width, total_height))
 
     def axes(x: float, y: float, w: float, h: float) -> "Axes":
         """A box given in inches from the left upper corner."""
         return figure.add_axes((x / total_width, 1 - (y + h) / total_height, w / total_width, h / total_height))
 
-    y = _TITLE
+    y = head
     for (panels, top), name in zip(rows, names, strict=True):
         y += _HEADING
         if name:
@@ -153,9 +157,14 @@ def _lay_out(
             bar.yaxis.tick_right()
             bar.tick_params(labelsize=8)
         y += height + _GAP
-    for text, inches, size in ((title, total_height - 0.22, 11.0), (footer, 0.15, 9.0)):
+    words, severe = badge or ("", False)
+    for text, inches, size, style in (
+        (title, total_height - 0.22, 11.0, {}),
+        (words, total_height - 0.22 - _BADGE, 11.0, {"color": "#c00000" if severe else "#b06000", "weight": "bold"}),
+        (footer, 0.15, 9.0, {}),
+    ):
         fitting = min(size, 130 * total_width / max(len(text), 1))  # a letter is about half as wide as high
-        figure.text(0.5, inches / total_height, _plain(text), ha="center", va="center", fontsize=fitting)
+        figure.text(0.5, inches / total_height, _plain(text), ha="center", va="center", fontsize=fitting, **style)
     return figure
 
 

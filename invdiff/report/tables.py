@@ -9,6 +9,7 @@ from rich.text import Text
 
 from invdiff.benchmark.summary import Comparison
 from invdiff.contracts.verdict import Verdict
+from invdiff.findings import Finding
 from invdiff.report.leaderboard import BEHIND, columns
 from invdiff.scores.calibration import Calibration
 
@@ -79,6 +80,11 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
         metrics["notes"].get("alignment", ""),
     ]
     return [_scores(metrics, columns, title), *second], [line for line in lines if line]
+
+
+def verdict_in_words(findings: Sequence[Finding]) -> list[Text]:
+    """A line for each finding: red where it is severe, else yellow."""
+    return [Text(finding.words, "bold red" if finding.severe else "yellow") for finding in findings]
 
 
 def _scores(metrics: dict[str, Any], columns: dict[str, str], title: str) -> Table:

@@ -21,7 +21,7 @@ SCORES = ["energy", "crps", "spread_error", "psnr_mean", "psnr", "ssim", "lpips"
 
 def check_metrics(found: dict[str, Any], names: list[str], samples: int) -> None:
     """The keys that scripts rely on, and a reason for everything that is null."""
-    assert set(found) == {"images", "mean", "standard_error", "cost", "notes"}
+    assert set(found) == {"images", "mean", "standard_error", "cost", "notes", "verdict"}
     assert [row["name"] for row in found["images"]] == names
     assert list(found["mean"]) == SCORES
     assert set(found["cost"]) == {"forwards", "vjps", "operator_calls", "seconds", "peak_memory_mb", "precision"}
@@ -342,6 +342,29 @@ def test_generated_truths(reconstruct: Run, arrays: Load) -> None:
     assert arrays("two")["names"].tolist() == ["generated_000", "generated_001"]
     np.testing.assert_allclose(arrays("one")["x"][0], arrays("two")["x"][0], atol=1e-4)
     assert not np.allclose(arrays("two")["x"][0], arrays("two")["x"][1], atol=0.1)
+
+
+@pytest.mark.parametrize(("strict", "code"), [("false", 0), ("true", 3)])
+def test_a_result_that_does_not_explain_the_data_is_named(
+    strict: str, code: int, reconstruct: Run, tmp_path: Path, digits: np.ndarray, metrics: Load
+) -> None:
+    np.save(tmp_path / "y.npy", digits[:1, None].astype(np.float32))  # 0 to 255, the prior has 0 to 1
+    words = ("measurement=y.npy", "operator=denoising", "noise.sigma=2", "num_samples=2", f"strict={strict}")
+    done = reconstruct(*words)
+    assert done.code == code
+    found = metrics("out")["verdict"]
+    assert found[0]["kind"] == "misfit"
+    assert found[0]["severe"]
+    assert found[-1]["kind"] == "few samples"
+    assert all(done.out.count(finding["words"]) == 1 for finding in found)
+    assert done.err == ("" if code == 0 else f"invdiff: strict=true: {found[0]['words']}; results are in out\n")
+
+
+@pytest.mark.usefixtures("without_comparison")
+def test_strict_ends_well_where_nothing_is_severe(reconstruct: Run, pictures: Path, metrics: Load) -> None:
+    done = reconstruct("input=pictures/a.png", "operator=denoising", "num_samples=2", "strict=true")
+    assert (done.code, done.err) == (0, "")
+    assert not any(finding["severe"] for finding in metrics("out")["verdict"])
 
 
 @pytest.mark.usefixtures("without_comparison")

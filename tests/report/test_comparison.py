@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -64,6 +65,7 @@ class Case:
     truth: bool = True
     name: str = "image"
     title: str = TITLE
+    badge: tuple[str, bool] | None = None
 
     def draw(self) -> Figure:
         generator = torch.Generator().manual_seed(0)
@@ -79,7 +81,7 @@ class Case:
         names = [f"{self.name}_{i:03d}" for i in range(self.images)]
         truth = x if self.truth else None
         metrics = evaluate(posterior, names, truth)
-        return comparison(posterior, metrics, truth, title=self.title)
+        return comparison(posterior, metrics, truth, title=self.title, badge=self.badge)
 
 
 CASES = {
@@ -102,6 +104,8 @@ CASES = {
     "tall, several": Case(Inpainting(keep=0.3), shape=(3, 64, 16), images=2),
     "signs": Case(Inpainting(keep=0.3), images=2, name=r"$x_$ \frac{", title="a $1 title_ with ^signs \\ for $2"),
     "long title": Case(Inpainting(keep=0.3), samples=1, shape=(1, 64, 16), title=TITLE * 4),
+    "badge": Case(Inpainting(keep=0.3), badge=("misfit 546: the reconstruction does NOT explain the data", True)),
+    "long badge, several": Case(SuperResolution(factor=4), images=2, badge=("misfit 2.1: above the noise " * 6, False)),
 }
 
 
@@ -185,6 +189,9 @@ def what_there_is_is_shown(case: Case, found: Drawn) -> None:
     assert any("diverged and are left out" in word for word in found.words) == bool(case.diverged)
     assert any("more image(s)" in word for word in found.words) == (case.images > MOST_ROWS)
     assert case.title.replace("$", r"\$") in found.words
+    if case.badge is not None:
+        text = found.texts[found.words.index(case.badge[0])]
+        assert to_rgb(text.get_color())[0] > 2 * max(to_rgb(text.get_color())[1:]) or not case.badge[1], "not red"
     if not case.truth:
         assert not any("dB" in word for word in found.words)
     if isinstance(case.operator, Squares):
