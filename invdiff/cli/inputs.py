@@ -1,11 +1,13 @@
 """Prior, sampler and images of a configuration."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from invdiff.benchmark.images import Source
@@ -13,7 +15,7 @@ from invdiff.cli import groups
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make, resolved
 from invdiff.fingerprint import with_contents
-from invdiff.io import BadInput, Measurement
+from invdiff.io import BadInput, by_size, image_files
 from invdiff.io.examples import drawn_from_prior
 from invdiff.io.placement import Volume, places_of, stacked
 from invdiff.io.truth import TrueImages, true_images
@@ -101,20 +103,48 @@ def check_optional(module: str, extra: str, what: str) -> None:
         raise BadInput(f"{what} needs the package {module}; install it with pip install 'invdiff[{extra}]'")
 
 
-def true_images_of(config: DictConfig, prior: Prior, files: str | None) -> TrueImages:
+def of_one_size(config: DictConfig, output: Path, prior: Prior) -> list[tuple[DictConfig, Path]]:
+    """The configuration and its folder; of images of several sizes one for each, in folders named by width and height.
+
+    A prior for images of any size takes each as it is; any other keeps them together, to be resized or refused.
+    """
+    named = next((key for key in ("input", "measurement") if config[key] is not None), None)
+    if named is None or prior.shape is not None or config.size is not None:
+        return [(config, output)]
+    if not isinstance(config[named], str) or not Path(config[named]).is_dir():
+        return [(config, output)]
+    files = image_files(config[named])
+    sizes = by_size(files)
+    if len(sizes) == 1:
+        return [(config, output)]
+    truths = None if config.truth is None else image_files(config.truth)
+    if truths is not None and len(truths) != len(files):
+        raise BadInput(f"truth must be {len(files)} images, one per measurement, got {len(truths)}")
+    parts = []
+    for (height, width), places in sorted(sizes.items()):
+        part, folder = config.copy(), output / f"{width}x{height}"
+        part[named], part.output = [str(files[i]) for i in places], str(folder)
+        if truths is not None:
+            part.truth = [str(truths[i]) for i in places]
+        parts.append((part, folder))
+    return parts
+
+
+def true_images_of(config: DictConfig, prior: Prior, files: Any) -> TrueImages:
     """Images of files, or the example of a configuration, their names, and notes on reading; see `true_images`."""
     example, slicing = partial(make, config.data), make(config.volume)
     return true_images(prior, files=files, example=example, slicing=slicing, size=config.size, seed=config.seed)
 
 
-def volume_of(config: DictConfig, given: Measurement | None, problem: InverseProblem) -> Volume:
+def volume_of(config: DictConfig, units: Sequence[tuple[float, float] | None], problem: InverseProblem) -> Volume:
     """Where a volume of all images lies: as the NIfTI or DICOM files that they are from, in their unit."""
     check_optional("nibabel", "medical", "save.format=nii")
-    source = config.input if given is None else config.measurement
-    places = [] if source is None or not Path(source).exists() else places_of(source, make(config.volume))
-    units = {} if given is None else {"scale": given.scale, "offset": given.offset}
-    units = {name: values for name, values in units.items() if values is not None}
+    source = config.measurement if config.input is None else config.input
+    absent = source is None or (isinstance(source, str) and not Path(source).exists())
+    places = [] if absent else places_of(source, make(config.volume))
+    known = [unit for unit in units if unit is not None]
+    scale, offset = np.transpose(known) if len(known) == problem.images else (1.0, 0.0)
     if len(places) != problem.images:
-        return Volume(**units)
+        return Volume(scale=scale, offset=offset)
     height, width = problem.image_shape[-2:]
-    return Volume(stacked([place.seen_with((height, width)) for place in places]), **units)
+    return Volume(stacked([place.seen_with((height, width)) for place in places]), scale, offset)

@@ -12,7 +12,7 @@ from torch import Tensor
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make
 from invdiff.io import BadInput, Measurement, load_measurement
-from invdiff.io.kspace import estimated_maps, sampled_positions
+from invdiff.io.kspace import FULL, estimated_maps, sampled_positions
 from invdiff.io.measurement import PARAMETERS
 from invdiff.job import with_axes
 from invdiff.operators import Operator
@@ -27,17 +27,21 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
     not measured, and coil maps are estimated. Raises BadInput, naming the option that is missing, where they cannot.
     """
     open_ = [name for name in PARAMETERS if config.operator.get(name, "") is None]
+    files = config.measurement
     given = load_measurement(
-        str(config.measurement),
+        files if isinstance(files, str) else list(files),
         parameters=open_,
         slicing=make(config.volume),
         size=config.size,
         allow_nan=True,
         of_coils="maps" in config.operator,
+        grey=prior.channels == 1,
     )
     operator: Operator = make(config.operator, **given.parameters)
     _check_size(config, given, operator, prior)
     drawn = {name: how for name, how in operator.drawn.items() if not _decided(how)}
+    if "maps" in drawn and given.y.dim() >= 3:  # as many coils as y has
+        operator = make(config.operator, **given.parameters, **{drawn["maps"].by: given.y.shape[-3]})
     y = with_axes(given.y, operator, prior)
     found, notes = _inferred(operator, y, drawn, str(config.measurement))
     if found:
@@ -74,7 +78,7 @@ def _inferred(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Parameters that y tells, and a line on each. Raises BadInput where y does not tell one."""
     found: dict[str, Tensor] = {}
-    notes = []
+    notes: list[str] = []
     for name, how in drawn.items():
         if name == "mask" and how.instead:
             found |= _mask_of(operator, y, how, path, notes)
@@ -88,7 +92,9 @@ def _inferred(
 
 def _mask_of(operator: Operator, y: Tensor, how: Drawn, path: str, notes: list[str]) -> dict[str, Tensor]:
     mask = sampled_positions(y) if y.is_complex() else ((y != 0) & ~y.isnan()).any(1, keepdim=True)
-    if mask is not None and not mask.all():
+    ruled = any(word.partition("=")[0] in how.rule for word in typed("operator"))
+    margins = y.is_complex() and float(mask.float().mean()) >= FULL  # which were filled up with zeros
+    if not mask.all() and not (ruled and margins):
         if not mask.flatten(1).any(1).all():
             raise BadInput(f"the measurement of an image is 0 everywhere: {path}")
         notes.append(
@@ -96,7 +102,7 @@ def _mask_of(operator: Operator, y: Tensor, how: Drawn, path: str, notes: list[s
             f"{how.instead} gives another mask"
         )
         return {"mask": mask[:1] if bool((mask == mask[:1]).all()) else mask}
-    if any(word.partition("=")[0] in how.rule for word in typed("operator")):
+    if ruled:
         notes.append(f"{path}: measured everywhere; the mask of the operator leaves some of it out")
         return {}
     if operator.masking:

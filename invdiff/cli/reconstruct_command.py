@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.cli.app import VerdictFailed, chosen_name, command, config_as_yaml, report, saved_config, typed
-from invdiff.cli.inputs import make_prior, make_sampler, true_images_of, volume_of
+from invdiff.cli.inputs import make_prior, make_sampler, of_one_size, true_images_of, volume_of
 from invdiff.cli.measured import load_measured
 from invdiff.cli.paths import without_folders
 from invdiff.cli.reporter import Reporter
@@ -38,7 +38,10 @@ from invdiff.results import PREVIEW, Format, files_of
 SIMULATES = "input= SIMULATES: the picture is taken as the truth and measured first; to restore it use measurement="
 
 
-@command("reconstruct")
+FILES = str | list[str] | None
+
+
+@command("reconstruct", options={"input": FILES, "measurement": FILES, "truth": FILES})
 def main(config: DictConfig, output: Path) -> None:
     """Reconstruct as configured and write the results to `output`; see `configs/reconstruct.yaml`."""
     if config.input is not None and config.measurement is not None:
@@ -48,6 +51,12 @@ def main(config: DictConfig, output: Path) -> None:
     compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
+    for part, folder in of_one_size(config, output, prior):
+        _reconstruct(part, folder, prior, compute)
+
+
+def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Compute) -> None:
+    """Images of one size."""
     given: Measurement | None = None
     if config.measurement is None:
         operator: Operator = make(config.operator)
@@ -95,7 +104,7 @@ def main(config: DictConfig, output: Path) -> None:
     job.notes.update({what: note for what, note in more.items() if note})
 
     formats = cast(list[Format], [config.save.format] if isinstance(config.save.format, str) else config.save.format)
-    volume = volume_of(config, given, job.problem) if "nii" in formats else Volume()
+    volume = volume_of(config, units, job.problem) if "nii" in formats else Volume()
     passing = [PREVIEW] if config.preview else []
     own = ["config.yaml", *passing, *files_of(job.names, job.num_samples, formats)]
     saved = config_as_yaml(config)

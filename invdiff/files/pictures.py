@@ -25,7 +25,7 @@ _EIGHT_BIT = {"1", "L", "RGB", "P", "LA", "RGBA", "PA"}
 _SIXTEEN_BIT = {"I;16", "I;16B", "I;16L", "I"}
 
 # Tags of a TIFF file.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339
 
 # What Pillow raises on damaged files, besides its own errors, which are OSErrors.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -107,6 +107,16 @@ def read_levels(path: Path) -> tuple[np.ndarray, int | None]:
             raise BadInput(f"the image has transparent parts: {path}; flatten it onto a background first")
         values = values[..., :-1]
     return values, full
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture that stands upright, from its header."""
+    pixels = float_pixels(path)
+    if pixels is not None:
+        return pixels.shape[0], pixels.shape[1]
+    with opened_picture(path) as file:
+        turned = file.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (file.width, file.height) if turned else (file.height, file.width)
 
 
 def read_pixels(path: Path, choose: Choice) -> dict[str, np.ndarray]:

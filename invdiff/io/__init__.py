@@ -4,7 +4,7 @@ from invdiff.files.errors import BadInput
 from invdiff.io.images import SUFFIXES, image_files, match_channels, square, to_tensor, write_image
 from invdiff.io.measurements import MEASUREMENT_SUFFIXES, Measurement, load_measurement, read_measurement
 from invdiff.io.slicing import Slicing
-from invdiff.io.volumes import Slices, read_image, read_slices
+from invdiff.io.volumes import Slices, by_size, read_image, read_slices
 
 __all__ = [
     "MEASUREMENT_SUFFIXES",
@@ -13,6 +13,7 @@ __all__ = [
     "Measurement",
     "Slices",
     "Slicing",
+    "by_size",
     "image_files",
     "load_measurement",
     "match_channels",

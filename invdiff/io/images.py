@@ -50,13 +50,20 @@ def to_tensor(images: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
         raise BadInput(
-            f"images differ in size: {first} is {a[0]}x{a[1]}, {second} is {b[0]}x{b[1]}; size=256 brings them to one"
+            f"images differ in size: {first} is {a[0]}x{a[1]}, {second} is {b[0]}x{b[1]}; size=256 brings those of "
+            "input= to one, and a prior for images of any size takes each as it is"
         )
+    channels = {image.shape[-1]: name for image, name in zip(images, names, strict=True)}
+    if len(channels) > 1:
+        (a, first), (b, second) = list(channels.items())[:2]
+        raise BadInput(f"images differ in colour: {first} has {a} channel(s), {second} {b}; save them alike")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def image_files(source: str | Path) -> list[Path]:
-    """The image files of a folder, sorted by name, hidden ones left out; or the one file."""
+def image_files(source: str | Path | Sequence[str]) -> list[Path]:
+    """The image files of a folder, sorted by name, hidden ones left out; or the one file, or those of a list."""
+    if not isinstance(source, (str, Path)):
+        return [Path(file) for file in source]
     source = Path(source)
     if source.is_dir():
         found = sorted(

@@ -28,7 +28,7 @@ from invdiff.shapes import describe_shape
 _MAPS = ("maps", "sens_maps", "sensitivity_maps", "sensitivities", "s_maps", "smaps")
 
 # Fully sampled scans have zeros too, in margins that were filled up; no undersampled scan has so few.
-_FULL = 2 / 3
+FULL = 2 / 3
 
 
 def is_kspace(path: Path) -> bool:
@@ -73,6 +73,7 @@ def read_kspace(
         maps = None
         if named is not None and "maps" in parameters:
             whole = dataset(file, named)
+            assert whole is not None
             per_slice = whole.ndim - _in_pairs(whole) == 4 and len(whole) == count
             maps = torch.stack([_complex(whole[i], path) for i in indices]) if per_slice else _complex(whole[()], path)
             maps = maps.reshape(-1, *maps.shape[-3:])
@@ -81,6 +82,7 @@ def read_kspace(
         notes.append(f"{path}: kspace is {describe_shape(shape)}, read as one slice of {y.shape[1]} coil(s)")
     if mask is None:
         mask = sampled_positions(y)
+        mask = mask if mask.float().mean() < FULL else None
     else:
         mask = _checked_mask(mask, indices, count, y, path)
         y = torch.where(mask, y, 0)
@@ -137,13 +139,14 @@ def _complex(array: np.ndarray, path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.complex64))
 
 
-def sampled_positions(y: Tensor) -> Tensor | None:
-    """Where any coil has a value, (B, 1, H, W), rounded to whole lines; None where that is almost everywhere."""
+def sampled_positions(y: Tensor) -> Tensor:
+    """Where any coil has a value, bool (B, 1, H, W), rounded to whole lines; NaN is no value."""
+    y = torch.where(y.isnan(), 0, y)
     sampled = (y != 0).any(1, keepdim=True)
     lines = sampled.any(-2, keepdim=True).expand_as(sampled)
     if sampled.sum() > 0.9 * lines.sum():  # a sample that is zero by chance is a sample all the same
         sampled = lines
-    return sampled if sampled.float().mean() < _FULL else None
+    return sampled
 
 
 def _checked_mask(mask: Tensor, indices: list[int], count: int, y: Tensor, path: Path) -> Tensor:

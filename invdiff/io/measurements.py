@@ -14,7 +14,7 @@ from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, must_be_a_
 from invdiff.files.pictures import PICTURES
 from invdiff.files.tiff import TIFF, count_pages
 from invdiff.io.formats import DICOM, NIFTI, is_dicom, is_nifti, stem
-from invdiff.io.images import image_files, to_tensor
+from invdiff.io.images import image_files, match_channels, to_tensor
 from invdiff.io.kspace import is_kspace, read_kspace
 from invdiff.io.measurement import PARAMETERS, Measurement
 from invdiff.io.slicing import Slicing
@@ -24,19 +24,20 @@ MEASUREMENT_SUFFIXES = (*ARRAYS, *HDF5, *DICOM, *NIFTI, *PICTURES, *TIFF)
 
 
 def load_measurement(
-    path: str | Path,
+    path: str | Path | Sequence[str],
     *,
     parameters: Collection[str] = PARAMETERS,
     slicing: Slicing | None = None,
     size: int | None = None,
     allow_nan: bool = False,
     of_coils: bool = False,
+    grey: bool = False,
 ) -> Measurement:
     """A measurement with all that its file knows about it.
 
     Arrays   `.npy`, `.npz`, `.pt`, `.mat`, `.h5` (the one that the path is followed by, `y.h5:/scan/y`, else `y`, or
              the only one beside the parameters), `.csv`, `.txt`, BART's `.cfl`, TIFF of several pages
-    Pictures a file or a folder: integers by their full scale in [0, 1], floats as they are
+    Pictures a file, several or a folder: integers by their full scale in [0, 1], floats as they are
     k-space  `.h5` as of fastMRI or ISMRMRD, see `read_kspace`
     Scanners DICOM and NIfTI, see `read_slices`: for operators that measure images, such as `super_resolution`
 
@@ -45,17 +46,20 @@ def load_measurement(
     size        of k-space: lower the resolution to this many pixels a side
     allow_nan   let NaN pass, as a mark of what was not measured; `InverseProblem` knows whether that is so
     of_coils    k-space of three axes is (coils, H, W), and not (slices, H, W): the operator has coils
+    grey        three equal channels of a picture are one
     """
+    if not isinstance(path, (str, Path)):
+        return _read_pictures(image_files(path), slicing, allow_nan, grey)
     file, name = split_name(path)
     if file.is_dir():
-        return _read_pictures(image_files(file), slicing, allow_nan)
+        return _read_pictures(image_files(file), slicing, allow_nan, grey)
     must_be_a_file(file, "a measurement")
     if name is None and file.name.lower().endswith(HDF5) and is_kspace(file):
         return read_kspace(file, slicing or Slicing(), parameters, size, of_coils=of_coils)
     if size is not None:
         raise BadInput(f"size= lowers the resolution of k-space and of images in input=, not of {file}")
     if is_nifti(file) or is_dicom(file) or (is_picture(file) and _is_single(file)):
-        return _read_pictures([file], slicing, allow_nan)
+        return _read_pictures([file], slicing, allow_nan, grey)
     if file.name.lower().endswith(MEASUREMENT_SUFFIXES):
         return _read_arrays(file, name, parameters, allow_nan)
     raise BadInput(f"a measurement is a {', '.join(MEASUREMENT_SUFFIXES)} file or a folder of pictures, got {file}")
@@ -70,12 +74,15 @@ def _is_single(path: Path) -> bool:
     return not path.name.lower().endswith(TIFF) or count_pages(path) == 1
 
 
-def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bool) -> Measurement:
+def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bool, grey: bool) -> Measurement:
     found = [read_slices(path, slicing, measured=True) for path in paths]
     names = [name for slices in found for name in slices.names]
     if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
         names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
-    y = to_tensor([image for slices in found for image in slices.images], names)
+    images = [image for slices in found for image in slices.images]
+    if grey:
+        images = [match_channels(image, 1, name) for image, name in zip(images, names, strict=True)]
+    y = to_tensor(images, names)
     _check_values(y, paths[0], allow_nan)
     notes = [note for slices in found for note in slices.notes]
     if any(is_picture(path) for path in paths):

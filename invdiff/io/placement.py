@@ -55,7 +55,7 @@ class Volume:
     offset: Any = 0.0
 
 
-def places_of(source: str | Path, slicing: Slicing) -> list[Place]:
+def places_of(source: str | Path | Sequence[str], slicing: Slicing) -> list[Place]:
     """Where the images of a file or folder lie, in the order of `read_slices`; none where one of them has no place."""
     found: list[Place] = []
     for path in image_files(source):

@@ -1,6 +1,6 @@
 """True images: those of files, or an example, in the units, channels and size of a prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class TrueImages(NamedTuple):
 def true_images(
     prior: Prior,
     *,
-    files: str | None = None,
+    files: str | Sequence[str] | None = None,
     example: Example | None = None,
     slicing: Slicing | None = None,
     size: int | None = None,
@@ -46,7 +46,7 @@ def true_images(
 ) -> TrueImages:
     """Images in the units, channels and size of a prior.
 
-    files    a file or a folder; a file of arrays (its `x`, or the only one) holds images in image units as they are
+    files    a file, several or a folder; the `x` of a file of arrays, or its only one, is in image units already
     example  gives names and images where there are no files
     slicing  of volumes
     size     the shorter side is resized to it and the centre cropped; None: as they are
@@ -56,7 +56,7 @@ def true_images(
     """
     notes: list[str] = []
     units: list[tuple[float, float] | None] = []
-    if files is not None and split_name(files)[0].name.lower().endswith((*ARRAYS, *HDF5)):
+    if isinstance(files, str) and split_name(files)[0].name.lower().endswith((*ARRAYS, *HDF5)):
         return _from_arrays(files, prior, size, most)
     if files is not None:
         names, images, notes, units = _read(files, slicing, most)
@@ -113,7 +113,7 @@ def _from_arrays(file: str, prior: Prior, size: int | None, most: int | None) ->
 _Read = tuple[list[str], list[np.ndarray], list[str], list[tuple[float, float] | None]]
 
 
-def _read(source: str, slicing: Slicing | None, most: int | None) -> _Read:
+def _read(source: str | Sequence[str], slicing: Slicing | None, most: int | None) -> _Read:
     paths = image_files(source)[:most]
     found = [read_slices(path, slicing) for path in paths]
     names = [name for slices in found for name in slices.names]

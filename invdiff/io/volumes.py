@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from invdiff.files import BadInput, check_size, must_be_a_file, optional, read_levels, reading
-from invdiff.files.pictures import to_unit
+from invdiff.files.pictures import picture_size, to_unit
 from invdiff.io.formats import is_dicom, is_nifti, stem
 from invdiff.io.slicing import Slicing
 
@@ -79,6 +79,18 @@ def _read_picture(path: Path, slicing: Slicing, measured: bool) -> Slices:
                 f"volume.window=[{white / 2:g},{white}]"
             )
     return Slices([image], [stem(path)], notes, [(high - low, low)])
+
+
+def by_size(files: Sequence[Path]) -> dict[tuple[int, int], list[int]]:
+    """The places in a list of image files by (H, W) of their images; of pictures only the headers are read."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for i, path in enumerate(files):
+        if is_nifti(path) or is_dicom(path):
+            height, width = read_image(path).shape[:2]
+        else:
+            height, width = picture_size(path)
+        found.setdefault((height, width), []).append(i)
+    return found
 
 
 def names_of(path: Path, indices: list[int], count: int) -> list[str]:

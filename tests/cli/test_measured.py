@@ -1,0 +1,145 @@
+"""Real measurements on the command line: nothing of the operator is drawn at random, units and truths are kept."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from invdiff.operators.mri.coil_maps import simulated_maps
+from invdiff.operators.mri.kspace import to_kspace
+
+Run = Callable[..., Any]
+MASK = np.random.default_rng(0).random((32, 32)) < 0.5
+
+pytestmark = pytest.mark.usefixtures("without_comparison")
+
+
+@pytest.fixture
+def image(tmp_path: object, digits: np.ndarray) -> np.ndarray:
+    """A digit without a black pixel, in [0, 1]."""
+    return np.maximum(digits[0], 3) / 255
+
+
+def test_exact_zeros_of_y_are_the_mask(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
+    np.save("y.npy", np.where(MASK, image, 0))
+    np.save("nan.npy", np.where(MASK, image, np.nan))
+    np.save("mask.npy", MASK)
+    given = reconstruct("measurement=y.npy", "operator.mask=mask.npy", "num_samples=1", "output=given")
+    assert "counts as not measured" not in given.out
+    for name, words in (("nan", []), ("y", ["operator.keep=0.5"])):
+        done = reconstruct(f"measurement={name}.npy", "num_samples=1", *words)
+        assert (done.code, done.err) == (0, "")
+        assert f"{name}.npy: {1 - MASK.mean():.0%} of it is exactly 0 and counts as not measured" in done.out
+        assert np.array_equal(arrays("out")["samples"], arrays("given")["samples"])
+
+
+DRAWN = {
+    "inpainting": (["operator=inpainting"], ["mask", "operator.mask=FILE", "none of y.npy is exactly 0"]),
+    "motion blur": (["operator=motion_blur"], ["kernel", "operator=blur operator.kernel=FILE", "operator.seed="]),
+    "parts": (
+        ["operator=composition", "operator.parts=[{_target_:invdiff.operators.MotionBlur,kernel_size:5}]"],
+        ["kernel", "operator.seed="],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_what_would_be_drawn_is_refused(reconstruct: Run, image: np.ndarray, case: str) -> None:
+    words, said = DRAWN[case]
+    np.save("y.npy", image)
+    done = reconstruct("measurement=y.npy", *words)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    for part in ("of a real measurement must be known, got one drawn at random", *said):
+        assert part in done.err
+
+
+def test_a_stated_draw_is_a_choice(reconstruct: Run, image: np.ndarray) -> None:
+    """The seed of a simulation; a part of what was measured whole."""
+    np.save("y.npy", image)
+    words = ["measurement=y.npy", "num_samples=1"]
+    assert reconstruct(*words, "operator=motion_blur", "operator.kernel_size=5", "operator.seed=0").code == 0
+    assert "leaves some of it out" in reconstruct(*words, "operator.keep=0.5").out
+
+
+def test_kspace_in_an_array(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
+    """Its mask is told by its zeros, its coil maps by its centre; sampled everywhere, no line is left out."""
+    lines = torch.ones(32, dtype=torch.bool)
+    lines[1:10:2] = False
+    maps = simulated_maps(4, (32, 32))
+    k = to_kspace(maps * torch.from_numpy(image))
+    np.save("k.npy", (k * lines).numpy())
+    np.save("whole.npy", to_kspace(torch.from_numpy(image)).numpy())
+    done = reconstruct("measurement=k.npy", "operator=multicoil_mri", "num_samples=1", "noise.sigma=0.01")
+    assert (done.code, done.err) == (0, "")
+    assert "k.npy: 16% of it is exactly 0" in done.out
+    assert "k.npy: coil maps estimated from" in done.out
+    done = reconstruct("measurement=whole.npy", "operator=mri", "num_samples=1", "noise.sigma=0.001", "output=whole")
+    assert "whole.npy: sampled everywhere; operator.acceleration= leaves some of it out" in done.out
+    assert np.abs(arrays("whole")["mean"][0, 0] - image).mean() < 0.01
+
+
+def test_a_picture_is_y_itself(reconstruct: Run, digits: np.ndarray, arrays: Run, metrics: Run) -> None:
+    """Grey and in disguise, restored in grey levels, scored by truth=."""
+    Image.fromarray(digits[0]).save("a.png")
+    Image.fromarray(np.stack([digits[0]] * 3, -1)).save("b.png")
+    for name in "ab":
+        done = reconstruct(f"measurement={name}.png", "operator=denoising", "num_samples=1", "truth=a.png")
+        assert (done.code, done.err) == (0, "")
+        assert f"{name}.png: read as the measurement itself" in done.out
+        kept = arrays("out")
+        np.testing.assert_allclose(kept["y"][0, 0], digits[0] / 255, rtol=1e-6)
+        np.testing.assert_allclose(kept["x"], kept["y"])
+        assert (kept["scale"].tolist(), kept["offset"].tolist()) == ([255], [0])
+        assert metrics("out")["images"][0]["psnr_mean"] > 20
+    scipy.io.savemat("y.mat", {"y": digits[0] / 255})
+    np.savez("truth.npz", x=digits[:1, None] / 255)
+    assert reconstruct("measurement=y.mat", "operator=denoising", "num_samples=1", "truth=truth.npz").code == 0
+    assert "scale" not in arrays("out")
+    assert reconstruct("truth=a.png").err.endswith("an image of input= is its own truth\n")
+
+
+def test_a_folder_of_pictures(reconstruct: Run, digits: np.ndarray, arrays: Run, tmp_path: Any) -> None:
+    (tmp_path / "seen").mkdir()
+    for i, name in enumerate(("a.png", "a.bmp", "c.tif")):
+        Image.fromarray(digits[i]).save(tmp_path / "seen" / name)
+    assert reconstruct("measurement=seen", "operator=denoising", "num_samples=1").code == 0
+    kept = arrays("out")
+    assert list(kept["names"]) == ["a.bmp", "a.png", "c.tif"]
+    np.testing.assert_allclose(kept["y"][:, 0], digits[[1, 0, 2]] / 255, rtol=1e-6)
+
+
+def test_input_is_said_to_simulate(reconstruct: Run, digits: np.ndarray, arrays: Run) -> None:
+    Image.fromarray(digits[0].astype(np.uint16) * 16).save("twelve.png")
+    done = reconstruct("input=twelve.png", "operator=denoising", "num_samples=1")
+    assert "input= SIMULATES: the picture is taken as the truth and measured first" in done.out
+    assert "of 65535; if 4095 is white, give volume.window=[2047.5,4095]" in done.out
+    done = reconstruct("input=twelve.png", "operator=denoising", "num_samples=1", "volume.window=[2047.5,4095]")
+    kept = arrays("out")
+    np.testing.assert_allclose(kept["x"][0, 0] * kept["scale"][0] + kept["offset"][0], digits[0] * 16.0, rtol=1e-5)
+    assert "SIMULATES" not in reconstruct("data=generated", "operator=denoising", "num_samples=1").out
+
+
+def test_each_size_by_itself(invdiff: Run, tmp_path: Any, metrics: Run, arrays: Run) -> None:
+    """With a prior for images of any size; a saved configuration repeats one of them."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "clean").mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    for folder in ("in", "clean"):
+        for name, side in (("a", 16), ("b", 40), ("c", 16)):
+            Image.fromarray(colours[:side]).save(tmp_path / folder / f"{name}.png")
+    words = ["sampler=daps", "sampler.schedule.steps=2", "num_samples=1", "operator=denoising", "truth=clean"]
+    done = invdiff("reconstruct", "measurement=in", *words, "output=out")
+    assert (done.code, done.err) == (0, "")
+    assert arrays("out/24x16")["x"].shape == (2, 3, 16, 24)
+    assert [row["name"] for row in metrics("out/24x16")["images"]] == ["a", "c"]
+    assert [row["name"] for row in metrics("out/24x40")["images"]] == ["b"]
+    done = invdiff("reconstruct", "--config-dir=out/24x16", "--config-name=config", "output=again")
+    assert done.code == 0, done.err
+    assert np.array_equal(arrays("again")["samples"], arrays("out/24x16")["samples"])
+    done = invdiff("reconstruct", "input=in", "prior=digits", "output=no")
+    assert "images differ in size: a is 16x24, b is 40x24" in done.err or "colour" in done.err
