@@ -138,19 +138,25 @@ class Job:
         )
 
     def result(self, found: Posterior, images: Sequence[int]) -> Reconstruction:
-        """Samples of these images as a `Reconstruction`."""
-        return Reconstruction(
-            samples=found.samples,
+        """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it."""
+        frame = found.problem.operator.frame
+        truth = None if self.truth is None else self.truth[list(images)]
+        framed = frame(found.samples)
+        result = Reconstruction(
+            samples=framed,
             diverged_at=found.diverged_at,
             cost=found.cost,
             problem=found.problem,
             names=[self.names[i] for i in images],
-            truth=None if self.truth is None else self.truth[list(images)],
+            truth=truth if truth is None or truth.shape[-2:] == framed.shape[-2:] else frame(truth),
             value_range=self.prior.value_range,
             sampler=self.sampler,
             notes=dict(self.notes),
             calibration=self.calibration,
         )
+        if framed.shape != found.samples.shape:
+            vars(result)["misfit"] = found.misfit  # of the whole scene: its frame alone does not determine y
+        return result
 
     # -- as files ------------------------------------------------------------------------------------------------------
 
@@ -230,6 +236,9 @@ def prepare(
         y = with_axes(y, operator, prior)
         if operator.image_shape(tuple(y.shape[1:])) is None:
             image_shape = prior.shape
+    elif (scene := operator.image_shape(tuple(y.shape[1:]))) is not None:
+        if operator.frame(torch.empty(scene, device="meta")).shape == image_shape:
+            image_shape = scene  # the truth may be that of the frame
     problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
     names = _numbered(names, problem.images) if isinstance(names, str) else list(names)
     if len(names) != problem.images or len(set(names)) != len(names):
