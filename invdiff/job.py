@@ -150,19 +150,25 @@ class Job:
         )
 
     def result(self, found: Posterior, images: Sequence[int]) -> Reconstruction:
-        """Samples of these images as a `Reconstruction`."""
-        return Reconstruction(
-            samples=found.samples,
+        """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it."""
+        frame = found.problem.operator.frame
+        truth = None if self.truth is None else self.truth[list(images)]
+        framed = frame(found.samples)
+        result = Reconstruction(
+            samples=framed,
             diverged_at=found.diverged_at,
             cost=found.cost,
             problem=found.problem,
             names=[self.names[i] for i in images],
-            truth=None if self.truth is None else self.truth[list(images)],
+            truth=truth if truth is None or truth.shape[-2:] == framed.shape[-2:] else frame(truth),
             value_range=self.prior.value_range,
             sampler=self.sampler,
             notes=dict(self.notes),
             calibration=self.calibration,
         )
+        if framed.shape != found.samples.shape:
+            vars(result)["misfit"] = found.misfit  # of the whole scene: its frame alone does not determine y
+        return result
 
     # -- as files ------------------------------------------------------------------------------------------------------
 
@@ -247,12 +253,15 @@ def prepare(
 
     chosen, notes = _chosen(sampler, problem, prior, recommended)
     chosen.check(problem, prior)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
     findings = check_measurement(problem, prior) if checks else []
     impossible = [finding.words for finding in findings if finding.kind in IMPOSSIBLE]
     if impossible:
         raise ValueError(f"{'; and '.join(impossible)}; checks=false reconstructs all the same")
     for finding in findings:
         log.info("check: %s", finding.words)
+    said = {"checks": [asdict(finding) for finding in findings]} if findings else {}
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
     if num_samples > 1:
@@ -269,7 +278,7 @@ def prepare(
         seed=seed,
         names=names,
         truth=truth,
-        notes=notes | {"intervals": words, "checks": [asdict(finding) for finding in findings]},
+        notes=notes | {"intervals": words} | said,
         calibration=measured,
         compute=compute or Compute(),
     )
@@ -288,11 +297,14 @@ def problem_of(
         y = with_axes(y, operator, prior)
         if operator.image_shape(tuple(y.shape[1:])) is None:
             image_shape = prior.shape
-    else:
-        check_callable(operator, prior, image_shape)
-    problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
-    check_callable(operator, prior, problem.image_shape)
-    return problem
+        problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
+        check_callable(operator, prior, problem.image_shape)
+        return problem
+    check_callable(operator, prior, image_shape)
+    scene = operator.image_shape(tuple(y.shape[1:]))
+    if scene is not None and operator.frame(torch.empty(scene, device="meta")).shape == image_shape:
+        image_shape = scene  # the truth may be that of the frame
+    return InverseProblem(operator, likelihood, y, image_shape=image_shape)
 
 
 def _as_prior(prior: Any) -> Prior:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from invdiff import operators
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make
 from invdiff.io import BadInput, Measurement, load_measurement
@@ -37,6 +38,7 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
         of_coils="maps" in config.operator,
         grey=prior.channels == 1,
     )
+    given.notes.extend(_of_scene(config, prior))
     operator: Operator = make(config.operator, **given.parameters)
     _check_size(config, given, operator, prior)
     drawn = {name: how for name, how in operator.drawn.items() if not _decided(how)}
@@ -66,6 +68,23 @@ def _keeps_levels(operator: Operator, y: Tensor, prior: Prior) -> bool:
         if (seen - level).abs().max() > 0.01 * level:
             return False
     return True
+
+
+def _of_scene(config: DictConfig, prior: Prior) -> list[str]:
+    """Set options for scenes that go on outside the frame which the user left alone; returns a line on each."""
+    if prior.shape is not None or chosen_name("operator") is None:
+        return []
+    kind = getattr(operators, config.operator._target_.rpartition(".")[2], Operator)
+    typed_names = {word.partition("=")[0] for word in typed("operator")}
+    notes = []
+    for name, value in kind.of_scenes.items():
+        if name in config.operator and name not in typed_names:
+            notes.append(
+                f"operator.{name}={value}: the scene goes on outside the frame; "
+                f"operator.{name}={config.operator[name]} is for an image that ends there"
+            )
+            config.operator[name] = value
+    return notes
 
 
 def _decided(how: Drawn) -> bool:

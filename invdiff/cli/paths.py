@@ -5,7 +5,20 @@ from pathlib import Path
 from typing import Any
 
 # Options that hold paths; elsewhere a string counts as one where it has a folder or a suffix, and exists.
-_OPTIONS = ("input", "measurement", "truth", "mask", "kernel", "maps", "path", "file", "weights", "calibration", "data")
+_OPTIONS = (
+    "input",
+    "measurement",
+    "truth",
+    "mask",
+    "kernel",
+    "maps",
+    "angles",
+    "path",
+    "file",
+    "weights",
+    "calibration",
+    "data",
+)
 
 
 def absolute(config: Any) -> Any:

@@ -78,6 +78,8 @@ def comparison(
     y = drawn.y if observed is None else torch.where(observed, drawn.y, 0)  # elsewhere it may be NaN
     # With a truth all first guesses have been computed, for their scores.
     baseline = drawn.first_guess if truth is None else posterior.problem.first_guess
+    if baseline is not None and baseline.shape[-2:] != posterior.samples.shape[-2:]:
+        baseline = drawn.operator.frame(baseline)
     images = [
         _panels(y[i], None if baseline is None else baseline[i], posterior, metrics, truth, i, value_range)
         for i in range(shown)

@@ -135,6 +135,8 @@ def baseline_psnr(
     guess = problem.first_guess
     if guess is None:
         return None
+    if guess.shape != truth.shape:
+        guess = problem.operator.frame(guess)
     with torch.no_grad():
         guess = problem.operator.align(guess, truth)
     return [metrics.psnr(x, true, value_range) for x, true in zip(guess, truth, strict=True)]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from invdiff.files import read_array
 from invdiff.shapes import describe_shape
 
 from ..core.base import LinearOperator, Variants
@@ -41,7 +42,7 @@ class CT(LinearOperator):
     geometry           `parallel`, or `fan`: a point source opposite to a straight detector
     angle_range        range of the evenly spaced views in degrees, the end excluded: [start, stop] or only the stop;
                        None: 180 for parallel beams, 360 for a fan. Less (limited angle) leaves lines unmeasured
-    angles             instead: the angle of every view in degrees, in any order: numbers, or a file (`.npy`, or text)
+    angles             instead: the angle of every view in degrees, in any order: numbers, or a file (`invdiff.files`)
     convention         whose sinogram this is, see above: `invdiff`, `skimage`, `deepinv`, `astra`
     centre             cells by which the axis of rotation lies beyond the middle of the detector (tomopy's center, less
                        half of detectors - 1). `convention` adds its own half cell
@@ -266,16 +267,7 @@ def _beyond(cells: int) -> float:
 def as_angles(angles: Angles) -> tuple[float, ...]:
     """The angles of views in degrees, of numbers or a file. Raises ValueError where they are not finite numbers."""
     if isinstance(angles, (str, Path)):
-        path = Path(angles)
-        if not path.is_file():
-            raise ValueError(f"ct: angles file not found: {path}")
-        try:
-            if path.suffix.lower() == ".npy":
-                angles = np.load(path, allow_pickle=False)
-            else:
-                angles = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.float64)
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"ct: angles file cannot be read as .npy or as text: {path}: {error}") from error
+        angles = read_array(angles, "ct: angles", "angles")
     try:
         values = np.asarray(angles, dtype=np.float64).squeeze()
     except (TypeError, ValueError) as error:

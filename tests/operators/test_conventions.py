@@ -145,7 +145,7 @@ def test_angles_are_degrees_of_every_view(tmp_path: Path, normal: Normal) -> Non
     chosen = [3, 0, 7, 8]
     angles = [10.0 * view for view in chosen]
     text, binary = tmp_path / "angles.txt", tmp_path / "angles.npy"
-    text.write_text("30, 0\n70 80\n")
+    text.write_text("# degrees\n30\n0\n70\n80\n")
     np.save(binary, np.array(angles)[:, None])
     for given in (angles, np.array(angles), torch.tensor(angles), text, str(binary)):
         operator = CT(angles=given)
@@ -201,7 +201,7 @@ def test_transmission_shares_the_geometry(normal: Normal) -> None:
         ({"angles": [0, 1], "angle_range": 90}, "give angle_range, for evenly spaced views, or angles, got both"),
         ({"angles": [0, math.nan]}, "angles must be finite degrees, one per view"),
         ({"angles": [[0, 1], [2, 3]]}, "angles must be finite degrees, one per view, got 2x2"),
-        ({"angles": "none.txt"}, "angles file not found: none.txt"),
+        ({"angles": "none.txt"}, "angles: none.txt must be a file|angles: .*none.txt"),
         ({"convention": "matlab"}, "convention must be one of invdiff, skimage, deepinv, astra, got 'matlab'"),
         ({"convention": "skimage", "geometry": "fan"}, "convention=skimage is for parallel beams"),
         ({"centre": math.inf}, "centre, in cells from the middle of the detector, must be finite"),
