@@ -142,7 +142,7 @@ def counted(cls: type, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize(("operator", "probes"), [(PhaseRetrieval(), 0), (BlackBox(gamma, image_shape=SHAPE), 1)])
+@pytest.mark.parametrize(("operator", "probes"), [(PhaseRetrieval(), 0), (BlackBox(gamma, image_shape=SHAPE), 9)])
 def test_operator_calls(
     operator: Operator, probes: int, truth: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ def test_operator_calls(
     result.save(tmp_path)
     result.metrics()
     result.plot()
-    assert sum(calls) == result.cost.operator_calls + 1 + probes + 2, "y, and the misfit of two samples"
+    assert sum(calls) == result.cost.operator_calls + 1 + probes + 2, "y, trials of an own operator, and the misfit of two samples"
     assert len(guesses) == 1
     if ambiguous:
         # Two samples: onto the best, onto the truth, and as one; then their mean, for that and its score; the guess.

@@ -75,7 +75,7 @@ def test_every_file(
     is_picture(tmp_path / "out/std.png", (32, 32))
 
     found = arrays("out")
-    assert set(found) == {"samples", "mean", "std", "interval", "y", "x", "names"}
+    assert set(found) == {"samples", "mean", "std", "interval", "y", "x", "names", "scale", "offset"}
     assert {name: array.shape for name, array in found.items()} == {
         "samples": (1, 2, 1, 32, 32),
         "mean": (1, 1, 32, 32),
@@ -84,8 +84,11 @@ def test_every_file(
         "y": (1, 1, 32, 32),
         "x": (1, 1, 32, 32),
         "names": (1,),
+        "scale": (1,),
+        "offset": (1,),
     }
-    assert all(array.dtype == np.float32 for name, array in found.items() if name != "names")
+    assert all(found[name].dtype == np.float32 for name in ("samples", "mean", "std", "interval", "y", "x"))
+    assert (found["scale"], found["offset"]) == (255, 0)
     assert found["names"].tolist() == ["a"]
     np.testing.assert_allclose(found["x"][0, 0], digits[0] / 255, atol=1e-6)
     np.testing.assert_allclose(found["mean"], found["samples"].mean(1), atol=1e-6)
