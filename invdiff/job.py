@@ -339,9 +339,12 @@ def with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
         if fitting:
             log.info(_MOVED, describe_shape(tuple(y.shape)), describe_shape(expected))
     if not fitting:
+        turned = any(tuple(reading.mT.shape[1:]) == expected for reading in readings if reading.dim() > 2)
+        swapped = "; its last two axes the other way round it fits: give np.swapaxes(y, -1, -2)" if turned else ""
         raise ValueError(
             f"the measurement is {describe_shape(tuple(y.shape))}; this operator measures {describe_shape(expected)} "
             f"from the prior's {describe_shape(prior.shape)} images, with or without an axis for several in front"
+            f"{swapped}"
         )
     return fitting[0]
 

@@ -11,7 +11,7 @@ from invdiff.contracts.compare import NotApplicable
 from invdiff.findings import Finding
 from invdiff.operators import PhaseRetrieval
 from invdiff.operators.mri.coil_maps import CoilArray
-from invdiff.operators.mri.kspace import CartesianSampling, from_kspace
+from invdiff.operators.mri.kspace import ORIGINS, CartesianSampling, Convention, from_kspace
 from invdiff.shapes import shallow_copy
 
 BLOCK = 16  # the centre of k-space is this fraction of its sides, at either side of the middle
@@ -22,36 +22,33 @@ STRANGE = 0.35  # share of the coil images that the maps cannot explain
 
 def check_fourier_centre(e: Evidence) -> Iterator[Finding]:
     """The centre of k-space, and that of the image, lie where the operator has them."""
-    cartesian = isinstance(e.operator, CartesianSampling)
-    if not cartesian and not isinstance(e.operator, PhaseRetrieval):
+    if isinstance(e.operator, CartesianSampling):
+        yield from _of_kspace(e, e.operator)
+    elif isinstance(e.operator, PhaseRetrieval):
+        if _elsewhere(e.given, e.clean):
+            yield Finding("fourier", "the energy of y lies in its corners; give np.fft.fftshift(y)", True)
+    else:
         raise NotApplicable("y is no Fourier transform on a grid")
-    y = e.given
-    complete = _fully_sampled(e) if cartesian else e.clean
-    usual = [_centredness(row) for row in complete]
-    found = _centredness(y)
-    inside = all(value > CLEARLY for value in usual)
-    outside = all(value < 1 / CLEARLY for value in usual)
-    elsewhere = (inside and found < 1 / CLEARLY) or (outside and found > CLEARLY)
-    in_numpy_order = _rolled(y) if elsewhere else y
-    image = _image_moved(e, in_numpy_order, complete[0]) if cartesian else None
-    where = "corners" if inside else "middle"
-    if elsewhere and not cartesian:
-        yield Finding("fourier", f"the energy of y lies in its {where}; give np.fft.fftshift(y)", True)
-    elif elsewhere:
-        right = "numpy" if inside else "centred"
-        also = ", and that of the image too" if image else ""
-        shifted = "" if image or image is None else "; np.fft.fftshift(y), and of the mask, also fits"
-        words = (
-            f"the centre of k-space lies in the {where} of y{also}, which is not this operator's convention; set "
-            f"operator.fft={right}, or give np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm='ortho'))"
-        )
-        yield Finding("fourier", words + shifted, True)
-    elif image:
-        words = (
-            "y belongs to an image whose quadrants are exchanged: a Fourier transform without ifftshift of the image; "
-            "for k-space of even sides multiply y by (-1)^(row + column)"
-        )
-        yield Finding("fourier image", words, True)
+
+
+def _of_kspace(e: Evidence, operator: CartesianSampling) -> Iterator[Finding]:
+    """Which of the four conventions of `operator.fft` fits: where y has its energy, and its image lies as the mean."""
+    complete = _fully_sampled(e)
+    own = operator.convention
+    elsewhere = _elsewhere(e.given, complete)
+    in_middle = own.kspace_centred != elsewhere
+    image_in_middle = _image_in_middle(e, own, in_middle, complete[0])
+    if image_in_middle is None:  # not to be seen; both usually go together
+        image_in_middle = in_middle if elsewhere else own.image_centred
+    right = next(name for name, origins in ORIGINS.items() if origins == (image_in_middle, in_middle))
+    if right == operator.fft:
+        return
+    places = {True: "the middle", False: "the first entry"}
+    words = (
+        f"y has the centre of k-space in {places[in_middle]} and belongs to an image with its origin in "
+        f"{places[image_in_middle]}: operator.fft={right} fits, not {operator.fft}"
+    )
+    yield Finding("fourier", words, True)
 
 
 def check_coils(e: Evidence) -> Iterator[Finding]:
@@ -65,8 +62,8 @@ def check_coils(e: Evidence) -> Iterator[Finding]:
         yield from _of_the_power(e, float(power[power > 0.05 * power.amax()].median()))
     if not isinstance(operator, CartesianSampling) or len(maps) < 2:
         return
-    found = _unexplained(e.given, maps, e.observed)
-    usual = max(_unexplained(row, maps, e.observed) for row in e.clean)
+    found = _unexplained(e.given, maps, e.observed, operator.convention)
+    usual = max(_unexplained(row, maps, e.observed, operator.convention) for row in e.clean)
     if found > max(STRANGE, 3 * usual):
         source = "simulated, for operator.maps was not given" if operator.maps is None else "those of operator.maps"
         words = (
@@ -113,6 +110,12 @@ def _rolled(values: Tensor) -> Tensor:
     return torch.fft.fftshift(values, (-2, -1))
 
 
+def _elsewhere(y: Tensor, usual: Tensor) -> bool:
+    """Whether the energy of y lies in the corners, and that of all usual measurements in the middle, or the reverse."""
+    found, others = _centredness(y), [_centredness(row) for row in usual]
+    return (found < 1 / CLEARLY and min(others) > CLEARLY) or (found > CLEARLY and max(others) < 1 / CLEARLY)
+
+
 def _fully_sampled(e: Evidence) -> Tensor:
     """k-space of the typical images with every position measured: a mask may drop the very centre."""
     twin = shallow_copy(e.operator)
@@ -121,34 +124,29 @@ def _fully_sampled(e: Evidence) -> Tensor:
         return twin(e.images)
 
 
-def _image_moved(e: Evidence, kspace: Tensor, usual: Tensor) -> bool | None:
-    """Whether the zero-filled image lies with its quadrants exchanged; None where the prior's mean does not tell."""
+def _image_in_middle(e: Evidence, own: Convention, in_middle: bool, usual: Tensor) -> bool | None:
+    """Whether the image of y looks like the mean image with its origin in the middle, or else in the first entry.
+
+    None where this cannot be seen.
+    """
     mean = e.images[0].square().sum(0).sqrt()
-    if correlation(mean, _rolled(mean)) > GOOD:
+    if correlation(mean, _rolled(mean)) > GOOD or _as_mean(usual, own, mean) < GOOD:
         return None
-    straight, moved = _as_mean(kspace, mean)
-    right, wrong = _as_mean(_rolled(usual) if _centredness(usual) < 1 else usual, mean)
-    if max(right, wrong) < GOOD:
-        return None
-    if right < wrong:
-        straight, moved = moved, straight
-    return moved > max(GOOD, straight + BETTER)
+    found = {place: _as_mean(e.given, Convention(place, in_middle), mean) for place in (True, False)}
+    best = max(found, key=lambda place: found[place])
+    return best if found[best] > max(GOOD, found[not best] + BETTER) else None
 
 
-def _as_mean(kspace: Tensor, mean: Tensor) -> tuple[float, float]:
-    """Correlation with the mean image of the magnitude image as it is, and with its quadrants exchanged."""
-    image = from_kspace(kspace).abs().square().sum(0).sqrt()
-    return correlation(image, mean), correlation(_rolled(image), mean)
+def _as_mean(kspace: Tensor, convention: Convention, mean: Tensor) -> float:
+    """Correlation of the magnitude image with the mean image."""
+    return correlation(from_kspace(kspace, convention).abs().square().sum(0).sqrt(), mean)
 
 
-def _unexplained(y: Tensor, maps: Tensor, observed: Tensor) -> float:
+def _unexplained(y: Tensor, maps: Tensor, observed: Tensor, convention: Convention) -> float:
     """Share of the coil images at low resolution, in norm, that is no image times the maps."""
-    height, width = y.shape[-2:]
-    window = torch.zeros(height, width)
-    window[height // 2 - height // 16 : height // 2 + height // 16 + 1] = 1
-    columns = torch.zeros(width)
-    columns[width // 2 - width // 16 : width // 2 + width // 16 + 1] = 1
-    coils = from_kspace(y * observed * window * columns)
+    near = [(torch.arange(n) - n // 2).abs() <= n // BLOCK for n in y.shape[-2:]]
+    low = near[0][:, None] & near[1]
+    coils = from_kspace(y * observed * (low if convention.kspace_centred else torch.fft.ifftshift(low)), convention)
     power = maps.abs().square().sum(0)
     image = (maps.conj() * coils).sum(0) / power.where(power > 0, 1)
     scale = float(torch.linalg.vector_norm(coils))

@@ -10,6 +10,7 @@ from invdiff.checks.evidence import Evidence, rms
 from invdiff.contracts.compare import NotApplicable
 from invdiff.findings import Finding
 from invdiff.operators import GaussianNoise, NoNoise
+from invdiff.operators.mri.kspace import CartesianSampling
 
 ENOUGH = 200  # numbers to judge by
 MUCH_LESS, MUCH_MORE = 2.5, 4.0  # stated noise over that of y, and the reverse, that are said
@@ -31,6 +32,8 @@ def check_level(e: Evidence) -> Iterator[Finding]:
         words = f"noise.sigma={stated:.3g} is larger than y itself, whose rms is {whole:.2g}; is it in the units of y?"
         yield Finding("sigma", words, True)
         return
+    if isinstance(e.operator, CartesianSampling) and not e.operator.convention.kspace_centred:
+        raise NotApplicable("k-space has its centre in the first entry")
     finest = _finest(e.given, e.observed)
     if finest is None:
         raise NotApplicable("the measurement does not show its noise")
@@ -42,7 +45,7 @@ def check_level(e: Evidence) -> Iterator[Finding]:
         yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is at most about {found:.2g}", far)
     elif found > MUCH_MORE * math.hypot(stated, usual):
         yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is about {found:.2g}", True)
-    elif e.y.is_complex() and _per_part(e, stated):
+    elif e.y.is_complex() and usual < 0.5 * stated and _per_part(e, stated):
         whole = math.sqrt(2) * stated
         words = (
             f"the noise of y is about {whole:.3g} = sqrt(2) x noise.sigma: here sigma^2 is the variance of the complex "

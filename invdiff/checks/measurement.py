@@ -34,9 +34,7 @@ CHECKS: dict[str, Check] = {
     "noise of y": check_level,
 }
 # Kinds of findings with which no image of the prior can explain y.
-IMPOSSIBLE = frozenset(
-    {"units", "fourier", "fourier image", "kernel units", "mask inverted", "sinogram counts", "sinogram transposed"}
-)
+IMPOSSIBLE = frozenset({"units", "fourier", "kernel units", "mask inverted", "sinogram counts", "sinogram transposed"})
 # Kinds that are mere consequences of another one.
 _SCALES = frozenset({"scale", "units", "sigma", "range"})
 CONSEQUENCES: dict[str, frozenset[str]] = {

@@ -87,7 +87,7 @@ FULL_SCALES = (255, 1023, 4095, 16383, 65535)  # of 8 to 16 bits
 
 def _mend(e: Evidence, ratio: float) -> str:
     """What undoes a factor: a known one where it is near."""
-    if e.y.is_complex():
+    if getattr(e.operator, "norm", None) == "ortho":
         norm = math.sqrt(math.prod(e.given.shape[-2:]))
         for name, factor in (("backward", norm), ("forward", 1 / norm)):
             if 0.4 < ratio / factor < 2.5:

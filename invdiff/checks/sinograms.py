@@ -27,13 +27,14 @@ def check_sinogram(e: Evidence) -> Iterator[Finding]:
     scan = ct.scan((e.images.shape[-2], e.images.shape[-1]))
     angles = scan.angles()
     span = float(angles.amax() - angles.amin()) * len(angles) / max(len(angles) - 1, 1)
-    sinogram, noise = e.given, _noise(e)
-    yield from _counts(sinogram, e.clean, noise)
+    noise = float(e.noise_variance.mean()) ** 0.5
+    sinogram, clean = (y.mT if ct.convention == "astra" else y for y in (e.given, e.clean))  # views last
+    yield from _counts(sinogram, clean, noise)
     if isinstance(operator, CTTransmission):
         if float(sinogram.amax()) < 2:  # otherwise it is in counts
-            yield from _angles(sinogram, e.clean, math.degrees(span), noise)
+            yield from _angles(sinogram, clean, math.degrees(span), noise)
         return
-    yield from _angles(sinogram, e.clean, math.degrees(span), noise)
+    yield from _angles(sinogram, clean, math.degrees(span), noise)
     if math.isinf(scan.source):
         mass = _mass(sinogram)
         if scan.detectors == scan.views and _variation(mass) > UNEVEN > 2 * _variation(_mass(sinogram.mT)):
@@ -43,7 +44,7 @@ def check_sinogram(e: Evidence) -> Iterator[Finding]:
             )
             yield Finding("sinogram transposed", words, True)
         elif span > 0.9 * math.pi:
-            yield from _axis(sinogram, angles, noise, _offset(e.clean[0], angles)[0])
+            yield from _axis(sinogram, angles, noise, _offset(clean[0], angles)[0], ct.centre)
 
 
 def _counts(y: Tensor, clean: Tensor, noise: float) -> Iterator[Finding]:
@@ -91,12 +92,12 @@ def _change(y: Tensor, noise: float) -> float:
     return math.sqrt(max(change, 0.0)) / size if size > 0 else 0.0
 
 
-def _axis(y: Tensor, angles: Tensor, noise: float, usual: float) -> Iterator[Finding]:
+def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, centre: float) -> Iterator[Finding]:
     offset, doubt = _offset(y, angles, noise)
     if abs(offset - usual) > OFF_AXIS + SURE * doubt:
         words = (
-            f"the axis of rotation projects {abs(offset):.1f} cells {'after' if offset > 0 else 'before'} the middle "
-            f"of the detector; set operator.centre={offset:.1f}"
+            f"the axis of rotation projects {abs(offset - usual):.1f} cells {'after' if offset > usual else 'before'} "
+            f"its place on the detector; set operator.centre={centre + offset - usual:.1f}"
         )
         yield Finding("sinogram axis", words, True)
 
@@ -124,7 +125,3 @@ def _mass(y: Tensor) -> Tensor:
 
 def _variation(mass: Tensor) -> float:
     return float(mass.std()) / max(float(mass.mean().abs()), 1e-12)
-
-
-def _noise(e: Evidence) -> float:
-    return float(e.noise_variance.mean()) ** 0.5

@@ -15,6 +15,14 @@ def numpy_kspace(x: Tensor) -> Tensor:
     return fft2(x.to(torch.complex64), norm="ortho")
 
 
+MADE = {
+    "centred": lambda x: fftshift(numpy_kspace(ifftshift(x, AXES)), AXES),
+    "numpy": numpy_kspace,
+    "fftshift": lambda x: fftshift(numpy_kspace(x), AXES),
+    "ifftshift": lambda x: numpy_kspace(ifftshift(x, AXES)),
+}
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 64.0])
 @pytest.mark.parametrize("masked", ["its own mask", "a centred mask", "no mask", "complete"])
 def test_numpy_kspace_is_found(masked: str, scale: float, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
@@ -24,17 +32,28 @@ def test_numpy_kspace_is_found(masked: str, scale: float, brain: Tensor, found) 
     masks = {"its own mask": own, "a centred mask": centred, "complete": torch.ones(64)}
     operator = MRI() if masked == "no mask" else MRI(mask=masks[masked])
     findings = found(operator, scale * y, 0.02 * scale)
-    assert "operator.fft=numpy" in findings["fourier"].words
+    assert "operator.fft=numpy fits, not centred" in findings["fourier"].words
     assert ("units" in findings) == (scale != 1)
 
 
-def test_centred_kspace_of_an_image_with_its_origin_in_the_corner(brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
-    y = noisy(fftshift(numpy_kspace(brain), AXES))
-    assert list(found(MRI(acceleration=1), y)) == ["fourier image"]
-    # Half of NumPy's convention: the image has its origin in the middle.
-    half = noisy(numpy_kspace(ifftshift(brain, AXES)))
-    assert "np.fft.fftshift(y)" in found(MRI(acceleration=1), half)["fourier"].words
-    assert found(MRI(acceleration=1), fftshift(half, AXES)) == {}
+@pytest.mark.parametrize("stated", MADE)
+@pytest.mark.parametrize("made", MADE)
+def test_the_convention_that_fits_is_named(made: str, stated: str, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    y = noisy(MADE[made](brain))
+    findings = found(MRI(acceleration=1, fft=stated), y)
+    if made == stated:
+        assert findings == {}
+    else:
+        assert f"operator.fft={made} fits, not {stated}" in findings["fourier"].words
+
+
+@pytest.mark.parametrize("fft", ["numpy", "fftshift"])
+def test_coils_in_other_conventions(fft: str, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    scan = MulticoilMRI(acceleration=2, coils=4, fft=fft)
+    assert found(scan, noisy(scan(brain))) == {}
+    maps = scan.maps_of((64, 64), brain)
+    other = MulticoilMRI(mask=scan.mask_of((64, 64)), maps=maps.roll(1, 1), fft=fft)
+    assert "coil maps differ" in found(other, noisy(scan(brain)))
 
 
 @pytest.mark.parametrize("oversampling", [1.0, 2.0])

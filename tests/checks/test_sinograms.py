@@ -19,6 +19,13 @@ def test_angles_in_radians(span: float, geometry: str, brain: Tensor, found) -> 
     assert "180 / pi" in finding.words
 
 
+def test_a_list_of_angles_in_radians(brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    turns = torch.linspace(0, 3, 25)
+    y = noisy(CT(angles=turns.rad2deg())(brain), 0.2)
+    assert found(CT(angles=turns.rad2deg()), y, 0.2) == {}
+    assert "sinogram angles" in found(CT(angles=turns), y, 0.2)
+
+
 def test_angles_in_radians_of_transmission(brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
     y = noisy(CTTransmission(views=30)(brain), 0.01)
     assert "sinogram angles" in found(CTTransmission(views=30, angle_range=math.pi), y, 0.01)
@@ -36,6 +43,16 @@ def test_an_axis_off_the_centre(cells: int, brain: Tensor, found) -> None:  # ty
     operator = CT(views=30)
     y = noisy(operator(brain).roll(cells, -2), 0.1)
     assert f"operator.centre={cells:.1f}" in found(operator, y, 0.1)["sinogram axis"].words
+
+
+@pytest.mark.parametrize("convention", ["skimage", "deepinv", "astra"])
+def test_sinograms_of_other_libraries(convention: str, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    operator = CT(views=30, convention=convention, centre=1.5)
+    y = noisy(operator(brain), 0.1)
+    assert found(operator, y, 0.1) == {}
+    shifted = y.roll(2, -1 if convention == "astra" else -2)
+    words = found(operator, shifted, 0.1)["sinogram axis"].words
+    assert float(words.rpartition("operator.centre=")[2]) == pytest.approx(3.5, abs=0.3)  # skimage cuts the corners off
 
 
 @pytest.mark.parametrize("photons", [1.0, 1e4])
