@@ -18,6 +18,7 @@ from invdiff.io.measurement import PARAMETERS
 from invdiff.job import with_axes
 from invdiff.operators import Operator
 from invdiff.operators.core.base import Drawn
+from invdiff.operators.mri.kspace import CENTRED
 from invdiff.priors import Prior
 
 
@@ -102,7 +103,9 @@ def _inferred(
         if name == "mask" and how.instead:
             found |= _mask_of(operator, y, how, path, notes)
         elif name == "maps" and how.instead:
-            found["maps"], note = estimated_maps(y, found.get("mask", getattr(operator, "mask", None)), Path(path))
+            mask = found.get("mask", getattr(operator, "mask", None))
+            convention = getattr(operator, "convention", CENTRED)
+            found["maps"], note = estimated_maps(y, mask, Path(path), convention)
             notes.append(note)
         else:
             raise BadInput(_missing(operator, name, how))

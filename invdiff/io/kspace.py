@@ -21,7 +21,7 @@ from invdiff.files.hdf5 import dataset, opened
 from invdiff.io.measurement import Measurement
 from invdiff.io.slicing import Slicing
 from invdiff.io.volumes import names_of
-from invdiff.operators.mri.kspace import from_kspace
+from invdiff.operators.mri.kspace import CENTRED, Convention, from_kspace, to_kspace
 from invdiff.shapes import describe_shape
 
 # What others call the sensitivity maps.
@@ -182,8 +182,17 @@ def _parameters(
     return found, notes
 
 
-def estimated_maps(y: Tensor, mask: Tensor | None, path: Path) -> tuple[Tensor, str]:
-    """Coil maps by `estimate_maps` from the lines that are fully sampled, and a note on it. Raises BadInput for few."""
+def estimated_maps(
+    y: Tensor, mask: Tensor | None, path: Path, convention: Convention = CENTRED
+) -> tuple[Tensor, str]:
+    """Coil maps by `estimate_maps` from the lines that are fully sampled, and a note on it. Raises BadInput for few.
+
+    convention  that y and mask are laid out by
+    """
+    if convention != CENTRED:
+        y = to_kspace(from_kspace(y, convention))
+        if mask is not None and not convention.kspace_centred:
+            mask = torch.fft.fftshift(mask, (-2, -1) if mask.dim() > 1 else -1)
     lines = _calibration(y, mask)
     if lines < 4:
         raise BadInput(
