@@ -262,3 +262,21 @@ def test_an_interruption_keeps_what_is_finished(truth: Tensor, monkeypatch: pyte
     assert isinstance(kept, Reconstruction)
     assert torch.allclose(kept.samples, wanted.samples[:1], atol=1e-4)
     assert [row["name"] for row in kept.metrics()["images"]] == ["a"]
+
+
+def test_a_parameter_that_was_drawn_is_noted(truth: Tensor) -> None:
+    """Nobody can tell whether y is real; where the truth is given it was simulated."""
+    words: dict[str, Any] = {
+        "prior": "digits",
+        "sampler": DAPS(schedule=EDM(steps=2)),
+        "num_samples": 1,
+        "compute": QUIET,
+    }
+
+    def found(operator: Inpainting, **more: Any) -> list[str]:
+        result = invdiff.reconstruct(operator(truth), operator, **words, **more)
+        return [finding["kind"] for finding in result.notes.get("checks", [])]
+
+    assert "drawn" in found(Inpainting(keep=0.5))
+    assert "drawn" not in found(Inpainting(box=8))
+    assert "drawn" not in found(Inpainting(keep=0.5), truth=truth)
