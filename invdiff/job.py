@@ -17,6 +17,7 @@ from torch import Tensor
 from invdiff.checks import IMPOSSIBLE, check_callable, check_measurement
 from invdiff.correction import Correction
 from invdiff.engine.driver import Callback, Compute, Interrupted, images_at_once
+from invdiff.findings import Finding
 from invdiff.io.output import Output
 from invdiff.operators import Noise, Operator, as_operator
 from invdiff.operators.core.base import kind_of_measurement
@@ -261,6 +262,11 @@ def prepare(
         raise ValueError(f"{'; and '.join(impossible)}; checks=false reconstructs all the same")
     for finding in findings:
         log.info("check: %s", finding.words)
+    if truth is None:  # said in the notes alone: a simulated y may well come from this operator
+        findings += [
+            Finding("drawn", f"the {name} was drawn at random: right only for y that this operator simulated", False)
+            for name in operator.drawn
+        ]
     said = {"checks": [asdict(finding) for finding in findings]} if findings else {}
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"

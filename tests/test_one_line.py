@@ -23,6 +23,7 @@ from invdiff.schedules import EDM
 SHAPE = (1, 32, 32)
 SIGMA = 0.05
 QUIET = Compute(device="cpu", progress=False)
+APART = ("intervals", "checks")  # notes that do not tell of the sampler
 
 
 def gamma(image: np.ndarray) -> np.ndarray:
@@ -112,12 +113,12 @@ def test_a_name_runs_with_recommended_settings(
         plain = invdiff.reconstruct(y, operator, prior=digits, sampler=name, recommended=False)
         chosen = invdiff.reconstruct(y, operator, prior=digits)
     assert ran == [settled.sampler, settled.sampler, type(settled.sampler)(), chosen.sampler]
-    reasons = [{key: note for key, note in r.notes.items() if key != "intervals"} for r in (by_name, by_class, plain)]
+    reasons = [{key: note for key, note in r.notes.items() if key not in APART} for r in (by_name, by_class, plain)]
     assert reasons[0] == reasons[1] == ({"settings": str(settled)} if settled.changed else {})
     assert reasons[2] == {}
     assert chosen.notes["sampler"].startswith(f"{chosen.sampler.name()}: ")
     assert type(operator).__name__ in chosen.notes["sampler"]
-    notes = [note for r in (by_name, by_class, chosen) for key, note in r.notes.items() if key != "intervals"]
+    notes = [note for r in (by_name, by_class, chosen) for key, note in r.notes.items() if key not in APART]
     said = [record.getMessage() for record in caplog.records if record.name == "invdiff"]
     assert said == [f"sampler {note}" for note in notes]
 
@@ -262,3 +263,21 @@ def test_an_interruption_keeps_what_is_finished(truth: Tensor, monkeypatch: pyte
     assert isinstance(kept, Reconstruction)
     assert torch.allclose(kept.samples, wanted.samples[:1], atol=1e-4)
     assert [row["name"] for row in kept.metrics()["images"]] == ["a"]
+
+
+def test_a_parameter_that_was_drawn_is_noted(truth: Tensor) -> None:
+    """Nobody can tell whether y is real; where the truth is given it was simulated."""
+    words: dict[str, Any] = {
+        "prior": "digits",
+        "sampler": DAPS(schedule=EDM(steps=2)),
+        "num_samples": 1,
+        "compute": QUIET,
+    }
+
+    def found(operator: Inpainting, **more: Any) -> list[str]:
+        result = invdiff.reconstruct(operator(truth), operator, **words, **more)
+        return [finding["kind"] for finding in result.notes.get("checks", [])]
+
+    assert "drawn" in found(Inpainting(keep=0.5))
+    assert "drawn" not in found(Inpainting(box=8))
+    assert "drawn" not in found(Inpainting(keep=0.5), truth=truth)

@@ -262,7 +262,8 @@ def explain(error: BaseException) -> str | None:
         return _one_line(error)
     if isinstance(error, (EOFError, pickle.UnpicklingError)):
         return f"a file is damaged, or not of the kind that its name says: {_one_line(error)[:200]}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocator:
         return "out of memory; set compute.max_rows=1, or a smaller size="
     if isinstance(error, OSError):
         kept = "; results stored in the output folder are kept" if error.errno in (ENOSPC, EDQUOT) else ""

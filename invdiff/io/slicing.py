@@ -15,8 +15,8 @@ class Slicing:
 
     slices  frames of DICOM, slices of NIfTI and of k-space: an index from 0, a list of them, or `all`; None: the middle
     plane   of NIfTI: which way it is cut
-    window  of DICOM and NIfTI: (centre, width) of the values shown from black to white, in the unit of the file (HU in
-            CT); None: the file's own, and the smallest to the largest value of the file where it has none
+    window  of DICOM, NIfTI and pictures: (centre, width) of the values from black to white, in the unit of the file (HU
+            in CT); None: the file's own, and the smallest to the largest value of the file where it has none
     """
 
     slices: int | list[int] | Literal["all"] | None = None

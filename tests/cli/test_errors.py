@@ -194,7 +194,17 @@ def test_our_own_mistakes_keep_their_traceback(reconstruct: Run, monkeypatch: py
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(("error", "words"), [(torch.OutOfMemoryError("CUDA"), "max_rows"), (MemoryError(), "memory")])
+OUT_OF_MEMORY = [
+    (torch.OutOfMemoryError("CUDA"), "max_rows"),
+    (MemoryError(), "memory"),
+    (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        "memory",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), OUT_OF_MEMORY)
 def test_out_of_memory(reconstruct: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str) -> None:
     def full(*_: object, **__: object) -> None:
         raise error
