@@ -17,6 +17,7 @@ from invdiff.benchmark.loggers import Logger, check_loggers, loggers
 from invdiff.cli.app import command, typed, write_config
 from invdiff.cli.inputs import plain
 from invdiff.cli.targets import make, resolved
+from invdiff.contracts.trained import better_mixture, verdict
 from invdiff.engine.progress import Watch, progress_bar
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.measurement import PARAMETERS
@@ -27,6 +28,7 @@ from invdiff.operators import Noise
 from invdiff.priors import LowRankMixturePrior
 from invdiff.priors.networks.edm import EDMPrior
 from invdiff.priors.training.card import write_card, write_learned_card, write_mixture_card
+from invdiff.priors.training.fields import is_fields, read_fields
 from invdiff.priors.training.images import read_images, split
 from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
 from invdiff.priors.training.training import REPORT_SIGMAS, Recipe, Trainer, denoising_psnr, validation_set
@@ -40,7 +42,12 @@ ONLY_MEASUREMENTS = ("measurement", "operator", "noise", "sampler", "learning") 
 @command(
     "train",
     values=("data", "prior"),
-    options={"from": Literal["images", "measurements"], "prior": Literal["network", "mixture"], "grid": Count},
+    options={
+        "from": Literal["images", "measurements"],
+        "prior": Literal["network", "mixture"],
+        "grid": Count,
+        "axes": Literal["NCHW", "NHWC"] | None,
+    },
 )
 def main(config: DictConfig, output: Path) -> None:
     """Train, or resume from a checkpoint under `output`; writes `prior.safetensors`, `grid.png`, `card.md`."""
@@ -48,7 +55,7 @@ def main(config: DictConfig, output: Path) -> None:
     if config.measurement is not None and images:
         raise BadInput("measurement= needs from=measurements")
     if config.data is None and config.measurement is None:
-        raise BadInput("give data=: a folder, a .npz (uint8 array 'images') or a .tar of images")
+        raise BadInput("give data=: a folder or a .tar of images, or a .npy or .npz of arrays")
     if config.init is not None and not (images and config.prior == "network"):
         raise BadInput("init= needs from=images prior=network; other priors start from their data")
     if config.size is not None and images and config.prior == "network":
@@ -62,15 +69,25 @@ def main(config: DictConfig, output: Path) -> None:
     else:
         done = _train_network(config, recipe, output)
     Console(highlight=False, markup=False).print(
-        f"{done}; weights, card and samples are in {output}\n"
+        f"{done}\nweights, card and samples are in {output}\n"
         f"use them with prior.weights={output / 'prior.safetensors'}",
         soft_wrap=True,
     )
 
 
-def _images(config: DictConfig, channels: int) -> list[np.ndarray]:
+def _images(config: DictConfig, channels: int) -> tuple[list[np.ndarray], tuple[float, float]]:
+    """Images (H, W, C) from 0 to 255, and the range that this is in image units."""
+    fields = is_fields(str(config.data))
+    picture_only = {"pad_to": config.pad_to} if fields else {"axes": config.axes, "value_range": config.value_range}
+    for key, value in picture_only.items():
+        if value is not None:
+            raise BadInput(f"{key}= is for {'pictures' if fields else 'arrays of numbers'}, which {config.data} is not")
     try:
-        return read_images(str(config.data), channels=channels, pad_to=config.pad_to)
+        if fields:
+            given = {"axes": config.axes, "value_range": config.value_range}
+            return read_fields(str(config.data), channels=channels, **given)
+        images = read_images(str(config.data), channels=channels, pad_to=config.pad_to)
+        return images, (0.0, 1.0)
     except (ValueError, EOFError, BadZipFile, TarError) as error:
         if isinstance(error, ValueError) and "pickle" not in str(error):
             raise
@@ -97,13 +114,13 @@ def _watched(
 
 
 def _train_network(config: DictConfig, recipe: Recipe, output: Path) -> str:
-    images = _images(config, recipe.unet.channels)
+    images, value_range = _images(config, recipe.unet.channels)
     crop, (height, width, _) = recipe.crop, min((image.shape for image in images), key=lambda shape: min(shape[:2]))
     if min(height, width) < crop:
         raise BadInput(f"recipe.crop={crop} is larger than an image of {height}x{width}; pad_to={crop} pads it")
     training, validation = split(images, recipe.held_out)
     init = None if config.init is None else EDMPrior.load(config.init)
-    trainer = Trainer(recipe, training, validation, output, init=init)
+    trainer = Trainer(recipe, training, validation, output, init=init, value_range=value_range)
     with _watched("training", config, output, ONLY_MEASUREMENTS, lambda: f"at step {trainer.step}") as (watch, logger):
 
         def on_step(step: int, loss: float) -> None:
@@ -115,16 +132,26 @@ def _train_network(config: DictConfig, recipe: Recipe, output: Path) -> str:
             logger.scalars(scores, trainer.step)
 
         prior = trainer.run(on_step, on_validation)
-    psnr = denoising_psnr(prior, validation_set(validation, crop), REPORT_SIGMAS, precision=recipe.precision)
-    write_grid(prior, prior.shape or (prior.network.spec.channels, crop, crop), config.grid, output / "grid.png")
+    held_out = validation_set(validation, crop)
+    psnr = denoising_psnr(prior, held_out, REPORT_SIGMAS, precision=recipe.precision)
+    samples = write_grid(
+        prior, prior.shape or (prior.network.spec.channels, crop, crop), config.grid, output / "grid.png"
+    )
     write_card(output / "card.md", name=config.name, recipe=recipe, trainer=trainer, images=len(training), psnr=psnr)
-    return f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes"
+    lines = verdict(prior, samples, in_units(held_out, value_range))
+    if len({image.shape for image in images}) == 1:
+        mixture = better_mixture(
+            prior, stack_images(training), stack_images(validation), output / "mixture.safetensors"
+        )
+        lines += [] if mixture is None else [mixture]
+    return "\n".join([f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes", *lines])
 
 
 def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str:
-    training, validation = split(_images(config, recipe.channels), recipe.held_out)
+    images, value_range = _images(config, recipe.channels)
+    training, validation = split(images, recipe.held_out)
     held_out = stack_images(validation, recipe.size)
-    fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output)
+    fit = MixtureFit(recipe, stack_images(training, recipe.size), held_out, output, value_range=value_range)
     unused = ("recipe", *ONLY_MEASUREMENTS)
     with _watched("fitting", config, output, unused, lambda: f"after iteration {fit.iteration}") as (watch, logger):
 
@@ -137,14 +164,21 @@ def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str
             logger.scalars(numbers, fit.iteration)
 
         prior = fit.run(on_iteration)
-    write_grid(prior, fit.shape, config.grid, output / "grid.png")
+    samples = write_grid(prior, fit.shape, config.grid, output / "grid.png")
     given = [f"{key}={config[key]}" for key in ("pad_to", "size") if config[key] is not None]
     given += [f"mixture.{key}={config.mixture[key]}" for key in ("components", "rank")]
     words = shlex.join(["invdiff", "train", "prior=mixture", f"data={config.data}", *given])
     psnr = denoising_psnr(prior, held_out, REPORT_SIGMAS)
     write_mixture_card(output / "card.md", name=config.name, fit=fit, command=words, psnr=psnr)
     minutes = fit.seconds / 60
-    return f"{fit.iteration} iterations in {minutes:.1f} minutes, held-out log-likelihood {fit.best:.1f} nats per image"
+    score = f"held-out log-likelihood {fit.best:.1f} nats per image"
+    lines = verdict(prior, samples, in_units(held_out, value_range))
+    return "\n".join([f"{fit.iteration} iterations in {minutes:.1f} minutes, {score}", *lines])
+
+
+def in_units(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Images in [0, 1] in the units of a value range."""
+    return value_range[0] + (value_range[1] - value_range[0]) * images
 
 
 # -- from measurements -------------------------------------------------------------------------------------------------
@@ -194,7 +228,10 @@ def _measurements(config: DictConfig, recipe: MixtureRecipe | Recipe) -> tuple[I
     noise: Noise = make(config.noise)
     if config.measurement is None:
         channels = recipe.channels if isinstance(recipe, MixtureRecipe) else recipe.unet.channels
-        truth = stack_images(_images(config, channels), config.size)
+        images, value_range = _images(config, channels)
+        if value_range != (0.0, 1.0):
+            raise BadInput("from=measurements takes pictures as data=; fields in other units need from=images")
+        truth = stack_images(images, config.size)
         settings = plain(config.operator)
         settings.pop("_target_")
         cls = resolved(config.operator, "operator")

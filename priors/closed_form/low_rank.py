@@ -90,15 +90,24 @@ class LowRankMixturePrior(MixturePrior):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-        """Write one `.safetensors` file, which `load` reads; means and factors in `dtype`."""
+        """Write one `.safetensors` file, which `load` reads: units of the value range, means and factors in `dtype`."""
         header = {"kind": KIND, "shape": self.shape, "value_range": self.value_range}
+        low, high = self.value_range
         tensors = {
             "weights": self.weights.float(),
-            "means": self.means.to(dtype),
-            "factors": self.factors.to(dtype),
-            "noise_std": self.noise_std.float(),
+            "means": ((self.means - low) / (high - low)).to(dtype),
+            "factors": (self.factors / (high - low)).to(dtype),
+            "noise_std": (self.noise_std / (high - low)).float(),
         }
         write_weights(path, header, tensors)
+
+    def in_units(self, value_range: tuple[float, float]) -> "LowRankMixturePrior":
+        """The same prior of images whose value range is mapped to another one."""
+        zoom = (value_range[1] - value_range[0]) / (self.value_range[1] - self.value_range[0])
+        means = value_range[0] + zoom * (self.means - self.value_range[0])
+        return LowRankMixturePrior(
+            self.weights, means, zoom * self.factors, zoom * self.noise_std, value_range=value_range
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "LowRankMixturePrior":
@@ -108,7 +117,9 @@ class LowRankMixturePrior(MixturePrior):
             weights, means, factors, noise_std = (tensors[k] for k in ("weights", "means", "factors", "noise_std"))
             if tuple(means.shape[1:]) != tuple(header["shape"]):
                 raise ValueError(f"means must have the shape {tuple(header['shape'])}, got {tuple(means.shape[1:])}")
-            prior = cls(weights, means, factors, noise_std, value_range=interval("value_range", header["value_range"]))
+            value_range = interval("value_range", header["value_range"])
+            prior = cls(weights, means, factors, noise_std)
+            prior = prior if value_range == prior.value_range else prior.in_units(value_range)
         except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[0]}") from error
         return prior.eval()

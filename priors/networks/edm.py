@@ -22,6 +22,12 @@ from .unet import UNet, UNetSpec
 LARGEST = 65536  # side of an image that a weights file may state
 
 
+def _map(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
+    """Factor and offset of the affine map between two ranges."""
+    zoom = (after[1] - after[0]) / (before[1] - before[0])
+    return zoom, after[0] - zoom * before[0]
+
+
 class EDMPrior(Prior):
     """A U-Net denoiser; see the module's docstring for its formula.
 
@@ -69,8 +75,22 @@ class EDMPrior(Prior):
         return middle + c_skip * (x - middle) + c_out * out
 
     def noise_coordinate(self, sigma: Tensor, rows: int) -> Tensor:
-        """c_noise = ln(sigma) / 4, one per row, (B,)."""
-        return sigma.clamp(*self.sigma_range).log().div(4).reshape(-1).expand(rows)
+        """c_noise = ln(sigma) / 4 with sigma in units of the value range, one per row, (B,)."""
+        span = self.value_range[1] - self.value_range[0]
+        return sigma.clamp(*self.sigma_range).div(span).log().div(4).reshape(-1).expand(rows)
+
+    def in_units(self, value_range: tuple[float, float]) -> "EDMPrior":
+        """The same prior of images whose value range is mapped to another one; the network is shared."""
+        zoom, shift = _map(self.value_range, value_range)
+        mean = None if self.channel_means is None else (shift + zoom * self.channel_means).flatten().tolist()
+        return EDMPrior(
+            self.network,
+            shape=self.shape,  # type: ignore[arg-type]
+            sigma_data=zoom * self.sigma_data,
+            sigma_range=(zoom * self.sigma_range[0], zoom * self.sigma_range[1]),
+            value_range=value_range,
+            mean=mean,
+        )
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

@@ -120,15 +120,16 @@ class Components:
         volume = self.variances.log().sum(1) + (n - rank) * self.noise.log() + n * math.log(2 * math.pi)
         return self.weights.log() - 0.5 * (torch.stack(columns, 1) + volume)
 
-    def prior(self, shape: tuple[int, int, int]) -> LowRankMixturePrior:
-        """The fitted prior of images (C, H, W)."""
+    def prior(self, shape: tuple[int, int, int], value_range: tuple[float, float] = (0.0, 1.0)) -> LowRankMixturePrior:
+        """The fitted prior of images (C, H, W), in the image units of a value range."""
         scale = (self.variances - self.noise[:, None]).clamp(min=0).sqrt()
-        return LowRankMixturePrior(
+        fitted = LowRankMixturePrior(
             self.weights.float().cpu(),
             self.means.float().reshape(-1, *shape).cpu(),
             (self.directions * scale[:, None].to(self.directions)).float().cpu(),
             self.noise.sqrt().float().cpu(),
         )
+        return fitted if value_range == fitted.value_range else fitted.in_units(value_range)
 
 
 class MixtureFit:
@@ -136,11 +137,21 @@ class MixtureFit:
 
     images    (N, C, H, W), image units
     held_out  (M, C, H, W): images that are scored and never fitted
+    value_range  what 0 and 1 in the images stand for: the image units of `prior.safetensors`
 
     Raises ValueError for images that are too few, too small for the rank, or not finite.
     """
 
-    def __init__(self, recipe: MixtureRecipe, images: Tensor, held_out: Tensor, folder: Path) -> None:
+    def __init__(
+        self,
+        recipe: MixtureRecipe,
+        images: Tensor,
+        held_out: Tensor,
+        folder: Path,
+        *,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.value_range = value_range
         _check_images(recipe, images, held_out)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.recipe, self.folder = recipe, folder
@@ -274,7 +285,7 @@ class MixtureFit:
             log.write(json.dumps(row) + "\n")
         if held_out > self.best:
             self.best = held_out
-            self.components.prior(self.shape).save(self.folder / "prior.safetensors")
+            self.components.prior(self.shape, self.value_range).save(self.folder / "prior.safetensors")
         self.save_checkpoint()
         return row
 

@@ -103,7 +103,8 @@ def edm_loss(prior: EDMPrior, clean: Tensor, noise: Tensor, sigma: Tensor) -> Te
 class Trainer:
     """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`.
 
-    init  a trained prior to start from instead of random weights: see `UNet.start_from`
+    init         a trained prior to start from instead of random weights: see `UNet.start_from`
+    value_range  what the darkest and the brightest value of images stand for: the image units of `prior.safetensors`
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class Trainer:
         folder: Path,
         *,
         init: EDMPrior | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        self.value_range = value_range
         self.recipe, self.train_images, self.folder = recipe, train, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)  # initial weights; the only use of the global stream
@@ -207,7 +210,7 @@ class Trainer:
             log.write(json.dumps(row) + "\n")
         if mean > self.best:
             self.best = mean
-            self.average.save(self.folder / "prior.safetensors")
+            self.average.in_units(self.value_range).save(self.folder / "prior.safetensors")
         self.save_checkpoint()
         return row
 
@@ -252,9 +255,12 @@ def denoising_psnr(
 ) -> dict[float, float]:
     """PSNR in dB of one denoiser call at each noise level, averaged over images.
 
-    clean  (N, C, H, W) images in [0, 1]; estimates are clamped to [0, 1], as every published figure is
-    rows   images per call
+    clean   (N, C, H, W) images in [0, 1]; estimates are clamped to [0, 1], as every published figure is
+    sigmas  for images in [0, 1]; a prior in other units gets images and levels in its own
+    rows    images per call
     """
+    low, high = prior.value_range
+    span = high - low
     device = next(chain(prior.parameters(), prior.buffers())).device
     result = {}
     for sigma in sigmas:
@@ -262,7 +268,8 @@ def denoising_psnr(
         errors = []
         for x, n in zip(clean.split(rows), noise.split(rows), strict=True):
             with autocast(precision, device):
-                estimate = prior.denoise((x + sigma * n).to(device), sigma).cpu()
+                estimate = prior.denoise((low + span * (x + sigma * n)).to(device), span * sigma).cpu()
+            estimate = (estimate - low) / span
             errors.append((estimate.clamp(0, 1) - x).square().flatten(1).mean(1))
         result[sigma] = float(-10 * torch.cat(errors).log10().mean())
     return result

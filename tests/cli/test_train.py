@@ -55,7 +55,17 @@ def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) 
     assert "10 steps" in done.out
     assert "prior.weights=made/prior.safetensors" in done.out
     left = {p.name for p in Path("made").iterdir()}
-    assert left == {"prior.safetensors", "checkpoint.pt", "log.jsonl", "grid.png", "card.md", "config.yaml"}
+    assert left == {
+        "prior.safetensors",
+        "mixture.safetensors",
+        "checkpoint.pt",
+        "log.jsonl",
+        "grid.png",
+        "card.md",
+        "config.yaml",
+    }
+    assert "its samples are noise" in done.out
+    assert "a mixture fitted to the same images in 0 s denoises held-out images better" in done.out
     assert [row["step"] for row in rows()] == [5, 10]
     card = Path("made/card.md").read_text()
     assert "# Prior `digits`" in card
@@ -64,7 +74,7 @@ def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) 
     with Image.open("made/grid.png") as grid:
         assert grid.size == (2 * 16, 3 * 16)  # two columns
     config = OmegaConf.load("made/config.yaml")
-    assert (config.data, config.recipe.batch, config.pad_to) == ("images.npz", 4, 16)
+    assert (Path(config.data).name, config.recipe.batch, config.pad_to) == ("images.npz", 4, 16)
     assert "_values" not in config
     assert load_prior(weights="made/prior.safetensors").shape == (1, 16, 16)
 

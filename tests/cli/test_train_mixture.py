@@ -57,7 +57,7 @@ def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) 
     with Image.open("made/grid.png") as grid:
         assert grid.size == (16, 16)
     config = OmegaConf.load("made/config.yaml")
-    assert (config.prior, config.data, config.mixture.size) == ("mixture", "images.npz", 8)
+    assert (config.prior, Path(config.data).name, config.mixture.size) == ("mixture", "images.npz", 8)
     assert not {"recipe", "_values"} & set(config)
     assert load_prior(weights="made/prior.safetensors").shape == (1, 8, 8)
 
@@ -151,3 +151,19 @@ def test_help_names_both(invdiff: Run) -> None:
     done = invdiff("train", "--help")
     assert "prior=mixture" in done.out
     assert "components: 100" in done.out
+
+
+def test_fields_in_units_of_their_own(train: Run, invdiff: Run) -> None:
+    rng = np.random.default_rng(0)
+    fields = 280 + 20 * np.sin(np.linspace(0, 6, 16) + rng.uniform(0, 6, (40, 1)))[:, None] * np.ones((16, 1))
+    np.save("fields.npy", fields[:, None])
+    done = train("data=fields.npy", "mixture.iterations=2")
+    assert (done.code, done.err) == (0, "")
+    assert "check-prior: it denoises held-out images" in done.out
+    prior = load_prior(weights="made/prior.safetensors")
+    assert prior.value_range == pytest.approx((fields.min(), fields.max()))
+    draws = prior.sample(8, torch.Generator().manual_seed(0))  # type: ignore[operator]
+    assert abs(float(draws.mean()) - 280) < 10
+    assert "axes= is for arrays of numbers" in train("data=images.npz", "axes=NCHW").err
+    assert "pad_to= is for pictures" in train("data=fields.npy", "pad_to=20").err
+    assert "axes must be" in train("data=fields.npy", "axes=CHW").err

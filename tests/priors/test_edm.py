@@ -41,7 +41,7 @@ def test_preconditioning(digits: EDMPrior, normal: Callable, value_range: tuple[
         c_skip = data**2 / (sigma**2 + data**2)
         c_out = sigma * data / (sigma**2 + data**2) ** 0.5
         c_in = 1 / (sigma**2 + data**2) ** 0.5
-        c_noise = torch.full((3,), sigma).log() / 4
+        c_noise = torch.full((3,), sigma / (value_range[1] - value_range[0])).log() / 4
         network = digits.network(c_in * (x - centre), c_noise)
         wanted = centre + c_skip * (x - centre) + c_out * network
         assert torch.allclose(shifted.denoise(x, sigma), wanted, rtol=1e-4, atol=1e-5)
