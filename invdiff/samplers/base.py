@@ -28,12 +28,14 @@ __all__ = ["Cost", "InverseProblem", "Needs", "Prior", "Sampler", "Step", "Strea
 class Needs:
     """Traits that a sampler asks of operator, noise and prior.
 
-    mask  the operator measures some of the pixels themselves, and nothing else
+    mask    the operator measures some of the pixels themselves, and nothing else
+    smooth  the operator has no steps: long descents follow the gradients of a stand-in away from the data
     """
 
     mask: bool = False
     linear: bool = False
     differentiable: bool = False
+    smooth: bool = False
     spectral: bool = False
     gaussian_noise: bool = False
     differentiable_prior: bool = False
@@ -45,6 +47,8 @@ class Needs:
             f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.masking,
             f"a linear operator ({name} is not)": self.linear and not operator.linear,
             f"a differentiable operator ({name} is a black box)": self.differentiable and not operator.differentiable,
+            f"an operator without steps (the gradients of {name} are those of a smooth stand-in)": self.smooth
+            and operator.stepped,
             f"the singular value decomposition of the operator ({name} has none)": self.spectral
             and not operator.spectral,
             f"Gaussian noise (this is {type(problem.noise).__name__})": self.gaussian_noise

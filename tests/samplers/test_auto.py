@@ -19,7 +19,8 @@ from invdiff.operators import (
     Quantisation,
     compose,
 )
-from invdiff.samplers import DAPS, DPS, Auto, EnKG, MomentDraw, Sampler
+from invdiff.problem import Unsupported
+from invdiff.samplers import DAPS, DPS, Auto, EnKG, MomentDraw, PnPDM, REDDiff, Sampler
 
 SHAPE = (1, 8, 8)
 HALF = LinearCallableOperator(lambda x: x / 2, image_shape=SHAPE)
@@ -33,7 +34,7 @@ BLACK_BOX = CallableOperator(torch.square, differentiable=False, image_shape=SHA
         (HALF, GaussianNoise(0.1), MomentDraw, "and the prior differentiable"),
         (Inpainting(keep=0.5), PoissonNoise(0.1), DAPS, "the noise is PoissonNoise"),
         (JPEG(), GaussianNoise(0.1), DPS, "dps: JPEG has steps"),
-        (compose([HDR(), Quantisation()]), GaussianNoise(0.1), DPS, "has steps"),
+        (compose([HDR(), Quantisation()]), PoissonNoise(0.1), DPS, "has steps"),
         (HDR(), GaussianNoise(0.1), MomentDraw, "momentdraw: HDR is nonlinear and differentiable"),
         (HDR(), PoissonNoise(0.1), DAPS, "Hamiltonian chains, as HDR is nonlinear"),
         (
@@ -64,6 +65,18 @@ def test_a_prior_without_gradients_gets_the_closed_form(operator: Operator, word
     assert type(sampler) is DAPS
     assert words in reason
     assert not sampler.needs().missing(problem, Opaque())
+
+
+def test_a_prior_without_gradients_and_an_operator_with_steps_get_no_chain() -> None:
+    operator = Quantisation()
+    problem = InverseProblem(operator, GaussianNoise(0.1), operator(torch.full((1, *SHAPE), 0.5)))
+    sampler, reason = Auto().resolve(problem, Opaque())
+    assert type(sampler) is EnKG
+    assert "Quantisation has steps" in reason
+    for cls in (DAPS, PnPDM, REDDiff):
+        with pytest.raises(Unsupported, match=r"an operator without steps .*compatible samplers: .*enkg"):
+            cls().check(problem, Opaque())
+    DAPS(inner="metropolis").check(problem, Opaque())
 
 
 @pytest.mark.parametrize("prior", [WhitePrior(), Opaque()])

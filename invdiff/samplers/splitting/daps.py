@@ -4,8 +4,8 @@ Paper       Zhang et al., Improving Diffusion Inverse Problem Solving with Decou
             arXiv:2407.01521, Algorithm 1.
 Target      p(x | y), by alternating draws: x0 from p(x0 | x_sigma, y), then x at the next noise level from x0 alone.
             Exact if p(x0 | x_sigma) were the Gaussian N(x0_hat, r^2 I) of step 2; the width r decides how good that is.
-Needs       a differentiable operator; the closed-form step a linear one and Gaussian noise, the Metropolis chain
-            neither. No network VJP.
+Needs       a differentiable operator without steps; the closed-form step a linear one and Gaussian noise, the
+            Metropolis chain values alone. No network VJP.
 Cost        per step and sample: `ode_steps` forwards; `chain_steps` calls of the operator and products with its
             Jacobian (Metropolis: calls alone), or one `solve` and two calls.
 Coordinates the paper's own; its images live in [-1, 1], so that sigma and tau are halved here and step sizes quartered.
