@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 from invdiff.operators.noise.base import masked
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
-from invdiff.shapes import nonzero, per_row, row_norm
+from invdiff.shapes import nonzero, per_row, row_dot, row_norm
 
 
 def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise: Tensor) -> Tensor:
@@ -58,13 +59,12 @@ def clean_estimate(prior: Prior, sigma: float, *, clip: bool) -> Callable[[Tenso
     return estimate
 
 
-def weighted_norm(problem: InverseProblem, x0: Tensor) -> Tensor:
-    """|y - A(x0)| of each row, its entries weighted by how noisy they are: (R,).
+def weighted_norm(problem: InverseProblem, residual: Tensor) -> Tensor:
+    """The norm of each row of a residual y - A(x0), its entries weighted by how noisy they are: (R,).
 
     The weights are sqrt(mean variance / variance), estimated from y: 1 for Gaussian noise, and for photon counts the
     paper's norm with Lambda = diag(1 / 2y), in the unit of the measurement.
     """
-    residual = problem.residual(x0)
     if problem.noise.gaussian:
         return row_norm(residual)
     y = masked(problem.y, problem.observed)
@@ -98,3 +98,55 @@ def operator_norm(problem: InverseProblem, prior: Prior) -> Tensor:
     """
     norm = (largest_curvature(problem, prior) * mean_variance(problem)).sqrt()
     return nonzero(norm).to(problem.y.real.dtype)
+
+
+def typical_gain(problem: InverseProblem, prior: Prior) -> Tensor:
+    """Root mean square of what white noise of standard deviation 1 changes in a number of y, (B,).
+
+    Of a nonlinear operator that about the centre of the prior; 1 where nothing changes there. One random image.
+    """
+    shape = (1, *problem.image_shape)
+    probe = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(problem.y.device, problem.y.real.dtype)
+    shift = 0.1 * prior.scale * probe.expand(problem.images, *problem.image_shape)
+    centre = prior.centre.to(shift)
+    change = masked(problem.operator(centre + shift) - problem.operator(centre - shift), problem.observed)
+    count = masked(torch.ones_like(change.real), problem.observed).flatten(1).sum(1) * (1 + change.is_complex())
+    return nonzero(row_norm(change) / count.sqrt()) / (0.2 * prior.scale)
+
+
+def longest_step(
+    problem: InverseProblem, sigma: float, x0: Tensor, misfit: Tensor, slope: Tensor, pulled: Tensor, scale: float
+) -> Tensor:
+    """The longest step against the gradient of |y - A(x0)| by x that the noise of y warrants, (R,).
+
+    If x0 moved as x does, the step of the least residual would be |y - A(x0)| <slope, pulled> / |A pulled|^2. This is
+    the share of it that Bayes' rule leaves after the noise of y. Where the Jacobian of the denoiser magnifies the
+    gradient, as between two images that are both likely, x0 moves further than x: the step is shorter by that factor.
+
+    misfit    |y - A(x0)|, (R,)
+    slope     its gradient by x0, (R, C, H, W)
+    pulled    its gradient by x
+    scale     `Prior.scale`: the length of the shift with which |A pulled| is measured
+    """
+    length = nonzero(row_norm(pulled))
+    shift = per_row(scale / length, pulled) * pulled
+    gain = nonzero(row_norm(problem.residual(x0 - shift) - problem.residual(x0))) / scale
+    share = sigma**2 / (sigma**2 + mean_variance(problem) / gain**2)
+    magnified = (length / nonzero(row_norm(slope))).clamp(min=1)
+    return share * misfit * row_dot(slope, pulled).clamp(min=0) / (gain * length) ** 2 / magnified
+
+
+def damped_solve(problem: InverseProblem, b: Tensor, rho: Tensor, iterations: int = 10) -> Tensor:
+    """(A^T A + rho I)^-1 b for images b, (R, C, H, W), and rho (R,) or (): exactly by the singular value decomposition.
+
+    Without one it takes this many iterations of conjugate gradients: enough where the result is a preconditioner, or a
+    step whose length is measured.
+    """
+    operator = problem.linear_operator
+    if operator.spectral:
+        return operator.solve(b, rho)
+    return conjugate_gradients(
+        lambda x: operator.adjoint(masked(operator(x), problem.observed)) + per_row(rho, x) * x,
+        b,
+        max_iterations=iterations,
+    )

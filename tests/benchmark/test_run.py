@@ -354,7 +354,7 @@ def test_a_run_that_fails_stops_no_other(grid: Grid, run: Run, rows: Run, tmp_pa
 
 
 def test_diverging(grid: Grid, run: Run, tmp_path: Path) -> None:
-    wild = Entry("wild", replace(grid.entries[0].sampler, zeta=1e12, clip=False))  # type: ignore[type-var]
+    wild = Entry("wild", replace(grid.entries[0].sampler, zeta=1e12, clip=False, guidance="published"))  # type: ignore[type-var]
     assert run(replace(grid, entries=[wild], tasks=grid.tasks[1:]), tmp_path).errors == []
     table = Store(tmp_path).table()
     assert table.num_rows == 10

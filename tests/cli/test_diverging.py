@@ -15,7 +15,8 @@ Run = Callable[..., Any]
 
 def test_all_diverge(reconstruct: Run, pictures: Path, metrics: Run, arrays: Run, files: Run) -> None:
     # Without clip: with it, estimates stay in [0, 1] whatever the weight, and only the misfit tells.
-    absurd = ("sampler=dps", "sampler.zeta=1e12", "sampler.clip=false", "sampler.schedule.steps=5")
+    wild = ("sampler=dps", "sampler.guidance=published", "sampler.zeta=1e12")
+    absurd = (*wild, "sampler.clip=false", "sampler.schedule.steps=5")
     done = reconstruct("input=pictures/a.png", "num_samples=2", *absurd)
     assert done.code == 2
     lines = done.err.splitlines()

@@ -489,19 +489,19 @@ def test_the_damped_projection_does_not_amplify_noise() -> None:
 
 
 def test_without_projection_it_is_dps(setting: Setting) -> None:
-    """Below the level the whole gradient counts, with the weight of DPS; above it nothing changes."""
+    """Below the level the whole gradient counts, with the weight of DPS; above it nothing changes. The exact projection
+    belongs to the published weight, the damped one to a step that keeps to the noise."""
     steps = 12
     numbers = [normal(3, *SHAPE, seed=k) for k in range(2 * steps + 1)]
     schedule = VP(steps=steps)
-    found = run(
-        MCG(schedule=schedule, zeta=1.5, projection="exact", project_above=1e6),
-        setting.problem,
-        setting.prior,
-        Scripted(numbers),
-    )
-    dps = run(DPS(schedule=schedule, zeta=1.5), setting.problem, setting.prior, Scripted([numbers[0], *numbers[1::2]]))
-    for ours, theirs in zip(found, dps, strict=True):
-        assert (ours.x - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
+    norm = float(operator_norm(setting.problem, setting.prior)[0])
+    published = DPS(schedule=schedule, zeta=1.5 / norm, guidance="published")
+    for projection, other in (("exact", published), ("damped", DPS(schedule=schedule, zeta=1.5))):
+        sampler = MCG(schedule=schedule, zeta=1.5, projection=projection, project_above=1e6)  # type: ignore[arg-type]
+        found = run(sampler, setting.problem, setting.prior, Scripted(numbers))
+        dps = run(other, setting.problem, setting.prior, Scripted([numbers[0], *numbers[1::2]]))
+        for ours, theirs in zip(found, dps, strict=True):
+            assert (ours.x - theirs.x).abs().max() < EXACT * (1 + theirs.x.abs().max())
 
 
 def test_the_level_decides_step_by_step(setting: Setting) -> None:

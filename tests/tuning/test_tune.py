@@ -154,7 +154,7 @@ def test_an_easy_first_image_keeps_no_trial_alive() -> None:
 
 
 def test_settings_that_diverge_or_cannot_be_are_never_the_best(make: Make) -> None:
-    wild = DPS(schedule=VP(steps=4), zeta=1e30, clip=False)
+    wild = DPS(schedule=VP(steps=4), zeta=1e30, guidance="published", clip=False)
     space = (Range(name="zeta", low=1e29, high=1e30, log=True),)
     tuning = make(sampler=replace(wild, zeta=0.1), parameters=space, first={"wild": wild}, calls=None)
     tuning.run(3)

@@ -5,13 +5,15 @@ Paper       Chung et al., Improving Diffusion Models for Inverse Problems using 
 Target      p(x | A x = y), approximately, for a measurement (almost) without noise: the likelihood is taken at the
             posterior mean, and the projection knows no noise. Biased at any number of steps, on Gaussians too.
 Needs       a linear operator and a differentiable prior.
-Cost        per step and sample: 1 forward, 1 VJP; of the operator 2 calls, an adjoint and a pseudo-inverse.
+Cost        per step and sample: 1 forward, 1 VJP; of the operator 2 calls, an adjoint and a pseudo-inverse; by default
+            4 calls, 2 adjoints and a `solve`, or 30 iterations of conjugate gradients.
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), see `dps.py`: the gradient carries the same factor C.
 Departures  the replaced part has the noise of the level that the step leads to; the authors' code has that of the level
             before, one step too noisy. The noise put on y is A n, the measurement of image noise, as it must be where
             A A^T is not the identity. Published for masks, colours and CT; the pseudo-inverse makes the same step of
             every linear operator, and keeps the guidance to the null space. Ours are `projection="damped"`, which
-            weighs y by its noise, and `project_above`; both stop copying that noise into the image.
+            weighs y by its noise, in the guidance too (`moves.longest_step`), and `project_above`; both stop copying
+            that noise into the image.
 """
 
 from collections.abc import Iterator
@@ -20,10 +22,19 @@ from itertools import pairwise
 from math import sqrt
 from typing import ClassVar, Literal
 
+import torch
+
 from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ancestral_step, clean_estimate, mean_variance, operator_norm
-from invdiff.schedules import VP, Schedule
+from invdiff.samplers.moves import (
+    ancestral_step,
+    clean_estimate,
+    damped_solve,
+    longest_step,
+    mean_variance,
+    operator_norm,
+)
+from invdiff.schedules import EDM, VP, Schedule
 from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
 
@@ -50,7 +61,7 @@ class MCG(Sampler):
     per_step = Cost(forwards=1, vjps=1)
     small: ClassVar = {"schedule": VP(steps=10), "zeta": 0.3}
 
-    schedule: Schedule = VP(steps=100)
+    schedule: Schedule = EDM(steps=100, sigma_max=3.0, sigma_min=0.003)
     zeta: NotNegative = 2.0
     weight: Literal["identity", "pinv"] = "identity"
     projection: Literal["damped", "exact"] = "damped"
@@ -70,14 +81,19 @@ class MCG(Sampler):
             back = operator.adjoint(residual) if self.weight == "identity" else operator.pinv(residual)
             norm = row_norm(residual if self.weight == "identity" else back)
             # The norm has no gradient where it is 0: that image is guided no further.
-            gradient = pull(-(back / per_row(nonzero(norm), back)))
+            slope = -(back / per_row(nonzero(norm), back))
+            gradient = pull(slope)
             chain = sqrt((1 + (sigma_t / half) ** 2) * (1 + (sigma_s / half) ** 2))
             x, noise = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal()), rng.normal()
-            x = x - per_row(zeta * chain / size, x) * gradient
+            step = torch.full_like(norm, zeta) / size
+            if self.projection == "damped" and self.weight == "identity":
+                longest = longest_step(problem, sigma_t, x0, norm, slope, gradient, prior.scale)
+                step = torch.minimum(step, longest)
+            x = x - per_row(chain * step, x) * gradient
             if sigma_s >= self.project_above * prior.scale and (sigma_s > 0 or self.projection == "exact"):
                 residual = problem.residual(x - sigma_s * noise)  # of A x = y + sigma A n
                 if self.projection == "exact":
                     x = x + operator.pinv(residual)
                 else:
-                    x = x + operator.solve(operator.adjoint(residual), mean_variance(problem) / sigma_s**2)
+                    x = x + damped_solve(problem, operator.adjoint(residual), mean_variance(problem) / sigma_s**2, 30)
             yield Step(x, x0, sigma_s)
