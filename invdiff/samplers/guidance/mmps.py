@@ -7,13 +7,17 @@ Target      p(x | y), approximately: x0 given x is taken for a Gaussian with its
             0.74 of the truth at the default settings, since each step takes the mean of x0 for x0 itself; `momentdraw`
             draws it. Otherwise biased at any number of steps.
 Needs       a linear operator, Gaussian noise and a differentiable prior.
-Cost        per step and sample: 1 forward and `iterations` VJPs; of the operator 1 call and 1 adjoint, and as many more
-            of each as there are iterations. Rows that have converged early stay as they are, and cost as much.
+Cost        per step and sample: 1 forward and `iterations` VJPs; of the operator a call, an adjoint and a `solve`, and
+            as many more of each as there are iterations (`cg`: no `solve`, one adjoint less), or ten iterations of
+            conjugate gradients where the operator has no singular value decomposition. Rows that have converged early
+            stay as they are, and cost as much.
 Form        D_y = D + sigma^2 J^T A^T v with (sigma_y^2 I + sigma^2 A J^T A^T) v = y - A D, solved by a Krylov method
             from v = 0, then DDIM steps with D_y. J is applied as J^T, by VJP: the two are the same for a perfect
             denoiser; of a network A J^T A^T need not be symmetric.
 Departures  J^T A^T v is put together from the products that the solver takes anyway, which saves the authors' last VJP.
-            GMRES is run as generalised conjugate residuals, which has the same iterates where A J^T A^T is positive.
+            Ours is `gmres`, run as generalised conjugate residuals for u = A^T v in image space and preconditioned by
+            the same system with the J of white images of standard deviation h / 2, h = `prior.unit`: unpreconditioned,
+            three iterations of it left a misfit of 1.9 on CT of digits at noise 0.015.
             Settings published for images in [-2, 2] are divided by 4.
 """
 
@@ -27,7 +31,7 @@ from torch import Tensor
 from invdiff.operators.noise.base import masked
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import clean_estimate, ddim_step
+from invdiff.samplers.moves import clean_estimate, damped_solve, ddim_step
 from invdiff.samplers.solvers import conjugate_gradient, generalised_minimal_residual
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
@@ -41,14 +45,15 @@ class MMPS(Sampler):
 
     schedule    noise levels
     iterations  of the solver, a VJP each; published 1 to 5
-    solver      `gmres`, sound for every network, or `cg` (published), which takes A J A^T for symmetric
+    solver      `gmres`, sound for every network, with the operator's own `solve` as preconditioner, or `cg`
+                (published), without one, which takes A J A^T for symmetric
     eta         noise of a step: 1 is the ancestral step (published), 0 none
     """
 
     requires = Needs(linear=True, gaussian_noise=True, differentiable_prior=True)
     small: ClassVar = {"schedule": EDM(steps=8, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=40, sigma_max=10.0, sigma_min=0.01)
+    schedule: Schedule = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
     iterations: Count = 3
     solver: Literal["gmres", "cg"] = "gmres"
     eta: Share = 1.0
@@ -69,14 +74,23 @@ class MMPS(Sampler):
 
         (D_y - x) / sigma^2 is the posterior score.
         """
-        operator, observed = problem.linear_operator, problem.observed
+        operator, observed, variance = problem.linear_operator, problem.observed, problem.noise_variance
         x0, vjp = row_vjp(clean_estimate(prior, sigma, clip=False), x, again=True)
         residual = problem.residual(x0)
-        variance = per_row(problem.noise_variance, residual)
+        rho = variance * (1 / sigma**2 + 4 / prior.unit**2)
 
         def product(p: Tensor) -> tuple[Tensor, Tensor]:
             w = vjp(operator.adjoint(p))
             return sigma**2 * masked(operator(w), observed), w
 
-        solver = generalised_minimal_residual if self.solver == "gmres" else conjugate_gradient
-        return x0 + sigma**2 * solver(product, variance, residual, self.iterations)
+        def preconditioned(u: Tensor) -> tuple[Tensor, Tensor]:
+            w = vjp(u)
+            normal = sigma**2 * operator.adjoint(masked(operator(w), observed))
+            return damped_solve(problem, per_row(variance, u) * u + normal, rho), w
+
+        if self.solver == "gmres":
+            start = damped_solve(problem, operator.adjoint(residual), rho)
+            solved = generalised_minimal_residual(preconditioned, 0.0, start, self.iterations)
+        else:
+            solved = conjugate_gradient(product, per_row(variance, residual), residual, self.iterations)
+        return x0 + sigma**2 * solved
