@@ -31,14 +31,14 @@ class Conditional:
     """N(x; mean, width^2 I) p(y | x), one for each row.
 
     mean    (R, C, H, W)
-    width   standard deviation, image units
+    width   standard deviation, image units, a number or one per row, (R,)
     tau     noise level of the data term |y - A(x)|^2 / (2 tau^2); None: the likelihood of the problem
     spread  standard deviation of the closed-form draw, where it is not `width`: the mean stays, the covariance shrinks
     """
 
     problem: InverseProblem
     mean: Tensor
-    width: float
+    width: float | Tensor
     tau: float | None = None
     spread: float | None = None
 
@@ -49,7 +49,7 @@ class Conditional:
 
     def gradient(self, x: Tensor) -> Tensor:
         """Gradient of the energy; shaped like x."""
-        return (x - self.mean) / self.width**2 + self.data_gradient(x)
+        return (x - self.mean) / per_row(self.width**2, x) + self.data_gradient(x)
 
     def data_gradient(self, x: Tensor) -> Tensor:
         """Gradient of the data term; shaped like x."""
@@ -72,7 +72,8 @@ class ClosedForm:
         """
         problem, y, width = target.problem, target.problem.y, target.width
         operator = problem.linear_operator
-        perturbed = target.mean + (width if target.spread is None else target.spread) * rng.normal()
+        spread = per_row(width, target.mean) if target.spread is None else target.spread
+        perturbed = target.mean + spread * rng.normal()
         y_perturbed = y + per_row(problem.noise_std, y) * rng.normal(tuple(y.shape[1:]), dtype=y.dtype)
         residual = masked(y_perturbed - operator(perturbed), problem.observed)
         return perturbed + operator.solve(operator.adjoint(residual), problem.noise_variance / width**2)
@@ -203,7 +204,7 @@ def needs_of(inner: str) -> Needs:
     """What the draw of this name needs: `auto`, `closed_form`, `langevin`, `hamiltonian` or `metropolis`."""
     if inner == "closed_form":
         return Needs(linear=True, gaussian_noise=True)
-    return Needs(differentiable=inner != "metropolis")
+    return Needs(differentiable=inner != "metropolis", smooth=inner != "metropolis")
 
 
 def chosen(

@@ -30,7 +30,7 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
     """Images in [-1, 1]: z from N(m, P) with P^-1 = A^T A / sigma^2 + I / rho^2, then down a score-based chain."""
     matrix, mean, covariance = normal(3, 4, seed=1), 0.5 + 0.1 * normal(4, seed=2), smooth(2, 2, std=0.3)
     y, sigma, grid = normal(1, 3, seed=3), 0.2, (1.5, 0.5, 0.2, 0.0)
-    sampler = PnPDM(iterations=2, rho=1.0, decay=0.4, rho_min=0.1, grid=Levels(values=grid))
+    sampler = PnPDM(iterations=2, rho=1.0, decay=0.4, rho_min=0.1, noise_share=None, grid=Levels(values=grid))
     assert sampler.levels(0) == [1.0, 0.5, 0.2, 0.0]
     assert sampler.levels(1) == [0.4, 0.2, 0.0]
     shapes = [SHAPE, (3,), *[SHAPE] * 3, SHAPE, (3,), *[SHAPE] * 2]
@@ -56,6 +56,17 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
             drift = (after / s) ** 2 * x + (1 - (after / s) ** 2) * x0
             x = drift + after * (1 - (after / s) ** 2) ** 0.5 * next(draws)
         assert (found[k].x.flatten() - (x + 1) / 2).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("unit", [1.0, 30.0])
+def test_the_last_levels_follow_the_noise_of_y(unit: float) -> None:
+    """The last rho is that share of the noise of y in image units, in any unit of y, and never more than rho_min."""
+    sigma, shape = 0.02, (1, 64, 64)
+    operator = CallableOperator(lambda x: unit * x, image_shape=shape)
+    problem = InverseProblem(operator, GaussianNoise(unit * sigma), torch.zeros(1, *shape), image_shape=shape)
+    shrink = PnPDM(rho_min=0.1, noise_share=0.5)._shrink(problem, Kept())
+    assert 0.1 * float(shrink) == pytest.approx(0.5 * sigma, rel=0.02)
+    assert float(PnPDM(rho_min=0.1, noise_share=50.0)._shrink(problem, Kept())) == 1
 
 
 class Kept(Prior):
@@ -91,7 +102,8 @@ def test_the_law_at_rest_is_the_posterior_with_more_noise(rho: float) -> None:
     y = torch.tensor([[0.9, 0.6, 0.4]]).double()
     problem = InverseProblem(Dense(MIXING, SHAPE), GaussianNoise(sigma), y)
     problem = problem.select(torch.zeros(rows, dtype=torch.long))
-    sampler = PnPDM(iterations=25, rho=rho, decay=1.0, rho_min=rho, grid=EDM(steps=25, sigma_max=rho, sigma_min=0.01))
+    grid = EDM(steps=25, sigma_max=rho, sigma_min=0.01)
+    sampler = PnPDM(iterations=25, rho=rho, decay=1.0, rho_min=rho, noise_share=None, grid=grid)
     prior = gaussian(mean.reshape(SHAPE), covariance)
     prior.unit = 0.5
     x = run(sampler, problem, prior, Normals(rows, SHAPE))[-1].x

@@ -55,7 +55,7 @@ class LanPaint(Sampler):
 
     small: ClassVar = {"schedule": EDM(steps=6, sigma_max=5.0, sigma_min=0.02), "inner_steps": 2, "lam": 1.0}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.01)
+    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.003)
     inner_steps: WholeNumber = 4
     step_size: Positive = 0.5
     lam: NotNegative = 5.0
