@@ -306,8 +306,9 @@ def test_expected_gradient_of_the_regulariser(sigma: float, descent: type[Descen
     mu = 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     # Where the image itself is measured, the start is y and the data term has no gradient there.
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), mu).select(torch.zeros(rows, dtype=torch.long))
-    sampler = REDDiff(schedule=Levels(values=(sigma, 0.0)), lam=lam)
-    run(sampler, problem, Remembering(gaussian(mean.reshape(SMALL), covariance)), Normals(rows, SMALL))
+    prior = Remembering(gaussian(mean.reshape(SMALL), covariance))
+    sampler = REDDiff(schedule=Levels(values=(sigma, 0.0)), lam=lam * prior.unit / 0.1)
+    run(sampler, problem, prior, Normals(rows, SMALL))
     marginal = covariance + sigma**2 * torch.eye(16)
     gain = torch.linalg.solve(marginal, covariance)
     expected = lam * sigma**2 * torch.linalg.solve(marginal, mu.flatten() - mean)
@@ -326,8 +327,8 @@ def test_fixed_point_of_the_likelihood_form(descent: type[Descent]) -> None:
     problem = InverseProblem(operator, GaussianNoise(noise_std), y).select(torch.zeros(rows, dtype=torch.long))
     schedule = Levels(values=(*[sigma] * 250, 0.0))
     scale = noise_std**2 / torch.linalg.matrix_norm(matrix, 2).item() ** 2  # of the data term
-    sampler = REDDiff(schedule=schedule, learning_rate=0.04 / scale, lam=lam * scale)
     prior = Remembering(gaussian(mean.reshape(SMALL), covariance))
+    sampler = REDDiff(schedule=schedule, learning_rate=0.04 / scale, lam=lam * scale**0.5 * prior.unit)
     x = run(sampler, problem, prior, Normals(rows, SMALL))[-1].x.flatten(1)
     pull = lam * sigma**2 * torch.linalg.inv(covariance + sigma**2 * torch.eye(16))
     target = torch.linalg.solve(
@@ -339,13 +340,14 @@ def test_fixed_point_of_the_likelihood_form(descent: type[Descent]) -> None:
 
 
 def test_with_a_matching_lambda_it_is_the_posterior_mean() -> None:
-    """For C = s^2 I and lambda = sigma_y^2 / |A|^2 (1 / s^2 + 1 / sigma^2), with Adam itself and without its noise:
+    """For C = s^2 I and lambda = h sigma_y / |A| (1 / s^2 + 1 / sigma^2), with Adam itself and without its noise:
     the likelihood counts once, and sigma_y with it."""
     operator, s, noise_std, sigma, steps = GaussianBlur(std=0.8, kernel_size=5), 0.3, 0.1, 0.5, 1500
     mean, y = 0.5 + 0.1 * normal(16, seed=1), 0.5 + 0.3 * normal(1, *SMALL, seed=2)
     prior = gaussian(mean.reshape(SMALL), s**2 * torch.eye(16))
     matrix = dense(operator, SMALL)
-    lam = noise_std**2 / torch.linalg.matrix_norm(matrix, 2).item() ** 2 * (1 / s**2 + 1 / sigma**2)
+    unit = Remembering(prior).unit
+    lam = unit * noise_std / torch.linalg.matrix_norm(matrix, 2).item() * (1 / s**2 + 1 / sigma**2)
     sampler = REDDiff(schedule=Levels(values=(*[sigma] * steps, 0.0)), learning_rate=0.002, lam=lam)
     silent = Scripted([torch.zeros(1, *SMALL, dtype=torch.float64)] * steps)
     x = run(sampler, InverseProblem(operator, GaussianNoise(noise_std), y), Remembering(prior), silent)[-1].x
@@ -404,8 +406,9 @@ def test_without_the_regulariser_it_is_least_squares(data_term: str) -> None:
 
 
 def test_measuring_twice_and_in_another_unit() -> None:
-    """Every measurement given twice changes nothing: the authors take means, we divide by the norm of the operator.
-    With that, the unit of y changes nothing either; under the authors' means it counts by its square.
+    """Every measurement given twice, with twice the variance, changes nothing: the authors take means, we divide by the
+    norm of the operator. With that, the unit of y changes nothing either; under the authors' means it counts by its
+    square.
     """
     operator = SuperResolution(factor=2)
     y = operator(0.5 + 0.3 * normal(2, *SHAPE, seed=1))
@@ -418,7 +421,7 @@ def test_measuring_twice_and_in_another_unit() -> None:
 
         problem = InverseProblem(
             LinearCallableOperator(measure, image_shape=SHAPE),
-            GaussianNoise(0.3 * unit),
+            GaussianNoise(0.3 * unit * copies**0.5),
             torch.cat([unit * y] * copies, 1),
         )
         sampler = REDDiff(schedule=VP(steps=15), lam=lam, data_term=data_term)  # type: ignore[arg-type]

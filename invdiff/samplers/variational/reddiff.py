@@ -5,7 +5,8 @@ Paper       Mardani et al., A Variational Perspective on Solving Inverse Problem
 Target      the mode of a variational family that is one point: an optimiser, not a sampler. Its spread over seeds is
             the jitter of the optimiser and no uncertainty; on Gaussian problems the published weights end at the data,
             whatever their noise.
-Needs       a differentiable operator. No network VJP; the operator's first guess, where there is one, as its start.
+Needs       a differentiable operator without steps. No network VJP; the operator's first guess, where there is one, as
+            its start.
 Cost        per step and sample: 1 forward, 1 call of the operator and 1 product with its Jacobian.
 Coordinates the paper's z = alpha (mu + sigma eps), where eps_hat - eps = (mu - D(mu + sigma eps)) / sigma: no factor
             alpha is left. Its images live in [-1, 1]; with h = `prior.unit`, learning rates are
@@ -13,7 +14,7 @@ Coordinates the paper's z = alpha (mu + sigma eps), where eps_hat - eps = (mu - 
 Departures  the authors' losses are means over the batch, so that Adam's epsilon couples the images; here every sample
             has its own sums. They return mu before the last step of Adam, we after it. Their
             jitter of mu, a standard deviation of 1e-4, is left out. Ours is the data term
-            `likelihood`.
+            `likelihood`, with lambda in units of h sigma_y over the norm of the operator.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,33 +54,37 @@ class REDDiff(Sampler):
 
     schedule       noise levels of the regulariser, one step of Adam each
     learning_rate  of Adam, image units
-    lam            lambda, weight of the regulariser against the data term
+    lam            lambda, weight of the regulariser against the data term; with `likelihood` in units of the noise of y
+                   over the norm of the operator and over h = `prior.unit`
     weighting      how it depends on the noise level: the paper's `linear`, or `sqrt`, `square`, `log`, `clip`,
                    `power_2_3`, `constant` of its ablation
     data_term      `likelihood`: the negative log-likelihood times the mean variance of the noise, which is
                    |y - A(mu)|^2 / 2 for Gaussian noise and of its size for any other, over the square of the
-                   norm of the operator, so that lambda does not depend on the unit of y. `published`:
+                   norm of the operator, so that lambda depends neither on the unit of y nor on its noise. `published`:
                    n / m |y - A(mu)|^2 / 2 with n pixels and m measurements, as the authors' means of losses have it
     """
 
-    requires = Needs(differentiable=True)
+    requires = Needs(differentiable=True, smooth=True)
     small: ClassVar = {"schedule": VP(steps=12)}
 
     schedule: Schedule = VP(steps=100, sigma_max=0.5, sigma_min=0.02)
     learning_rate: Positive = 0.02
-    lam: NotNegative = 0.15
+    lam: NotNegative = 3.0
     weighting: Literal["linear", "sqrt", "square", "log", "clip", "power_2_3", "constant"] = "linear"
     data_term: Literal["likelihood", "published"] = "likelihood"
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         half = prior.unit
         mu = start(problem, prior)
-        norm = operator_norm(problem, prior) if self.data_term == "likelihood" else mu.new_ones(len(mu))
+        lam, norm = torch.full((len(mu),), self.lam).to(mu), mu.new_ones(len(mu))
+        if self.data_term == "likelihood":
+            norm = operator_norm(problem, prior)
+            lam = lam * mean_variance(problem).sqrt() / (norm * half)
         adam = Adam(mu, self.learning_rate * prior.scale)
         for sigma, after in pairwise(self.schedule.levels(prior.scale)):
             x0 = prior.denoise(mu + sigma * rng.normal(), sigma)
-            weight = self.lam * WEIGHTINGS[self.weighting](sigma / half) * half / sigma
-            mu = adam.step(mu, self._data_gradient(problem, mu, norm) + weight * (mu - x0))
+            weight = lam * (WEIGHTINGS[self.weighting](sigma / half) * half / sigma)
+            mu = adam.step(mu, self._data_gradient(problem, mu, norm) + per_row(weight, mu) * (mu - x0))
             yield Step(mu, x0, after)
 
     def _data_gradient(self, problem: InverseProblem, mu: Tensor, norm: Tensor) -> Tensor:
