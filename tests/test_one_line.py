@@ -158,7 +158,7 @@ def test_operator_calls(
     result.save(tmp_path)
     result.metrics()
     result.plot()
-    assert sum(calls) == result.cost.operator_calls + 1 + probes + 2, "y, trials of an own operator, and the misfit of two samples"
+    assert sum(calls) == result.cost.operator_calls + 1 + probes + 2, "y, trials, the misfit of two samples"
     assert len(guesses) == 1
     if ambiguous:
         # Two samples: onto the best, onto the truth, and as one; then their mean, for that and its score; the guess.

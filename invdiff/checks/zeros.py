@@ -46,7 +46,8 @@ def check_mask(e: Evidence) -> Iterator[Finding]:
 def check_soft_mask(e: Evidence) -> Iterator[Finding]:
     """A mask that was given as an array has two values."""
     for module in e.operator.modules():
-        given = getattr(module, "made_with", ((), {}))[1].get("mask")
+        _, settings = getattr(module, "made_with", ((), {}))
+        given = settings.get("mask")
         if given is None or isinstance(given, (str, bytes)) or not hasattr(given, "dtype"):
             continue
         values = torch.as_tensor(given).float().flatten()

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,12 +73,12 @@ def main() -> None:
 
 def _read(folder: Path) -> None:
     """Make the samplers of a folder, so that the table has those of other modules too."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from invdiff.cli.targets import make
 
     for file in sorted(folder.glob("sampler/*.yaml")):
-        make(OmegaConf.load(file), f"sampler/{file.stem}")
+        make(cast(DictConfig, OmegaConf.load(file)), f"sampler/{file.stem}")
 
 
 def _names(heading: str, group: str, folders: tuple[Path, ...]) -> Table:

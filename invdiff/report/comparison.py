@@ -160,10 +160,11 @@ def _lay_out(
             bar.tick_params(labelsize=8)
         y += height + _GAP
     words, severe = badge or ("", False)
+    plain: dict[str, Any] = {}
     for text, inches, size, style in (
-        (title, total_height - 0.22, 11.0, {}),
+        (title, total_height - 0.22, 11.0, plain),
         (words, total_height - 0.22 - _BADGE, 11.0, {"color": "#c00000" if severe else "#b06000", "weight": "bold"}),
-        (footer, 0.15, 9.0, {}),
+        (footer, 0.15, 9.0, plain),
     ):
         fitting = min(size, 130 * total_width / max(len(text), 1))  # a letter is about half as wide as high
         figure.text(0.5, inches / total_height, _plain(text), ha="center", va="center", fontsize=fitting, **style)

@@ -52,7 +52,7 @@ class FramedBlur(SameShape):
         return x[..., above : x.shape[-2] - below, left : x.shape[-1] - right]
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        least = [sum(m) + 1 for m in self._margins()]
+        least = tuple(sum(m) + 1 for m in self._margins())
         if all(n >= m for n, m in zip(shape[-2:], least, strict=True)):
             return None
         own, size = describe_shape(least), describe_shape(shape[-2:])
