@@ -10,7 +10,7 @@ from invdiff.findings import Finding
 
 # Ratios of y to what typical images give: those that are said, and those that no image of the prior's range can reach.
 LOUD, TOO_LOUD = 3.0, 6.0
-FAINT, TOO_FAINT = 1 / 10, 1 / 200
+FAINT, TOO_FAINT = 1 / 20, 1 / 200
 TOO_FAINT_KSPACE = 1 / 25  # a scanner's image is never that dark as a whole
 SURE = 6.0  # standard deviations
 LINES_UP = 0.4  # correlation with A of the mean image that decides on the sign
