@@ -9,9 +9,9 @@ from torch import Tensor
 from invdiff.checks.evidence import Evidence, correlation, rms
 from invdiff.contracts.compare import NotApplicable
 from invdiff.findings import Finding
-from invdiff.operators import PhaseRetrieval
+from invdiff.operators import Operator, PhaseRetrieval
 from invdiff.operators.mri.coil_maps import CoilArray
-from invdiff.operators.mri.kspace import CartesianSampling, from_kspace
+from invdiff.operators.mri.kspace import ORIGINS, CartesianSampling, from_kspace, to_kspace
 from invdiff.shapes import shallow_copy
 
 BLOCK = 16  # the centre of k-space is this fraction of its sides, at either side of the middle
@@ -38,7 +38,7 @@ def check_fourier_centre(e: Evidence) -> Iterator[Finding]:
     if elsewhere and not cartesian:
         yield Finding("fourier", f"the energy of y lies in its {where}; give np.fft.fftshift(y)", True)
     elif elsewhere:
-        right = "numpy" if inside else "centred"
+        right = _convention(e.operator, image is not False, True)
         also = ", and that of the image too" if image else ""
         shifted = "" if image or image is None else "; np.fft.fftshift(y), and of the mask, also fits"
         words = (
@@ -48,10 +48,18 @@ def check_fourier_centre(e: Evidence) -> Iterator[Finding]:
         yield Finding("fourier", words + shifted, True)
     elif image:
         words = (
-            "y belongs to an image whose quadrants are exchanged: a Fourier transform without ifftshift of the image; "
-            "for k-space of even sides multiply y by (-1)^(row + column)"
+            "y belongs to an image whose quadrants are exchanged, a Fourier transform without ifftshift of the image, "
+            f"or with one too many; set operator.fft={_convention(e.operator, True, False)}"
         )
         yield Finding("fourier image", words, True)
+
+
+def _convention(operator: Operator, image: bool, kspace: bool) -> str:
+    """The value of `fft` that moves the origin of the image, of k-space, or of both."""
+    assert isinstance(operator, CartesianSampling)
+    own = operator.convention
+    wanted = own.image_centred != image, own.kspace_centred != kspace
+    return next(name for name, origins in ORIGINS.items() if origins == wanted)
 
 
 def check_coils(e: Evidence) -> Iterator[Finding]:
@@ -65,8 +73,13 @@ def check_coils(e: Evidence) -> Iterator[Finding]:
         yield from _of_the_power(e, float(power[power > 0.05 * power.amax()].median()))
     if not isinstance(operator, CartesianSampling) or len(maps) < 2:
         return
-    found = _unexplained(e.given, maps, e.observed)
-    usual = max(_unexplained(row, maps, e.observed) for row in e.clean)
+    convention = operator.convention
+
+    def centred(y: Tensor) -> Tensor:
+        return to_kspace(from_kspace(y * e.observed, convention))
+
+    found = _unexplained(centred(e.given), maps)
+    usual = max(_unexplained(centred(row), maps) for row in e.clean)
     if found > max(STRANGE, 3 * usual):
         source = "simulated, for operator.maps was not given" if operator.maps is None else "those of operator.maps"
         words = (
@@ -141,14 +154,14 @@ def _as_mean(kspace: Tensor, mean: Tensor) -> tuple[float, float]:
     return correlation(image, mean), correlation(_rolled(image), mean)
 
 
-def _unexplained(y: Tensor, maps: Tensor, observed: Tensor) -> float:
+def _unexplained(y: Tensor, maps: Tensor) -> float:
     """Share of the coil images at low resolution, in norm, that is no image times the maps."""
     height, width = y.shape[-2:]
     window = torch.zeros(height, width)
     window[height // 2 - height // 16 : height // 2 + height // 16 + 1] = 1
     columns = torch.zeros(width)
     columns[width // 2 - width // 16 : width // 2 + width // 16 + 1] = 1
-    coils = from_kspace(y * observed * window * columns)
+    coils = from_kspace(y * window * columns)
     power = maps.abs().square().sum(0)
     image = (maps.conj() * coils).sum(0) / power.where(power > 0, 1)
     scale = float(torch.linalg.vector_norm(coils))

@@ -10,6 +10,7 @@ from invdiff.checks.evidence import Evidence, rms
 from invdiff.contracts.compare import NotApplicable
 from invdiff.findings import Finding
 from invdiff.operators import GaussianNoise, NoNoise
+from invdiff.operators.mri.kspace import CartesianSampling
 
 ENOUGH = 200  # numbers to judge by
 MUCH_LESS, MUCH_MORE = 2.5, 4.0  # stated noise over that of y, and the reverse, that are said
@@ -31,12 +32,13 @@ def check_level(e: Evidence) -> Iterator[Finding]:
         words = f"noise.sigma={stated:.3g} is larger than y itself, whose rms is {whole:.2g}; is it in the units of y?"
         yield Finding("sigma", words, True)
         return
-    finest = _finest(e.given, e.observed)
+    observed = _centred(e, e.observed)
+    finest = _finest(_centred(e, e.given), observed)
     if finest is None:
         raise NotApplicable("the measurement does not show its noise")
     found = deviation(finest)
     others = [*e.clean, *([] if e.extremes is None else [e.extremes[2]])]
-    usual = max(deviation(other) for row in others if (other := _finest(row, e.observed)) is not None)
+    usual = max(deviation(other) for row in others if (other := _finest(_centred(e, row), observed)) is not None)
     if found > 0 and stated > MUCH_LESS * found:
         far = stated > FAR * found
         yield Finding("sigma", f"noise.sigma={stated:.3g} but the noise of y is at most about {found:.2g}", far)
@@ -46,14 +48,22 @@ def check_level(e: Evidence) -> Iterator[Finding]:
         whole = math.sqrt(2) * stated
         words = (
             f"the noise of y is about {whole:.3g} = sqrt(2) x noise.sigma: here sigma^2 is the variance of the complex "
-            f"number, not of each of its parts; set noise.sigma={whole:.3g}"
+            f"number, not of each of its parts; set noise.per_component=true, or noise.sigma={whole:.3g}"
         )
         yield Finding("sigma per part", words, False)
 
 
+def _centred(e: Evidence, values: Tensor) -> Tensor:
+    """k-space with its centre in the middle, whatever the convention of the operator; other values as they are."""
+    operator = e.operator
+    if isinstance(operator, CartesianSampling) and not operator.convention.kspace_centred:
+        return torch.fft.fftshift(values, (-2, -1))
+    return values
+
+
 def _per_part(e: Evidence, stated: float) -> bool:
     """Whether the outer part of k-space is flat and Gaussian, like noise, and sqrt(2) times as strong as stated."""
-    rings = [_outermost(e.given, e.observed, *edges) for edges in ((0.6, 0.8), (0.8, 1.1))]
+    rings = [_outermost(_centred(e, e.given), _centred(e, e.observed), *edges) for edges in ((0.6, 0.8), (0.8, 1.1))]
     if min(ring.numel() for ring in rings) < PER_PART:
         return False
     levels = [rms(ring) / (math.sqrt(2) * stated) for ring in rings]

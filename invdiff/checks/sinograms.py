@@ -27,23 +27,25 @@ def check_sinogram(e: Evidence) -> Iterator[Finding]:
     scan = ct.scan((e.images.shape[-2], e.images.shape[-1]))
     angles = scan.angles()
     span = float(angles.amax() - angles.amin()) * len(angles) / max(len(angles) - 1, 1)
-    sinogram, noise = e.given, _noise(e)
-    yield from _counts(sinogram, e.clean, noise)
+    by_rows = ct.convention == "astra"  # a view is a row
+    sinogram, clean = (y.mT if by_rows else y for y in (e.given, e.clean))
+    noise = _noise(e)
+    yield from _counts(sinogram, clean, noise)
     if isinstance(operator, CTTransmission):
         if float(sinogram.amax()) < 2:  # otherwise it is in counts
-            yield from _angles(sinogram, e.clean, math.degrees(span), noise)
+            yield from _angles(sinogram, clean, math.degrees(span), noise)
         return
-    yield from _angles(sinogram, e.clean, math.degrees(span), noise)
+    yield from _angles(sinogram, clean, math.degrees(span), noise)
     if math.isinf(scan.source):
         mass = _mass(sinogram)
         if scan.detectors == scan.views and _variation(mass) > UNEVEN > 2 * _variation(_mass(sinogram.mT)):
             words = (
                 "the projections of y have unequal masses, and those of the transposed array equal ones: "
-                "give np.swapaxes(y, -1, -2), (detectors, views)"
+                f"give np.swapaxes(y, -1, -2), {'(views, detectors)' if by_rows else '(detectors, views)'}"
             )
             yield Finding("sinogram transposed", words, True)
         elif span > 0.9 * math.pi:
-            yield from _axis(sinogram, angles, noise, _offset(e.clean[0], angles)[0])
+            yield from _axis(sinogram, angles, noise, _offset(clean[0], angles)[0], ct.centre)
 
 
 def _counts(y: Tensor, clean: Tensor, noise: float) -> Iterator[Finding]:
@@ -91,12 +93,12 @@ def _change(y: Tensor, noise: float) -> float:
     return math.sqrt(max(change, 0.0)) / size if size > 0 else 0.0
 
 
-def _axis(y: Tensor, angles: Tensor, noise: float, usual: float) -> Iterator[Finding]:
+def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, centre: float) -> Iterator[Finding]:
     offset, doubt = _offset(y, angles, noise)
     if abs(offset - usual) > OFF_AXIS + SURE * doubt:
         words = (
             f"the axis of rotation projects {abs(offset):.1f} cells {'after' if offset > 0 else 'before'} the middle "
-            f"of the detector; set operator.centre={offset:.1f}"
+            f"of the detector; set operator.centre={centre + offset - usual:.1f}"
         )
         yield Finding("sinogram axis", words, True)
 

@@ -182,9 +182,7 @@ def _parameters(
     return found, notes
 
 
-def estimated_maps(
-    y: Tensor, mask: Tensor | None, path: Path, convention: Convention = CENTRED
-) -> tuple[Tensor, str]:
+def estimated_maps(y: Tensor, mask: Tensor | None, path: Path, convention: Convention = CENTRED) -> tuple[Tensor, str]:
     """Coil maps by `estimate_maps` from the lines that are fully sampled, and a note on it. Raises BadInput for few.
 
     convention  that y and mask are laid out by

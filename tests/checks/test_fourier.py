@@ -33,8 +33,26 @@ def test_centred_kspace_of_an_image_with_its_origin_in_the_corner(brain: Tensor,
     assert list(found(MRI(acceleration=1), y)) == ["fourier image"]
     # Half of NumPy's convention: the image has its origin in the middle.
     half = noisy(numpy_kspace(ifftshift(brain, AXES)))
-    assert "np.fft.fftshift(y)" in found(MRI(acceleration=1), half)["fourier"].words
+    words = found(MRI(acceleration=1), half)["fourier"].words
+    assert "np.fft.fftshift(y)" in words
+    assert "operator.fft=ifftshift" in words
     assert found(MRI(acceleration=1), fftshift(half, AXES)) == {}
+
+
+@pytest.mark.parametrize("right", ["centred", "numpy", "fftshift", "ifftshift"])
+def test_every_convention_is_told_from_every_other(right: str, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    y = noisy(MRI(acceleration=1, fft=right)(brain))
+    for fft in ("centred", "numpy", "fftshift", "ifftshift"):
+        findings = found(MRI(acceleration=1, fft=fft), y)
+        if fft == right:
+            assert not {"fourier", "fourier image"} & set(findings)
+        else:
+            assert f"operator.fft={right}" in " ".join(finding.words for finding in findings.values())
+    coils = MulticoilMRI(acceleration=2, coils=4, fft=right)
+    known = MulticoilMRI(maps=coils.maps_of((64, 64), brain), mask=coils.mask_of((64, 64)), fft=right)
+    assert found(known, noisy(known(brain))) == {}
+    other = MulticoilMRI(maps=known.maps_of((64, 64), brain).roll(1, 1), mask=coils.mask_of((64, 64)), fft=right)
+    assert "in the order of its coils" in found(other, noisy(known(brain)))["coil maps differ"].words
 
 
 @pytest.mark.parametrize("oversampling", [1.0, 2.0])

@@ -38,6 +38,16 @@ def test_an_axis_off_the_centre(cells: int, brain: Tensor, found) -> None:  # ty
     assert f"operator.centre={cells:.1f}" in found(operator, y, 0.1)["sinogram axis"].words
 
 
+@pytest.mark.parametrize("convention", ["skimage", "deepinv", "astra"])
+def test_conventions_of_others(convention: str, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    """What fits is found fitting, and the axis is named as this convention counts it."""
+    own = CT(views=30, convention=convention, centre=0.5, detectors=91, size=(64, 64))
+    y = noisy(own(brain), 0.1)
+    assert found(own, y, 0.1) == {}
+    shifted = noisy(own(brain).roll(3, -1 if convention == "astra" else -2), 0.1)
+    assert "operator.centre=3.5" in found(own, shifted, 0.1)["sinogram axis"].words
+
+
 @pytest.mark.parametrize("photons", [1.0, 1e4])
 def test_counts_for_line_integrals(photons: float, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
     y = noisy(photons * torch.exp(-CT(views=30)(brain) / 20), 0.01 * photons)
