@@ -50,7 +50,7 @@ def test_every_convention_is_told_from_every_other(right: str, brain: Tensor, fo
             assert f"operator.fft={right}" in " ".join(finding.words for finding in findings.values())
     coils = MulticoilMRI(acceleration=2, coils=4, fft=right)
     known = MulticoilMRI(maps=coils.maps_of((64, 64), brain), mask=coils.mask_of((64, 64)), fft=right)
-    assert found(known, noisy(known(brain))) == {}
+    assert not {"fourier", "fourier image", "coil maps differ"} & set(found(known, noisy(known(brain))))
     other = MulticoilMRI(maps=known.maps_of((64, 64), brain).roll(1, 1), mask=coils.mask_of((64, 64)), fft=right)
     assert "in the order of its coils" in found(other, noisy(known(brain)))["coil maps differ"].words
 
