@@ -99,7 +99,7 @@ def _inferred(
     """Parameters that y tells, and a line on each. Raises BadInput where y does not tell one."""
     found: dict[str, Tensor] = {}
     notes: list[str] = []
-    for name, how in drawn.items():
+    for name, how in sorted(drawn.items(), key=lambda item: item[0] != "mask"):  # maps are estimated within the mask
         if name == "mask" and how.instead:
             found |= _mask_of(operator, y, how, path, notes)
         elif name == "maps" and how.instead:

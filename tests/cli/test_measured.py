@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from invdiff.operators.mri.coil_maps import simulated_maps
@@ -143,3 +144,41 @@ def test_each_size_by_itself(invdiff: Run, tmp_path: Any, metrics: Run, arrays: 
     assert np.array_equal(arrays("again")["samples"], arrays("out/24x16")["samples"])
     done = invdiff("reconstruct", "input=in", "prior=digits", "output=no")
     assert "images differ in size: a is 16x24, b is 40x24" in done.err or "colour" in done.err
+
+
+@pytest.mark.slow
+def test_a_photograph_goes_on_outside_its_frame(reconstruct: Run, arrays: Run) -> None:
+    """`boundary=valid` is taken for a blur where the user chose none and the prior is for images of any size."""
+    pixels = np.random.default_rng(0).integers(90, 160, (24, 28, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    words = ["prior=photo", "operator=gaussian_blur", "operator.std=0.8", "sampler=daps", "sampler.schedule.steps=2"]
+    done = reconstruct("measurement=photo.png", *words, "num_samples=1", "checks=false")
+    assert (done.code, done.err) == (0, "")
+    assert "operator.boundary=valid: the scene goes on outside the frame; operator.boundary=reflect is for" in done.out
+    saved = arrays("out")
+    assert saved["samples"].shape == (1, 1, 3, 24, 28)
+    assert saved["y"].shape == (1, 3, 24, 28)
+    assert OmegaConf.load("out/config.yaml").operator.boundary == "valid"
+    chosen = reconstruct("measurement=photo.png", *words, "num_samples=1", "operator.boundary=zero", "output=own")
+    assert "operator.boundary=valid" not in chosen.out
+    assert OmegaConf.load("own/config.yaml").operator.boundary == "zero"
+
+
+def test_coil_maps_are_estimated_in_numpy_order(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
+    """The same scan in both conventions gives the same image, mask and maps told by y."""
+    coils = simulated_maps(4, (32, 32))[0].to(torch.complex64) * torch.from_numpy(image).float()
+    lines = np.arange(32) % 3 == 0
+    lines[10:22] = True
+    np.save("centred.npy", to_kspace(coils).numpy() * lines)
+    np.save("numpy.npy", np.fft.fft2(coils.numpy()).astype(np.complex64) * np.fft.ifftshift(lines))
+    means = []
+    for name, sigma in (("centred", 0.01), ("numpy", 0.32)):
+        words = [] if name == "centred" else ["operator.fft=numpy", "operator.norm=backward"]
+        done = reconstruct(
+            f"measurement={name}.npy", "operator=multicoil_mri", f"noise.sigma={sigma}", f"output={name}", *words
+        )
+        assert (done.code, done.err) == (0, "")
+        assert "coil maps estimated from 12 lines" in done.out
+        means.append(arrays(name)["mean"][0, 0])
+    assert np.sqrt(np.mean((means[0] - image) ** 2)) < 0.1
+    assert np.sqrt(np.mean((means[1] - means[0]) ** 2)) < 0.02

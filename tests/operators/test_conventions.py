@@ -1,6 +1,7 @@
 """The conventions of measurements, one test for each row of docs/conventions.md that names it."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from deepinv.physics import Tomography
+from PIL import Image
 from scipy.ndimage import convolve
 from skimage.transform import radon
 from torch import Tensor
 
+from invdiff.io import load_measurement
 from invdiff.operators import (
     CT,
     HDR,
@@ -365,3 +368,22 @@ def test_the_margin_is_that_of_the_batch_for_each_image(normal: Normal) -> None:
     blurs = Blur(kernels, boundary="valid")  # the outer rows are zero in both, the outer columns too
     assert blurs.kernel.shape == (2, 1, 1, 3)
     torch.testing.assert_close(blurs(x), torch.stack([x[0, :, :, 1:-1], x[1, :, :, :-2]]))
+
+
+def test_every_row_of_the_table_names_a_test_of_this_file() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| |")][1:]
+    named = [re.findall(r"`(test_\w+)`", row.rsplit("|", 2)[1]) for row in rows]
+    assert len(rows) == 13
+    assert all(names and all(callable(globals().get(name)) for name in names) for names in named), named
+
+
+def test_axes_and_range_of_pictures(tmp_path: Path) -> None:
+    """Row 0 is the upper one, colours are channels, white is 1."""
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    pixels[0, 2] = 255, 0, 51
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    x = load_measurement(str(tmp_path / "picture.png")).y.squeeze(0)
+    assert x.shape == (3, 2, 3)
+    torch.testing.assert_close(x[:, 0, 2], torch.tensor([1.0, 0.0, 0.2]))
+    assert float(x.sum()) == pytest.approx(1.2)
