@@ -31,6 +31,7 @@ WORDS = [
     "sampler.schedule.steps=3",
     "num_samples=2",
     "compute.max_rows=2",  # an image after the other
+    "checks=false",  # which call the network
 ]
 
 
