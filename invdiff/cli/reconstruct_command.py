@@ -1,5 +1,6 @@
 """`invdiff reconstruct`: from images or measurements to posterior samples, pictures and scores."""
 
+import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,8 @@ def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Comput
     with opened(output, _run_of(config, job), own, overwrite=config.overwrite, config=saved, say=report) as folder:
         if folder.finished:
             _say([f"{output} holds the results of this configuration; overwrite=true computes them again"])
+            stored = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["verdict"]
+            _check_verdict(config, output, [finding["words"] for finding in stored if finding["severe"]])
             return
         result, stopped = _sampled(job, folder, formats, config.preview, compute.progress)
         title = _title(config, result)
@@ -129,7 +132,10 @@ def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Comput
             f"every sample diverged, first at step {int(result.diverged_at.min())}; a smaller guidance weight or step "
             f"size may help; measurement and scores were written to {output}"
         )
-    severe = [finding.words for finding in result.verdict if finding.severe]
+    _check_verdict(config, output, [finding.words for finding in result.verdict if finding.severe])
+
+
+def _check_verdict(config: DictConfig, output: Path, severe: Sequence[str]) -> None:
     if config.strict and severe:
         raise VerdictFailed(f"strict=true: {severe[0]}; results are in {output}")
 
@@ -153,7 +159,7 @@ def _sampled(
 
 def _run_of(config: DictConfig, job: Job) -> str:
     """A fingerprint of all that the results depend on; a run in the same folder goes on where it is equal."""
-    apart = ("output", "compute", "overwrite", "preview")  # these may change
+    apart = ("output", "compute", "overwrite", "preview", "strict")  # these may change
     settings = {key: value for key, value in saved_config(config).items() if key not in apart}
     truth = None if job.truth is None else of_image(job.truth.numpy())
     images = {"names": list(job.names), "y": of_image(job.problem.y.numpy()), "truth": truth}

@@ -25,7 +25,7 @@ def test_all_diverge(reconstruct: Run, pictures: Path, metrics: Run, arrays: Run
     assert lines[0].endswith("written to out")
     assert {f for f in files() if f.startswith("out/")} == {
         "out/",
-        *(f"out/{name}" for name in ("comparison.png", "samples.npz", "metrics.json", "config.yaml", "samples/")),
+        *(f"out/{name}" for name in ("comparison.png", "samples.npz", "metrics.json", "config.yaml", ".run.json")),
     }
     found = metrics("out")
     row = found["images"][0]

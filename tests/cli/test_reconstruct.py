@@ -368,6 +368,8 @@ def test_a_result_that_does_not_explain_the_data_is_named(
     assert found[-1]["kind"] == "few samples"
     assert all(done.out.count(finding["words"]) == 1 for finding in found)
     assert done.err == ("" if code == 0 else f"invdiff: strict=true: {found[0]['words']}; results are in out\n")
+    again = reconstruct(*words, "overwrite=false")  # the results are there already
+    assert (again.code, again.err) == (done.code, done.err)
 
 
 @pytest.mark.usefixtures("without_comparison")
