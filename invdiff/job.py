@@ -267,7 +267,7 @@ def prepare(
             Finding("drawn", f"the {name} was drawn at random: right only for y that this operator simulated", False)
             for name in operator.drawn
         ]
-    said = {"checks": [asdict(finding) for finding in findings]} if findings else {}
+    said = {"checks": [asdict(finding) for finding in findings]}
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
     if num_samples > 1:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from invdiff.files import BadInput, as_measured
 from invdiff.files.hdf5 import dataset, opened
+from invdiff.io.ismrmrd import is_ismrmrd, read_ismrmrd
 from invdiff.io.measurement import Measurement
 from invdiff.io.slicing import Slicing
 from invdiff.io.volumes import names_of
@@ -34,7 +35,7 @@ FULL = 2 / 3
 def is_kspace(path: Path) -> bool:
     """Whether an HDF5 file holds raw k-space in the layout that `read_kspace` takes."""
     with opened(path) as file:
-        return dataset(file, "kspace") is not None
+        return dataset(file, "kspace") is not None or is_ismrmrd(file)
 
 
 def read_kspace(
@@ -55,7 +56,7 @@ def read_kspace(
     """
     with opened(path) as file:
         stored = dataset(file, "kspace")
-        assert stored is not None  # as `is_kspace` found
+        stored = read_ismrmrd(file, path) if stored is None else stored  # as `is_kspace` found
         shape = stored.shape[:-1] if _in_pairs(stored) else stored.shape
         if len(shape) not in (2, 3, 4) or 0 in shape:
             raise BadInput(
