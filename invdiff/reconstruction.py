@@ -127,13 +127,19 @@ class Reconstruction(Posterior):
         write_pictures(output, self, self.names, alone=alone, value_range=self.value_range, formats=formats)
 
     def plot(self, *, title: str | None = None) -> "Figure":
-        """A figure of truth, measurement, first guess, samples, mean, standard deviation and error of each image."""
+        """A figure of truth, measurement, first guess, samples, mean, standard deviation and error of each image.
+
+        Signals, images (C, 1, N), are curves with bands.
+        """
         from invdiff.report.comparison import comparison
+        from invdiff.report.curves import are_signals, curves
 
         calls = f"{self.cost.forwards} network calls, {self.cost.seconds:.0f} s"
         title = title or f"{type(self.problem.operator).__name__} · {self.sampler.name()}: {calls}"
         scores = self._scores.get(True) or self.metrics()
         words = badge(self.verdict)
+        if are_signals(self.samples):
+            return curves(self, list(self.names), self.truth, title=title, badge=words)
         return comparison(self, scores, self.truth, title=title, value_range=self.value_range, badge=words)
 
     def _on_std(self, drawn: bool) -> dict[str, Any]:

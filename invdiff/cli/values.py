@@ -57,8 +57,11 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
         if not can_be(value, hint):
             raise BadInput(f"{name} must be {in_words_of_config(hint)}, got {value}")
     for key in NODES:
-        if isinstance(config.get(key), DictConfig):
-            check_node(config[key], key)
+        value = config.get(key)
+        if isinstance(value, DictConfig):
+            check_node(value, key)
+        elif key in config and key not in ("data", "prior"):  # which are words in some commands
+            raise BadInput(f"{key} must be a group of options, given as {key}.NAME=value, got {value}")
 
 
 def check_node(node: DictConfig, path: str) -> None:

@@ -258,7 +258,7 @@ def as_level(name: str, value: float | Tensor, meaning: str = "in the units of t
         level = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number or one per image, got {value!r}") from error
-    if level.dim() > 1:
+    if level.dim() > 1 or not level.numel():
         raise ValueError(f"{name} must be a number or one per image, (B,), got shape {describe_shape(level.shape)}")
     if not (level.isfinite().all() and (level > 0).all()):
         raise ValueError(f"{name} must be positive, {meaning}, got {value}")

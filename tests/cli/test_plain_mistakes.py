@@ -54,6 +54,20 @@ def test_a_network_that_cannot_be_used(invdiff: Run, words: list[str], said: lis
         assert part in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compute=../x"], "compute must be a group of options, given as compute.NAME=value, got ../x"),
+        (["volume=3"], "volume must be a group of options"),
+        (["noise.sigma=[]"], "must be a number or one per image"),
+    ],
+)
+def test_what_the_fuzz_found(invdiff: Run, words: list[str], said: str) -> None:
+    done = invdiff("reconstruct", "prior=digits", "data=generated", "data.steps=1", *words, "output=out")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert said in done.err
+
+
 @pytest.mark.parametrize("name", ["load", "ready"])
 def test_a_network_in_a_file(invdiff: Run, name: str) -> None:
     Path(f"net_{name}.py").write_text(NETWORK)
