@@ -145,7 +145,7 @@ def found_for(name: str, task: str, sampler: str) -> list[dict[str, Any]]:
 
 
 def rows_of(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of images, and what PSNR the mean of ever more samples tends to: that of a few has 1 / S of their variance."""
+    """Scores of images; psnr_many, of the mean of ever more samples: that of S has 1 / S of their variance as error."""
     rows = [row for one in cells for row in one["images"]]
     return [r | {"psnr_many": -10 * math.log10(r["squares"][0] - r["squares"][1] / SAMPLES)} for r in rows]
 
