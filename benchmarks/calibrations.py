@@ -7,24 +7,28 @@
 Each prior and operator below, with `sampler=auto`, recommended settings and Gaussian noise, on draws of the prior or on
 the images of --input, on one number of samples after the other. Each is written when it is done: the same command goes
 on where it stopped, and measures again only what has another key by now. --minutes is looked at between two of them.
---check N instead draws N other truths and prints what the stored corrections give on them.
+--check N instead draws N other truths and prints what the stored corrections give on them: rows of the table in
+docs/results/calibration_auto.md.
 """
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 
 import torch
 
 from invdiff import Compute, InverseProblem, load_prior, simulate
+from invdiff.correction import Correction
 from invdiff.io.atomic import write_atomically
 from invdiff.io.truth import true_images
 from invdiff.operators import CT, MRI, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
 from invdiff.priors import Prior
 from invdiff.samplers import Sampler, settings_for
-from invdiff.scores.calibration import calibrate
+from invdiff.scores.calibration import Calibration, calibrate
 from invdiff.scores.conformal import correct, tried
+from invdiff.scores.proper import pooled
 from invdiff.scores.stored import bundled_file, key_of, read_calibrations
 
 PRIORS = ("digits_mixture", "brain_mixture", "digits", "brain_small", "brain", "photo")
@@ -60,6 +64,23 @@ def settled(prior: Prior, operator: Operator, noise: GaussianNoise, count: int) 
     problem = InverseProblem(operator, noise, simulate(torch.zeros(1, *shape), operator, noise), image_shape=shape)
     sampler, _ = settings_for("auto", operator, noise, prior).sampler.resolve(problem, prior)
     return sampler, key_of(problem, prior, sampler, count)
+
+
+def checked(stored: Correction, found: Calibration) -> str:
+    """Cells of a table: images of both, spread / error, and what intervals and balls hold on the other truths."""
+    error, std = torch.stack([one.squares for one in found.errors]).sqrt().T
+    ratio = pooled((std * math.sqrt(1 + 1 / found.num_samples) / error).tolist(), error.tolist())
+    words = [f"{stored.images}, {found.images}", f"{ratio.value:.2f} ± {ratio.standard_error:.2f}" if ratio else ""]
+    shares = tried(stored, found.errors)
+    for level in (0.5, 0.9):
+        words.append("{:.3f} ± {:.3f}".format(*shares[f"pixels {level:.2f}"]))
+    for level in (0.5, 0.9):
+        (before, _), (share, error_of) = stored.balls[level].before, shares[f"balls {level:.2f}"]
+        outside = "" if abs(share - level) <= 1.96 * error_of else ", outside"
+        words.append(
+            f"{before:.2f}: {share:.3f} ({share - 1.96 * error_of:.3f} to {share + 1.96 * error_of:.3f}){outside}"
+        )
+    return " | ".join(words)
 
 
 def main() -> None:
@@ -101,17 +122,15 @@ def main() -> None:
             compute=Compute(precision="float32", progress=False),
             image_shape=shape,
         )
-        what = f"{name}/{task}, {count} samples, {found.images} images, {time.monotonic() - start:.0f} s"
         if options.check:
-            shares = tried(there[-1], found.errors)
-            rows = (f"{which}: {share:.3f} ± {error:.3f}" for which, (share, error) in shares.items())
-            print(what, *rows, sep="\n  ", flush=True)
+            print(f"| {name} | {task} | {checked(there[-1], found)} |", flush=True)
             continue
         truths = "draws of the prior" if drawn else options.truths
         correction = correct(found.errors, count, SEED, key=key, truths=truths, drawn=drawn, shape=shape)
         known = [one for one in known if one not in there] + [correction]
         entries = ",\n".join(json.dumps(one.as_json(), allow_nan=False) for one in known)
         write_atomically(path, f'{{"calibrations": [\n{entries}\n]}}\n'.encode())
+        what = f"{name}/{task}, {count} samples, {found.images} images, {time.monotonic() - start:.0f} s"
         print(f"{what}: spread x {correction.spread[0]:.2f}; {correction}", flush=True)
 
 
