@@ -22,6 +22,7 @@ WORDS = [
     "sampler=daps",
     "sampler.schedule.steps=3",
     "num_samples=2",
+    "checks=false",  # which call the network
 ]
 
 # The process sends the signal to itself, at a network call: where it arrives does not depend on how fast things are.
