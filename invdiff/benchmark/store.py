@@ -155,7 +155,11 @@ class Store:
         parts = []
         for path in sorted(self.dataset.glob("*.parquet")):
             if _MARK in _metadata(path):
-                parts.append(_read(path, wanted))
+                try:
+                    parts.append(_read(path, wanted).cast(pa.schema([SCHEMA.field(name) for name in wanted])))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, ValueError) as error:
+                    words = " ".join(str(error).split())[:200]
+                    raise BadInput(f"{path} is not a part of this benchmark: remove it ({words})") from error
         empty = pa.schema([SCHEMA.field(name) for name in wanted]).empty_table()
         table = pa.concat_tables([empty, *parts], promote_options="permissive").unify_dictionaries()
         keys = list(zip(*(table[name].to_pylist() for name in KEY), strict=True))
@@ -205,7 +209,7 @@ def _record(path: Path) -> dict[str, Any] | None:
     """The record in a file; None where it holds none."""
     try:
         record = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested without end
         return None
     whole = isinstance(record, dict) and record.keys() >= OF_RECORD and record["run"] == path.stem
     return record if whole else None

@@ -55,6 +55,9 @@ def main() -> None:
     Exits with 0, 1 where a check fails or the reader of the output has left, 2 after an error, 130 on Ctrl-C and 143 on
     SIGTERM.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open until the process ends
     with ending_at_once():
         sys.exit(flushed(lambda: _run(sys.argv[1:])))
 

@@ -14,6 +14,7 @@ from invdiff.results import Format
 Side = Annotated[int, Range(low=8)]
 
 NODES = ("operator", "noise", "prior", "sampler", "data", "compute", "volume", "save", "recipe", "mixture", "learning")
+MOST_SAMPLES = 1_000_000  # of an image
 OPTIONS: dict[str, Any] = {
     "num_samples": Count,
     "seed": WholeNumber,
@@ -56,6 +57,8 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
         value = node[last] if isinstance(node, DictConfig) else None
         if not can_be(value, hint):
             raise BadInput(f"{name} must be {in_words_of_config(hint)}, got {value}")
+    if config.get("num_samples", 0) > MOST_SAMPLES:
+        raise BadInput(f"num_samples must be <= {MOST_SAMPLES:,}, got {config.num_samples}")
     for key in NODES:
         value = config.get(key)
         if isinstance(value, DictConfig):

@@ -376,8 +376,9 @@ def _mend(path: Path) -> None:
     whole = data[: data.rfind(b"\n") + 1]
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            json.loads(line)
-        except ValueError as error:
+            if not isinstance(json.loads(line).get("op_code"), int):
+                raise ValueError("no entry of a journal")
+        except (ValueError, AttributeError, RecursionError) as error:
             raise BadInput(
                 f"{path} is damaged in line {number}; remove it to start anew, or truncate it there to keep the lines "
                 "before"

@@ -9,7 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from invdiff import load_prior
+from invdiff.benchmark.store import _record
 from invdiff.cli.app import explain
+from invdiff.cli.main import main
 from invdiff.contracts.prior_figures import DECLARED, NOISY, Level, judge
 from invdiff.report.leaderboard import prior_label
 
@@ -134,3 +136,17 @@ def test_report_of_no_benchmark(invdiff: Run, words: list[str], said: str) -> No
     done = invdiff("report", *words)
     assert said in done.err
     assert ("usage: invdiff report" in done.out) == (not words)
+
+
+def test_streams_that_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.argv", ["invdiff", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+
+
+def test_records_that_are_nested_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" * 100_000)
+    assert _record(path) is None
