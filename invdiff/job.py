@@ -27,6 +27,7 @@ from invdiff.problem import InverseProblem, as_measurement, as_noise
 from invdiff.reconstruction import Reconstruction
 from invdiff.results import Format
 from invdiff.samplers import Sampler, settings_for
+from invdiff.scores.prior_fit import distance_from
 from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
 from invdiff.scores.verdict import NOTES
 from invdiff.shapes import describe_shape
@@ -150,8 +151,11 @@ class Job:
             callback=callback,
         )
 
-    def result(self, found: Posterior, images: Sequence[int]) -> Reconstruction:
-        """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it."""
+    def result(self, found: Posterior, images: Sequence[int], *, whole: bool = True) -> Reconstruction:
+        """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it.
+
+        whole  False: for its pictures alone, without the network calls that compare them with images of the prior
+        """
         frame = found.problem.operator.frame
         truth = None if self.truth is None else self.truth[list(images)]
         framed = frame(found.samples)
@@ -166,10 +170,14 @@ class Job:
             sampler=self.sampler,
             notes=dict(self.notes),
             calibration=self.calibration,
+            prior_distance=self._distance(found) if whole else None,
         )
         if framed.shape != found.samples.shape:
             vars(result)["misfit"] = found.misfit  # of the whole scene: its frame alone does not determine y
         return result
+
+    def _distance(self, found: Posterior) -> Tensor | None:
+        return distance_from(self.prior, found.samples, found.diverged, self.compute.resolve_device())
 
     # -- as files ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ class Job:
             for images in self.groups(self.done(output)):
                 found = self.sample(images, watch(images))
                 output.keep(images.start, self.as_arrays(found))
-                self.result(found, images).write_pictures(output, formats, alone=self.problem.images == 1)
+                self.result(found, images, whole=False).write_pictures(output, formats, alone=self.problem.images == 1)
         except KeyboardInterrupt as stop:
             inner = stop.posterior if isinstance(stop, Interrupted) else None
             if inner is not None:  # of a group that did not fit into the memory at once

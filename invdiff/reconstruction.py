@@ -22,6 +22,8 @@ from invdiff.posterior import Posterior
 from invdiff.results import FORMATS, Format, files_of, rms, write_pictures, write_results
 from invdiff.samplers import Sampler
 from invdiff.scores import evaluate
+from invdiff.scores.metrics import for_json
+from invdiff.scores.prior_fit import LEVELS
 from invdiff.scores.verdict import badge, judge
 
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ INTERVAL = 0.9  # level of the interval in samples.npz
 class Reconstruction(Posterior):
     """Posterior samples with the names of their images, scores, files and a figure.
 
-    names        one per image, B of them
-    truth        true images (B, C, H, W) where they are known
-    value_range  range of clean images, image units
-    sampler      the sampler that ran
-    notes        reasons for choices: `sampler` (why `auto` chose it), `settings` (recommended ones that were used),
-                 `intervals` (their measured coverage)
+    names           one per image, B of them
+    truth           true images (B, C, H, W) where they are known
+    value_range     range of clean images, image units
+    sampler         the sampler that ran
+    notes           reasons for choices: `sampler` (why `auto` chose it), `settings` (recommended ones that were used),
+                    `intervals` (their measured coverage)
+    prior_distance  of a sample of each image from the images of the prior, (B,): below 1 for images like them; None
+                    where it is not known (`invdiff.scores.prior_fit`)
     """
 
     names: Sequence[str]
@@ -47,12 +51,13 @@ class Reconstruction(Posterior):
     value_range: tuple[float, float]
     sampler: Sampler
     notes: dict[str, Any]
+    prior_distance: Tensor | None = None
     _scores: dict[bool, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def verdict(self) -> tuple[Finding, ...]:
         """What is wrong with this result, one line each, the severe ones first; empty where nothing was found."""
-        return judge(self, self.names, self.value_range, self.sampler)
+        return judge(self, self.names, self.value_range, self.sampler, self.prior_distance)
 
     def metrics(self, *, best_of: bool = False) -> dict[str, Any]:
         """Scores of every image, their means, cost, notes and the verdict, as in metrics.json.
@@ -65,6 +70,9 @@ class Reconstruction(Posterior):
         notes = scores["notes"] | self.notes
         if self.calibration is not None:
             notes["calibration"] = self.calibration.as_json()
+        if self.prior_distance is not None:
+            distances = dict(zip(self.names, map(for_json, self.prior_distance.tolist()), strict=True))
+            notes["prior distance"] = {"images": distances, "network calls of each image": len(LEVELS)}
         return scores | {"notes": notes, "verdict": [asdict(finding) for finding in self.verdict]}
 
     def save(

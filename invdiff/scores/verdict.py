@@ -21,23 +21,30 @@ HIGH, SEVERE, LOW = 1.75, 3.0, 0.5  # of the misfit
 DEVIATIONS = 6.0  # of the misfit from 1, at least, outside its band
 BEYOND = 0.1  # widths of the value range: what noise and ringing put outside it
 OUTSIDE, SEVERE_OUTSIDE = 0.05, 0.25  # of the pixels of a sample, further out than that
+VERY_UNLIKE = 2.0  # distance from the images of the prior
 FEW = 4  # samples
 SPREAD = 1.25  # factor of a measured spread worth a line
 NOTES = ("few samples", "spread", "goal")  # kinds that judge the statement on errors, and not the image
 
 
 def judge(
-    posterior: Posterior, names: Sequence[str], value_range: tuple[float, float], sampler: Sampler
+    posterior: Posterior,
+    names: Sequence[str],
+    value_range: tuple[float, float],
+    sampler: Sampler,
+    prior_distance: Tensor | None = None,
 ) -> tuple[Finding, ...]:
     """The findings about samples of the images of these names, the severe ones first.
 
-    value_range  of clean images, image units
-    sampler      that ran
+    value_range     of clean images, image units
+    sampler         that ran
+    prior_distance  of each image, (B,), from those of the prior; see `invdiff.scores.prior_fit.distance_from`
     """
     found = [
         *_divergence(posterior, names),
         *_misfits(posterior, names),
         *_range(posterior, names, value_range),
+        *([] if prior_distance is None else _prior(prior_distance, names)),
         *_statement(posterior, sampler),
     ]
     return tuple(sorted(found, key=lambda finding: not finding.severe))
@@ -112,6 +119,18 @@ def _range(posterior: Posterior, names: Sequence[str], value_range: tuple[float,
             f"{high:g}{_of(names, left)}, down to {float(kept.min()):.3g}, up to {float(kept.max()):.3g}; scale the "
             "measurement, and sigma with it, to the units of the prior",
             severe=bool((share > SEVERE_OUTSIDE).any()),
+        )
+
+
+def _prior(distance: Tensor, names: Sequence[str]) -> Iterator[Finding]:
+    unlike = distance > 1
+    if unlike.any():
+        yield Finding(
+            "prior",
+            f"prior: samples are unlike the images of this prior (distance {float(distance[unlike].max()):.1f}, its "
+            f"own stay below 1){_of(names, unlike)}; take a prior of such images, or check whether the measurement is "
+            "inverted or in other units",
+            severe=bool((distance > VERY_UNLIKE).any()),
         )
 
 
