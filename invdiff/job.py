@@ -273,7 +273,7 @@ def prepare(
     if truth is None:  # said in the notes alone: a simulated y may well come from this operator
         findings += [
             Finding("drawn", f"the {name} was drawn at random: right only for y that this operator simulated", False)
-            for name in operator.drawn
+            for name in problem.operator.drawn
         ]
     said = {"checks": [asdict(finding) for finding in findings]}
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))

@@ -40,7 +40,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command: str) -> None:
-    words = [word for word in shlex.split(command)[2:] if word != "-m" and "," not in word]
+    words = [word for word in shlex.split(command)[2:] if word[0] != "-" and "," not in word]
     words = [f"++{word}" if word.startswith("sampler.settings.") else word for word in words]  # as the command does
     assert composed(*words).sampler["_target_"].startswith("invdiff.samplers")
 

@@ -94,7 +94,10 @@ def distance_from(
     for i, lost in enumerate(diverged):
         if not lost.all():
             x = samples[i, int((~lost).int().argmax())][None].to(device)
-            found[i] = known.distance(features_of(prior, x))[0]
+            features = features_of(prior, x)
+            if features.shape[1] != known.features.shape[1]:  # a smaller image has fewer octaves than the references
+                return None
+            found[i] = known.distance(features)[0]
     return found
 
 
@@ -104,7 +107,7 @@ def features_of(prior: Prior, x: Tensor) -> Tensor:
 
     For a prior of images of any size they are of the centre, reduced to `SIDE` pixels.
     """
-    side = min(x.shape[-2:])
+    x, side = x.float(), min(x.shape[-2:])
     if prior.shape is None and side > SIDE:
         top, left = ((n - side) // 2 for n in x.shape[-2:])
         x = x[..., top : top + side, left : left + side]

@@ -100,6 +100,6 @@ class GaussianBlur(SeparableOperator):
     def variants(cls) -> Variants:
         return {
             "example": cls.example(),
-            "valid": (cls(std=torch.tensor([0.5, 0.8]), kernel_size=9, boundary="valid"), (1, 11, 12)),
+            "valid": (cls(std=torch.tensor([0.5, 0.8, 1.1]), kernel_size=9, boundary="valid"), (1, 11, 12)),
             "std-per-image": (cls(std=torch.tensor([0.5, 0.8, 1.1]), kernel_size=7), (3, 7, 6)),
         } | {name: (cls(std=0.8, kernel_size=9, boundary=name), (1, 8, 9)) for name in BOUNDARIES}

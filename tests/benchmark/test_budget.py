@@ -47,7 +47,7 @@ def test_vjps_count_by_what_they_cost() -> None:
 
 
 def test_a_schedule_that_ends() -> None:
-    assert fit_calls(DPS(), 10**6, 1.0).num_steps == 1000
+    assert fit_calls(DPS(schedule=VP()), 10**6, 1.0).num_steps == 1000
 
 
 def test_too_little() -> None:

@@ -1,5 +1,6 @@
 """Bad input: one line on stderr that says what and what to do, exit code 2, nothing left behind."""
 
+import errno
 import os
 import struct
 import zlib
@@ -74,7 +75,7 @@ COLOUR = "prior.weights=colour.safetensors"
 CASES: dict[str, tuple[list[str], list[str]]] = {
     "missing file": (["input=absent.png"], ["no such file or folder: absent.png"]),
     "corrupt image": (["input=cut.png"], ["not an image: cut.png"]),
-    "several inputs": (["input=[digit.png,large.png]"], ["input must be a word or null"]),
+    "several inputs": (["input=[digit.png,large.png]"], ["digit is 32x32, large is 40x60"]),
     "size of the prior": (["input=large.png"], ["(1, 32, 32)", "(1, 40, 60)", "size=32"]),
     "example of another prior": (["data=cat"], ["cat is colour", "data=generated"]),
     "both": ([DIGIT, "measurement=y.npy"], ["input=", "measurement=", "not both"]),
@@ -220,7 +221,11 @@ def test_out_of_memory(reconstruct: Run, monkeypatch: pytest.MonkeyPatch, error:
 def test_an_unwritable_folder(reconstruct: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found before the work, not after it. (Root may write everywhere: the system is asked through a stand-in.)"""
     Path("out").mkdir()
-    monkeypatch.setattr(os, "access", lambda *_: False)
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("invdiff.io.output.held", refused)
     monkeypatch.setattr(DAPS, "sample", lambda *_, **__: pytest.fail("work began"))
     done = reconstruct("data=generated", "data.steps=1")
     assert (done.code, done.err) == (2, "invdiff: error: Permission denied: out\n")

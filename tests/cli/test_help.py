@@ -150,7 +150,7 @@ def test_help_of_names(invdiff: Run) -> None:
     assert (done.code, done.err) == (0, "")
     for words in (
         "range of the evenly spaced views in degrees",  # of the docstring
-        "views: 60",
+        "views: null",
         "# degrees, stop or [start, stop]",  # of the configuration
         "sampler=daps",
         "# length of the chain",

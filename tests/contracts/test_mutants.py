@@ -92,9 +92,14 @@ def likelihood_times_two(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(invdiff.samplers.moves, "row_norm", lambda r: 2 * norm(r))
 
 
+def _against(estimate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same estimate; its gradients have the other sign."""
+    return lambda x: 2 * estimate(x).detach() - estimate(x)
+
+
 def guidance_sign_flipped(patch: pytest.MonkeyPatch) -> None:
-    of_dps, of_chains, draw = invdiff.samplers.guidance.dps.row_gradient, Conditional.data_gradient, ClosedForm.draw
-    patch.setattr(invdiff.samplers.guidance.dps, "row_gradient", lambda *a: -of_dps(*a))
+    of_dps, of_chains, draw = invdiff.samplers.guidance.dps.clean_estimate, Conditional.data_gradient, ClosedForm.draw
+    patch.setattr(invdiff.samplers.guidance.dps, "clean_estimate", lambda *a, **k: _against(of_dps(*a, **k)))
     patch.setattr(Conditional, "data_gradient", lambda self, x: -of_chains(self, x))
     patch.setattr(ClosedForm, "draw", lambda self, target, *rest: 2 * target.mean - draw(self, target, *rest))
 

@@ -119,7 +119,9 @@ def test_no_forward_model_runs_where_the_shapes_are_declared() -> None:
 
 @pytest.mark.parametrize("noise", ["0.1", None, True])
 def test_something_that_is_no_noise(noise: object) -> None:
-    with pytest.raises(TypeError, match="noise must be a Noise or the standard deviation of Gaussian noise, got"):
+    with pytest.raises(
+        TypeError, match=r"noise must be a Noise of invdiff\.operators or the standard deviation of Gaussian noise, got"
+    ):
         InverseProblem(Denoising(), noise, torch.zeros(1, *SHAPE))  # type: ignore[arg-type]
 
 
