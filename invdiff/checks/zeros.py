@@ -8,6 +8,7 @@ from torch import Tensor
 from invdiff.checks.evidence import Evidence
 from invdiff.findings import Finding
 from invdiff.operators.mri.kspace import CartesianSampling
+from invdiff.recorded import Recorded
 
 ALL, MOST, SOME = 0.99, 0.5, 0.02  # shares of entries
 STEEP = 6.0  # standard deviations of the noise between a missing pixel and its neighbours
@@ -46,8 +47,7 @@ def check_mask(e: Evidence) -> Iterator[Finding]:
 def check_soft_mask(e: Evidence) -> Iterator[Finding]:
     """A mask that was given as an array has two values."""
     for module in e.operator.modules():
-        _, settings = getattr(module, "made_with", ((), {}))
-        given = settings.get("mask")
+        given = module.made_with[1].get("mask") if isinstance(module, Recorded) else None
         if given is None or isinstance(given, (str, bytes)) or not hasattr(given, "dtype"):
             continue
         values = torch.as_tensor(given).float().flatten()

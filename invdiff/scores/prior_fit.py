@@ -11,7 +11,6 @@ Cost: a denoiser call for each of `LEVELS`, of one sample of each image.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -132,8 +131,8 @@ def features_of(prior: Prior, x: Tensor) -> Tensor:
     return torch.stack([*removed, *_octaves(plain), *tone, *colour], 1).float().cpu()
 
 
-def _octaves(x: Tensor) -> Sequence[Tensor]:
-    found = []
+def _octaves(x: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
     while len(found) < OCTAVES and min(x.shape[-2:]) >= SMALLEST:
         coarse = avg_pool2d(x, 2)
         smooth = coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)
