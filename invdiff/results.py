@@ -81,6 +81,25 @@ def write_pictures(
                         write_image(place, (values[what] - low) / (high - low))
 
 
+def named_pictures(stem: str) -> tuple[str, str]:
+    """Files of the mean and the standard deviation of the only image, named after its photograph."""
+    return f"{stem}_restored.png", f"{stem}_uncertainty.png"
+
+
+def write_named_pictures(output: Output, found: Posterior, stem: str, value_range: tuple[float, float]) -> None:
+    """Write `named_pictures` of the only image; the second one needs two samples."""
+    from invdiff.report.comparison import save_map
+
+    low, high = value_range
+    restored, uncertainty = named_pictures(stem)
+    if found.mean.isfinite().all():
+        with output.written(restored) as place:
+            write_image(place, (found.mean[0] - low) / (high - low))
+    if found.std.isfinite().all():
+        with output.written(uncertainty) as place:
+            save_map(rms(found.std[0]), place)
+
+
 def rms(std: Tensor) -> Tensor:
     """A map (H, W) of the standard deviation (C, H, W): its root mean square over the channels."""
     return std.square().mean(0).sqrt()

@@ -11,6 +11,8 @@ from invdiff.cli.slips import closest, find_slip
 
 COMMANDS = {
     "reconstruct": "reconstruct images from measurements, with their uncertainty",
+    "restore": "restore a photograph whose noise and blur are not known: invdiff restore photo.jpg",
+    "upscale": "enlarge a photograph: invdiff upscale photo.png scale=2",
     "benchmark": "compare samplers on the same measurements, at equal cost; resumable",
     "report": "write the tables of a benchmark as LaTeX and CSV: invdiff report out format=latex,csv",
     "tune": "search a sampler's settings on validation images; resumable",
@@ -33,6 +35,7 @@ examples:
   invdiff reconstruct operator=super_resolution operator.factor=4 num_samples=8
   invdiff reconstruct input=photo.jpg size=256 operator=gaussian_blur noise.sigma=0.02
   invdiff reconstruct measurement=y.npy operator=inpainting operator.mask=mask.png prior=brain
+  invdiff restore photo.jpg                                    its noise and blur are estimated first
   invdiff benchmark experiment=quick                           five samplers, three operators, a leaderboard
   invdiff tune sampler=reddiff operator=inpainting             settings of a sampler, found on validation images
   invdiff calibrate sampler=dps                                compare its uncertainty with its errors

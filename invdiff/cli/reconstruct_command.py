@@ -34,7 +34,7 @@ from invdiff.problem import simulate
 from invdiff.reconstruction import Reconstruction
 from invdiff.report.leaderboard import prior_label
 from invdiff.report.tables import scores_in_words, verdict_in_words
-from invdiff.results import PREVIEW, Format, files_of
+from invdiff.results import PREVIEW, Format, files_of, named_pictures, write_named_pictures
 
 SIMULATES = "input= SIMULATES: the picture is taken as the truth and measured first; to restore it use measurement="
 
@@ -53,11 +53,16 @@ def main(config: DictConfig, output: Path) -> None:
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     for part, folder in of_one_size(config, output, prior):
-        _reconstruct(part, folder, prior, compute)
+        reconstruct_one_size(part, folder, prior, compute)
 
 
-def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Compute) -> None:
-    """Images of one size."""
+def reconstruct_one_size(
+    config: DictConfig, output: Path, prior: Prior, compute: Compute, *, named: str | None = None
+) -> None:
+    """Reconstruct images of one size as configured; see `main`.
+
+    named  also write pictures of the only image under this name, `named_pictures`
+    """
     given: Measurement | None = None
     if config.measurement is None:
         operator: Operator = make(config.operator)
@@ -108,6 +113,7 @@ def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Comput
     volume = volume_of(config, units, job.problem) if "nii" in formats else Volume()
     passing = [PREVIEW] if config.preview else []
     own = ["config.yaml", *passing, *files_of(job.names, job.num_samples, formats)]
+    own += [] if named is None else named_pictures(named)
     saved = config_as_yaml(config)
     best_of = config.evaluation.best_of
     with opened(output, _run_of(config, job), own, overwrite=config.overwrite, config=saved, say=report) as folder:
@@ -119,6 +125,8 @@ def _reconstruct(config: DictConfig, output: Path, prior: Prior, compute: Comput
         result, stopped = _sampled(job, folder, formats, config.preview, compute.progress)
         title = _title(config, result)
         result.write(folder, formats, volume, alone=len(job.names) == 1, best_of=best_of, title=title)
+        if named is not None:
+            write_named_pictures(folder, result, named, result.value_range)
         if stopped is None:
             folder.finish()
     tables, lines = scores_in_words(result.metrics(best_of=best_of), title)
