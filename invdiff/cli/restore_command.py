@@ -136,7 +136,7 @@ def _write_sheet(config: DictConfig, output: Path, y: Tensor, sigma: float, prio
             noise = GaussianNoise(sigma=sigma)
             made = made_sampler(config.sampler, "sampler")
             names = [word.partition("=")[0] for word in typed("sampler")]
-            settled = settle(made, operator, noise, prior, [*names, "schedule.steps"], recommended=True)
+            settled = settle(made, operator, noise, prior, names, recommended=True)
             result = reconstruct(
                 piece,
                 operator,
