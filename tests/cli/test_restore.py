@@ -54,6 +54,7 @@ def test_given_noise_and_blur_win(invdiff: Run, photo: list[str]) -> None:
     assert saved().operator._target_.endswith("Denoising")
 
 
+@pytest.mark.slow
 def test_config_of_the_output_repeats_the_run(invdiff: Run, photo: list[str]) -> None:
     assert invdiff("restore", *photo, "num_samples=1").code == 0
     done = invdiff("reconstruct", "--config-dir", "out", "--config-name", "config", "output=again")
@@ -62,6 +63,7 @@ def test_config_of_the_output_repeats_the_run(invdiff: Run, photo: list[str]) ->
     assert np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_upscale(invdiff: Run, photo: list[str]) -> None:
     done = invdiff("upscale", *photo, "num_samples=1")
     assert (done.code, done.err) == (0, "")
