@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from invdiff.benchmark.store import Store
-from invdiff.samplers import DPS
+from invdiff.samplers import MCG
 
 Run = Callable[..., Any]
 
@@ -62,26 +62,26 @@ def test_a_page_after_a_kill(invdiff: Run) -> None:
 
 @pytest.mark.slow
 def test_recommended_settings_hold_where_nothing_else_is_said(invdiff: Run) -> None:
-    """Those of dps on ct have zeta 3; what is written stands, and the command of a row asks for the same again."""
+    """Those of mcg on blurs have zeta 4; what is written stands, and the command of a row asks for the same again."""
     words = (
         *("benchmark", "prior=digits", "data=generated", "images=1", "num_samples=1"),
-        "samplers=[{dps:{schedule:{steps:3}}},{mine:{sampler:dps,zeta:0.7,schedule:{steps:3}}}]",
-        "operators=[{ct:{views:4}},denoising]",
+        "samplers=[{mcg:{schedule:{steps:3}}},{mine:{sampler:mcg,zeta:0.7,schedule:{steps:3}}}]",
+        "operators=[gaussian_blur,denoising]",
     )
     zetas = {}
     for folder, more in (("out", ()), ("plain", ("recommended=false",))):
         assert invdiff(*words, *more, f"output={folder}").code == 0
         for record in Store(Path(folder)).all_records().values():
             zetas[folder, record["sampler"], record["operator"]] = record["settings"]["sampler"]["zeta"]
-    default = DPS().zeta
-    assert zetas["out", "dps", "ct"] == 3.0
-    assert zetas["out", "dps", "denoising"] == zetas["plain", "dps", "ct"] == default
+    default = MCG().zeta
+    assert zetas["out", "mcg", "gaussian_blur"] == 4.0
+    assert zetas["out", "mcg", "denoising"] == zetas["plain", "mcg", "gaussian_blur"] == default
     assert {zeta for (_, label, _), zeta in zetas.items() if label == "mine"} == {0.7}
 
     recommended = next(
         run
         for run, record in Store(Path("out")).all_records().items()
-        if record["sampler"] == "dps" and record["operator"] == "ct"
+        if record["sampler"] == "mcg" and record["operator"] == "gaussian_blur"
     )
     assert invdiff(*commands("out")[recommended], "output=again").code == 0
     assert scores("again") == {recommended: scores("out")[recommended]}

@@ -213,7 +213,7 @@ def test_what_cannot_be_is_said_before_the_work(
 def test_a_folder_of_another_search_stays_as_it_is(tune: Run) -> None:
     assert tune("trials=1").code == 0
     before = Path("out/config.yaml").read_text()
-    for words, differing in ((["operator=denoising"], "operator"), (["space.draw_std=[0.1,0.2]"], "space")):
+    for words, differing in ((["operator=denoising"], "operator"), (["space.prior_std=[0.1,0.2]"], "space")):
         done = tune("trials=2", *words)
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"out holds another search (its {differing}" in done.err
