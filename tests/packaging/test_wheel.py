@@ -105,7 +105,7 @@ def test_nothing_else_is_in_it(names: set[str]) -> None:
     ]
     assert strays == []
     kinds = {Path(name).suffix for name in names if ".dist-info" not in name}
-    assert kinds <= {".py", ".yaml", ".typed", ".safetensors", ".md", ".png", ".json", ".jinja", ".css", ".js"}
+    assert kinds <= {".py", ".yaml", ".typed", ".safetensors", ".npz", ".md", ".png", ".json", ".jinja", ".css", ".js"}
     assert any(re.search(r"dist-info/(licenses/)?LICENSE$", name) for name in names)
 
 
