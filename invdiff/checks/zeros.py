@@ -7,6 +7,7 @@ from torch import Tensor
 
 from invdiff.checks.evidence import Evidence
 from invdiff.findings import Finding
+from invdiff.operators import NoNoise
 from invdiff.operators.mri.kspace import CartesianSampling
 from invdiff.recorded import Recorded
 
@@ -84,7 +85,8 @@ def _scattered(e: Evidence) -> bool:
     if not e.problem.noise.gaussian:  # such as counts, which may be 0
         return False
     y, noise = e.given, float(e.noise_variance.mean()) ** 0.5
-    if float((y < 0).sum()) > UNCLIPPED * float((y != 0).sum()) and not _in_steps(y):
+    unclipped = float((y < 0).sum()) > UNCLIPPED * float((y != 0).sum())
+    if unclipped and not isinstance(e.problem.noise, NoNoise) and not _in_steps(y):
         return _holes(y, e.observed, 0)  # where noise goes to either side of zero, in no steps, it is never exactly 0
     bright = max(STEEP * noise, BRIGHT * float(y.abs().amax()))
     typical = [_holes(row, e.observed, BRIGHT * float(row.abs().amax())) for row in e.clean]

@@ -156,6 +156,13 @@ def test_black_areas_of_a_picture_are_no_mask(brain: Tensor, found) -> None:  # 
     assert found(Inpainting(mask=torch.rand(64, 64) < 0.5), eight_bits).keys() <= {"sigma"}
 
 
+def test_differences_of_flat_areas_are_no_mask(brain: Tensor, prior: Prior) -> None:
+    operator = as_operator(lambda x: x.diff(dim=-1), image_shape=(1, 64, 64))
+    y = operator(brain.clamp(min=0.1))
+    assert (y == 0).float().mean() > 0.1
+    assert check_measurement(InverseProblem(operator, NoNoise(), y), prior) == []
+
+
 def test_masks_with_more_than_two_values(brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
     soft = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
     holed = (soft < 0.5).float().masked_fill(soft > 0.9, torch.nan)
