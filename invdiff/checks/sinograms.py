@@ -77,7 +77,7 @@ def _angles(y: Tensor, clean: Tensor, span: float, noise: float) -> Iterator[Fin
     if span > math.degrees(math.tau) / 57 or views <= FEW_VIEWS:  # 2 pi taken for degrees, with some room
         return
     found, usual = _change(y, noise), max(_change(row, 0.0) for row in clean)
-    if found > CHANGING * usual:
+    if found > max(CHANGING * usual, _most_change(y, math.radians(span), noise)):
         words = (
             f"the {views} views span {span:.3g} degrees, and y changes {found / max(usual, 1e-6):.0f} times as much as "
             "that allows; the angles look like radians: multiply them by 180 / pi"
@@ -90,6 +90,13 @@ def _change(y: Tensor, noise: float) -> float:
     size = float(y.square().mean().sqrt())
     change = float((y - y.mean(-1, keepdim=True)).square().mean()) - noise**2
     return math.sqrt(max(change, 0.0)) / size if size > 0 else 0.0
+
+
+def _most_change(y: Tensor, span: float, noise: float) -> float:
+    """A bound of `_change`: no point moves along the detector by more than half of that times the angle."""
+    size = float(y.square().mean().sqrt())
+    slope = math.sqrt(max(float(y.diff(dim=-2).square().mean()) - 2 * noise**2, 0.0))
+    return slope * y.shape[-2] / 2 * span / math.sqrt(12) / size if size > 0 else 0.0
 
 
 def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, centre: float) -> Iterator[Finding]:
