@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from invdiff.benchmark.pictures import rms
 from invdiff.findings import Finding
 from invdiff.fingerprint import fingerprint, of_image
 from invdiff.io.output import Output, opened
 from invdiff.io.placement import Volume
 from invdiff.posterior import Posterior
-from invdiff.results import FORMATS, Format, files_of, rms, write_pictures, write_results
+from invdiff.results import FORMATS, Format, files_of, write_pictures, write_results
 from invdiff.samplers import Sampler
 from invdiff.scores import evaluate
 from invdiff.scores.metrics import for_json

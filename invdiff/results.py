@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from invdiff.benchmark.pictures import rms
 from invdiff.io import write_image
 from invdiff.io.output import Output, file_stem
 from invdiff.io.placement import Volume, write_nifti
@@ -98,11 +99,6 @@ def write_named_pictures(output: Output, found: Posterior, stem: str, value_rang
     if found.std.isfinite().all():
         with output.written(uncertainty) as place:
             save_map(rms(found.std[0]), place)
-
-
-def rms(std: Tensor) -> Tensor:
-    """A map (H, W) of the standard deviation (C, H, W): its root mean square over the channels."""
-    return std.square().mean(0).sqrt()
 
 
 def _write_tif(file: Any, image: Tensor) -> None:

@@ -56,7 +56,7 @@ def pictures(
             of_image["sample"] = posterior.samples[i, kept[0]]
         shown = {what: _shown((image - low) / (high - low)) for what, image in of_image.items()}
         shown["measurement"] = measured(y[i], value_range)
-        shown["std"], shown["error"] = (_rms(values) / (high - low) for values in (std[i], mean[i] - x))
+        shown["std"], shown["error"] = (rms(values) / (high - low) for values in (std[i], mean[i] - x))
         found.append({what: small(image) for what, image in shown.items() if bool(image.isfinite().all())})
     return found
 
@@ -109,7 +109,7 @@ def plane(y: Tensor) -> Tensor:
     values = (y.abs() if y.is_complex() else y).double().nan_to_num()
     values = values.reshape(-1, *values.shape[-2:] if y.dim() > 1 else (1, len(y)))
     # Leading axes (coils, masks) are averaged: a stack of them would be too thin to see.
-    values = values[0] if len(values) == 1 else _rms(values)
+    values = values[0] if len(values) == 1 else rms(values)
     if y.is_complex():
         values = (values / values.max().clamp(min=1e-12)).clamp(min=1e-4).log10()
     return values
@@ -143,9 +143,9 @@ def read_map(path: Path) -> np.ndarray:
 
 def _shown(image: Tensor) -> Tensor:
     """(C, H, W) with one or three channels; others, such as two parts of complex numbers, by their magnitude."""
-    return image if image.shape[0] in (1, 3) else _rms(image)[None]
+    return image if image.shape[0] in (1, 3) else rms(image)[None]
 
 
-def _rms(values: Tensor) -> Tensor:
+def rms(values: Tensor) -> Tensor:
     """(C, H, W) -> (H, W): root mean square over the channels."""
     return values.square().mean(0).sqrt()

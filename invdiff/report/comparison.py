@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.benchmark.pictures import is_picture, plane
+from invdiff.benchmark.pictures import is_picture, plane, rms
 from invdiff.io.atomic import written_atomically
 from invdiff.posterior import Posterior
 
@@ -199,9 +199,9 @@ def _panels(
     mean = posterior.mean[i]
     maps = {}
     if len(kept) > 1:
-        maps["Standard deviation"] = _rms(posterior.std[i])
+        maps["Standard deviation"] = rms(posterior.std[i])
     if kept and truth is not None:
-        maps["Error of the mean" if len(kept) > 1 else "Error"] = _rms(mean - truth[i])
+        maps["Error of the mean" if len(kept) > 1 else "Error"] = rms(mean - truth[i])
     top = max([brightest(values) for values in maps.values()], default=1.0)
     scales = _Scales(*value_range, top)
 
@@ -227,11 +227,6 @@ def _panels(
         panels.append(Panel(f"Mean of {len(kept)} samples", _decibels(scores["psnr_mean"]), _picture(mean, scales)))
     panels += [Panel(name, "image units", _map(values, scales), is_map=True) for name, values in maps.items()]
     return panels, top
-
-
-def _rms(values: Tensor) -> Tensor:
-    """(C, H, W) -> (H, W): root mean square over the channels."""
-    return values.square().mean(0).sqrt()
 
 
 def brightest(values: Tensor) -> float:
