@@ -16,7 +16,7 @@ from torch import Tensor
 
 from invdiff.checks import IMPOSSIBLE, check_callable, check_measurement
 from invdiff.correction import Correction
-from invdiff.engine.driver import Callback, Compute, Interrupted, images_at_once
+from invdiff.engine.driver import Callback, Compute, Interrupted, check_num_samples, images_at_once
 from invdiff.findings import Finding
 from invdiff.io.output import Output
 from invdiff.operators import Noise, Operator, as_operator
@@ -262,8 +262,7 @@ def prepare(
 
     chosen, notes = _chosen(sampler, problem, prior, recommended)
     chosen.check(problem, prior)
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_num_samples(num_samples)
     findings = check_measurement(problem, prior) if checks else []
     impossible = [finding.words for finding in findings if finding.kind in IMPOSSIBLE]
     if impossible:

@@ -118,6 +118,12 @@ class _Rows:
     diverged_at: list[Tensor] = field(default_factory=list)
 
 
+def check_num_samples(num_samples: int) -> None:
+    """Raise ValueError for fewer than one."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
 def run(
     sampler: Method,
     problem: InverseProblem,
@@ -130,8 +136,7 @@ def run(
     callback: Callback | None = None,
 ) -> Posterior:
     """Draw `num_samples` posterior samples of every image of a problem; see `Sampler.sample`."""
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_num_samples(num_samples)
     device = compute.resolve_device()
     with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
         prior = shallow_copy(prior).to(device)  # the prior of the caller stays where it is
