@@ -105,7 +105,11 @@ def reconstruct(
             stop.posterior = job.result(stop.posterior, range(stop.posterior.problem.images))
         raise
     result = job.result(found, range(job.problem.images))
-    for finding in result.verdict:
+    try:
+        verdict = result.verdict
+    except KeyboardInterrupt as stop:
+        raise Interrupted(result, len(result.names)) from stop
+    for finding in verdict:
         verdict_log.log(logging.INFO if finding.kind in NOTES else logging.WARNING, finding.words)
     return result
 
@@ -154,8 +158,15 @@ class Job:
     def result(self, found: Posterior, images: Sequence[int], *, whole: bool = True) -> Reconstruction:
         """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it.
 
-        whole  False: for its pictures alone, without the network calls that compare them with images of the prior
+        whole  False: without the network calls that compare them with images of the prior
+
+        Raises `Interrupted`, with the result that lacks only this comparison, on Ctrl-C in these calls.
         """
+        try:
+            device = self.compute.resolve_device()
+            distance = distance_from(self.prior, found.samples, found.diverged, device) if whole else None
+        except KeyboardInterrupt as stop:
+            raise Interrupted(self.result(found, images, whole=False), len(images)) from stop
         frame = found.problem.operator.frame
         truth = None if self.truth is None else self.truth[list(images)]
         framed = frame(found.samples)
@@ -170,14 +181,11 @@ class Job:
             sampler=self.sampler,
             notes=dict(self.notes),
             calibration=self.calibration,
-            prior_distance=self._distance(found) if whole else None,
+            prior_distance=distance,
         )
         if framed.shape != found.samples.shape:
             vars(result)["misfit"] = found.misfit  # of the whole scene: its frame alone does not determine y
         return result
-
-    def _distance(self, found: Posterior) -> Tensor | None:
-        return distance_from(self.prior, found.samples, found.diverged, self.compute.resolve_device())
 
     # -- as files ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +195,10 @@ class Job:
         return {"samples": found.samples.numpy(), "diverged_at": found.diverged_at.numpy(), "cost": cost}
 
     def restored(self, parts: Mapping[int, Mapping[str, np.ndarray]]) -> Reconstruction:
-        """The result of all images that `as_arrays` was called with, by the index of the first of each call."""
+        """The result of all images that `as_arrays` was called with, by the index of the first of each call.
+
+        Raises `Interrupted` as `result` does.
+        """
         images: list[int] = []
         cost = Cost()
         for first, part in sorted(parts.items()):

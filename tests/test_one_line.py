@@ -265,6 +265,20 @@ def test_an_interruption_keeps_what_is_finished(truth: Tensor, monkeypatch: pyte
     assert [row["name"] for row in kept.metrics()["images"]] == ["a"]
 
 
+@pytest.mark.parametrize("during", ["invdiff.job.distance_from", "invdiff.reconstruction.judge"])
+def test_an_interruption_of_the_verdict_keeps_all(truth: Tensor, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
+    wanted = few(truth).samples
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(during, stop)
+    with pytest.raises(invdiff.Interrupted, match="after 1 finished") as caught:
+        few(truth)
+    assert isinstance(caught.value.posterior, Reconstruction)
+    assert torch.equal(caught.value.posterior.samples, wanted)
+
+
 def test_a_parameter_that_was_drawn_is_noted(truth: Tensor) -> None:
     """Nobody can tell whether y is real; where the truth is given it was simulated."""
     words: dict[str, Any] = {

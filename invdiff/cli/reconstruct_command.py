@@ -157,7 +157,7 @@ def _sampled(
         return job.run_into(folder, formats, reporter), None
     except Interrupted as stop:
         if stop.images:
-            _say([f"the same command with output={folder.path} computes the other images"])
+            _say([f"the same command with output={folder.path} goes on from there"])
         if stop.posterior is None or folder.replaces:  # the results of another run stay
             raise
         return cast(Reconstruction, stop.posterior), stop

@@ -30,7 +30,6 @@ WORDS = [
     "sampler=daps",
     "sampler.schedule.steps=3",
     "num_samples=2",
-    "checks=false",
     "compute.max_rows=2",  # an image after the other
     "checks=false",  # which call the network
 ]
@@ -99,6 +98,27 @@ def test_resumed_after_ctrl_c(invdiff: Run, pictures: Path, metrics: Run, arrays
     assert done.out.endswith("\nout holds the results of this configuration; overwrite=true computes them again\n")
     invdiff(*WORDS, "output=out", "compute.max_rows=1", "compute.progress=false")
     assert calls.count == 0, "another device or batch is the same configuration"
+
+
+@pytest.mark.usefixtures("without_comparison")
+def test_ctrl_c_in_the_calls_of_the_verdict(
+    invdiff: Run, pictures: Path, metrics: Run, arrays: Run, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invdiff(*WORDS, "output=full")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("invdiff.job.distance_from", interrupted)
+        done = invdiff(*WORDS, "output=out")
+    assert (done.code, done.err) == (130, "invdiff: interrupted after 3 finished image(s)\n")
+    assert "the same command with output=out goes on from there" in done.out
+    assert same(arrays("out"), arrays("full"))
+    calls.count = 0
+    assert invdiff(*WORDS, "output=out").code == 0
+    assert calls.count == 0
+    assert scores(metrics("out")) == scores(metrics("full"))
 
 
 @pytest.mark.usefixtures("without_comparison")
