@@ -98,7 +98,7 @@ def _as_reconstruct(config: DictConfig, sigma: float, blur: float) -> DictConfig
     with open_dict(made):
         for name in ("photo", "sigma", "blur", "scale"):
             del made[name]
-        made.measurement, made.input, made.size = config.photo, None, None
+        made.measurement, made.input, made.data, made.size = config.photo, None, None, None
         made.operator = _operator(blur, config.scale)
         made.noise = {"_target_": "invdiff.operators.GaussianNoise", "sigma": round(sigma, 4)}
         made.volume = {"_target_": "invdiff.io.Slicing"}

@@ -46,12 +46,13 @@ def test_restore(invdiff: Run, photo: list[str], files: Run) -> None:
     assert "holds the results of this configuration" in invdiff("restore", *photo).out
 
 
-def test_given_noise_and_blur_win(invdiff: Run, photo: list[str]) -> None:
-    done = invdiff("restore", *photo, "blur=0", "sigma=0.05", "num_samples=1")
+def test_given_noise_and_blur_win(invdiff: Run, photo: list[str], metrics: Run) -> None:
+    done = invdiff("restore", *photo, "blur=0", "sigma=0.05", "num_samples=1", "truth='my photo.png'")
     assert (done.code, done.err) == (0, "")
     assert "noise 0.05 as given, blur 0 pixels as given" in done.out
     assert saved().noise.sigma == 0.05
     assert saved().operator._target_.endswith("Denoising")
+    assert metrics("out")["mean"]["psnr_mean"] > 0
 
 
 @pytest.mark.slow
