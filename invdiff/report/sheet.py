@@ -1,15 +1,20 @@
 """A contact sheet: one picture for each choice, with its label."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 3
 
 
-def sheet(pictures: Mapping[str, Tensor], value_range: tuple[float, float]) -> Figure:
+def sheet(pictures: Mapping[str, Tensor], value_range: tuple[float, float]) -> "Figure":
     """Images (C, H, W), of one or three channels, under their labels."""
+    from matplotlib.figure import Figure
+
     low, high = value_range
     rows = -(-len(pictures) // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 4.3 * rows), layout="constrained")
