@@ -167,11 +167,16 @@ def _sampled(
 
 def _run_of(config: DictConfig, job: Job) -> str:
     """A fingerprint of all that the results depend on; a run in the same folder goes on where it is equal."""
-    apart = ("output", "compute", "overwrite", "preview", "strict")  # these may change
-    settings = {key: value for key, value in saved_config(config).items() if key not in apart}
     truth = None if job.truth is None else of_image(job.truth.numpy())
     images = {"names": list(job.names), "y": of_image(job.problem.y.numpy()), "truth": truth}
-    return fingerprint({"invdiff": __version__, "config": with_contents(without_folders(settings)), **images})
+    return fingerprint({**that_decide(config), **images})
+
+
+def that_decide(config: DictConfig) -> dict[str, Any]:
+    """For a fingerprint: the version and the settings that results depend on, with the contents of files."""
+    apart = ("output", "compute", "overwrite", "preview", "strict")  # these may change
+    settings = {key: value for key, value in saved_config(config).items() if key not in apart}
+    return {"invdiff": __version__, "config": with_contents(without_folders(settings))}
 
 
 def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior, result: Reconstruction) -> str:

@@ -4,18 +4,17 @@
 """
 
 import sys
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from torch import Tensor
 
-from invdiff.cli.app import chosen_name, command, saved_config, typed
-from invdiff.cli.inputs import made_sampler, make_prior, settle
-from invdiff.cli.reconstruct_command import reconstruct_one_size
+from invdiff.cli.app import chosen_name, command, typed
+from invdiff.cli.inputs import make_prior, make_sampler
+from invdiff.cli.reconstruct_command import reconstruct_one_size, that_decide
 from invdiff.cli.targets import make
 from invdiff.engine.driver import Compute
 from invdiff.estimate import Degradation, estimate
@@ -23,8 +22,7 @@ from invdiff.files import is_picture
 from invdiff.fingerprint import fingerprint, of_image
 from invdiff.io import BadInput, load_measurement
 from invdiff.io.output import file_stem, opened
-from invdiff.job import reconstruct
-from invdiff.operators import GaussianNoise, Operator
+from invdiff.job import prepare
 from invdiff.priors import Prior
 from invdiff.ranges import NotNegative, Positive
 from invdiff.report.comparison import save_figure
@@ -83,8 +81,8 @@ def _operator(blur: float, scale: int) -> dict[str, Any]:
     if blur > 0:
         std = round(blur * scale, 3)
         taps = 2 * int(np.ceil(4 * std)) + 1
-        parts.append({"_target_": "invdiff.operators.GaussianBlur", "std": std, "kernel_size": taps})
-        parts[0]["boundary"] = "valid"
+        blurred = {"_target_": "invdiff.operators.GaussianBlur", "std": std, "kernel_size": taps}
+        parts.append({**blurred, "boundary": "valid"})
     if scale > 1:
         parts.append({"_target_": "invdiff.operators.SuperResolution", "factor": scale})
     if len(parts) == 2:
@@ -128,33 +126,39 @@ def _in_words(config: DictConfig, found: Degradation) -> str:
 def _write_sheet(config: DictConfig, output: Path, y: Tensor, sigma: float, prior: Prior, compute: Compute) -> None:
     """Write sheet.png: the piece with most detail, restored for each of `CANDIDATES`."""
     piece = _busiest(y)
-    run = fingerprint({"config": saved_config(config), "y": of_image(y.numpy())})
+    run = fingerprint({**that_decide(config), "y": of_image(y.numpy())})
     with opened(output, run, ["sheet.png"], overwrite=config.overwrite) as folder:
-        pictures = {"as it is": piece[0]}
-        for std in CANDIDATES if not folder.finished else ():
-            operator: Operator = make(OmegaConf.create(_operator(std, config.scale)))
-            noise = GaussianNoise(sigma=sigma)
-            made = made_sampler(config.sampler, "sampler")
-            names = [word.partition("=")[0] for word in typed("sampler")]
-            settled = settle(made, operator, noise, prior, names, recommended=True)
-            result = reconstruct(
-                piece,
-                operator,
-                noise=noise,
-                prior=prior,
-                sampler=settled.sampler,
-                num_samples=1,
-                seed=config.seed,
-                checks=False,
-                compute=compute,
-            )
-            pictures[f"blur={std:g}"] = result.mean[0]
         if not folder.finished:
-            drawn = BytesIO()
-            save_figure(sheet(pictures, prior.value_range), drawn)
-            folder.write("sheet.png", drawn.getvalue())
+            pictures = {"as it is": piece[0]}
+            for std in CANDIDATES:
+                pictures[f"blur={std:g}"] = _sample(_as_reconstruct(config, sigma, std), piece, prior, compute)
+            with folder.written("sheet.png") as file:
+                save_figure(sheet(pictures, prior.value_range), file)
             folder.finish()
     _say(f"{output / 'sheet.png'} shows a piece restored for each; run again with the blur= that looks right")
+
+
+def _sample(config: DictConfig, y: Tensor, prior: Prior, compute: Compute) -> Tensor:
+    """One sample (C, H, W), neither checked nor judged: most candidates are wrong.
+
+    config  of `invdiff reconstruct`
+    """
+    operator, noise = make(config.operator), make(config.noise)
+    job = prepare(
+        y,
+        operator,
+        noise=noise,
+        prior=prior,
+        sampler=make_sampler(config, operator, noise, prior).sampler,
+        num_samples=1,
+        seed=config.seed,
+        truth=None,
+        names="piece",
+        checks=False,
+        calibration=None,
+        compute=compute,
+    )
+    return job.result(job.sample(range(1)), range(1), whole=False).mean[0]
 
 
 def _busiest(y: Tensor) -> Tensor:

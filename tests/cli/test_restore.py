@@ -89,6 +89,9 @@ def test_sheet(invdiff: Run, photo: list[str], files: Run, monkeypatch: pytest.M
     assert (done.code, done.err) == (0, "")
     assert labels == ["as it is", *(f"blur={std:g}" for std in CANDIDATES)]
     assert Path("out/sheet.png").read_bytes() == b"drawn"
+    labels.clear()
+    again = invdiff("restore", *photo, "blur=sheet", "compute.max_rows=2")
+    assert (again.code, again.err, labels) == (0, "", [])
 
 
 @pytest.mark.parametrize(
