@@ -164,10 +164,18 @@ def test_help_of_names(invdiff: Run) -> None:
     assert "did you mean samplers?" in invdiff("list", "sampler").err
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "benchmark", "check-prior"])
-def test_help_explains_options(invdiff: Run, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("reconstruct", ("device: null", "sigma: 0.05", "seed: 0")),
+        ("benchmark", ("device: null", "sigma: 0.05", "seed: 0")),
+        ("check-measurement", ("images: 4", "sigma: 0.05")),
+        ("check-prior", ("grid: 8",)),
+    ],
+)
+def test_help_explains_options(invdiff: Run, command: str, options: tuple[str, ...]) -> None:
     lines = invdiff(command, "--help").out.splitlines()
-    for option in ("device: null", "sigma: 0.05", "seed: 0") if command != "check-prior" else ("grid: 8",):
+    for option in options:
         line = next(line for line in lines if line.strip().startswith(option))
         assert "#" in line or option == "seed: 0"
     assert any("%Y-%m-%d" in line for line in lines), "interpolations are shown as they are"
