@@ -27,6 +27,7 @@ from invdiff.priors import Prior
 from invdiff.ranges import NotNegative, Positive
 from invdiff.report.comparison import save_figure
 from invdiff.report.sheet import sheet
+from invdiff.shapes import describe_shape
 
 CANDIDATES = (0.7, 1.0, 1.5, 2.0, 3.0)  # pixels, of blur=sheet
 PIECE = 160  # pixels: side of the piece of the photograph that blur=sheet shows
@@ -48,8 +49,9 @@ def run(config: DictConfig, output: Path) -> None:
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
     y = load_measurement(config.photo, grey=prior.channels == 1).y
-    if y.dim() != 4 or len(y) != 1 or y.is_complex():
-        raise BadInput(f"photo must be one picture, got {tuple(y.shape)} from {config.photo}")
+    if y.dim() != 4 or len(y) != 1 or y.is_complex() or min(y.shape[-2:]) < 2:
+        shape = describe_shape(tuple(y.shape))
+        raise BadInput(f"photo must be one picture of at least 2x2 pixels, got {shape} from {config.photo}")
     found = estimate(y[0].double().numpy(), config.photo if is_picture(Path(config.photo)) else None)
     sigma = found.noise if config.sigma == "auto" else float(config.sigma)
     blur = (found.blur or 0.0) if isinstance(config.blur, str) else float(config.blur)
