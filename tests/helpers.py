@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
@@ -15,6 +16,13 @@ from invdiff.priors import GaussianPrior, Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
+
+
+def assert_refused(done: Any, *said: str) -> None:
+    """A command ended with exit code 2 and one line, which holds these words."""
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    for part in said:
+        assert part in done.err
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

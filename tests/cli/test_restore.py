@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from helpers import assert_refused
 from invdiff.cli.restore_command import CANDIDATES
 
 Run = Callable[..., Any]
@@ -104,10 +105,7 @@ def test_sheet(invdiff: Run, photo: list[str], files: Run, monkeypatch: pytest.M
     ],
 )
 def test_values_are_checked(invdiff: Run, photo: list[str], words: list[str], said: str) -> None:
-    done = invdiff("restore", *photo, *words)
-    assert done.code == 2
-    assert said in done.err
-    assert done.err.count("\n") == 1
+    assert_refused(invdiff("restore", *photo, *words), said)
 
 
 def test_no_photo(invdiff: Run, photo: list[str], tmp_path: Path) -> None:
@@ -117,3 +115,5 @@ def test_no_photo(invdiff: Run, photo: list[str], tmp_path: Path) -> None:
     for name in "ab":
         Image.open(photo[0]).save(tmp_path / "two" / f"{name}.png")
     assert "photo must be one picture" in invdiff("restore", "two").err
+    Image.new("RGB", (50, 1)).save("row.png")
+    assert "at least 2x2 pixels, got 1x3x1x50 from row.png" in invdiff("restore", "row.png").err

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import assert_refused
 from invdiff.io.truth import true_images
 from invdiff.operators.mri.kspace import to_kspace
 from invdiff.priors.networks.edm import EDMPrior
@@ -110,7 +111,4 @@ def test_images_of_a_prior_with_another_range(tmp_path: Path) -> None:
     ],
 )
 def test_refused_in_one_line(reconstruct: Run, scan: Path, words: list[str], said: str) -> None:
-    done = reconstruct("measurement=scan.h5", "operator=mri", *words)
-    assert done.code == 2
-    assert said in done.err
-    assert len(done.err.splitlines()) == 1
+    assert_refused(reconstruct("measurement=scan.h5", "operator=mri", *words), said)
