@@ -48,6 +48,8 @@ def run(config: DictConfig, output: Path) -> None:
     compute: Compute = make(config.compute)
     compute.resolve_device()  # raises, before any work, where there is no such device
     prior = make_prior(config)
+    if tuple(prior.value_range) != (0.0, 1.0):
+        raise BadInput(f"prior must be one of images in [0, 1], as photographs are read, got {list(prior.value_range)}")
     y = load_measurement(config.photo, grey=prior.channels == 1).y
     if y.dim() != 4 or len(y) != 1 or y.is_complex() or min(y.shape[-2:]) < 2:
         shape = describe_shape(tuple(y.shape))

@@ -13,6 +13,8 @@ from scipy.ndimage import gaussian_filter
 
 from helpers import assert_refused
 from invdiff.cli.restore_command import CANDIDATES
+from invdiff.priors.networks.edm import EDMPrior
+from invdiff.priors.networks.unet import UNet, UNetSpec
 
 Run = Callable[..., Any]
 FEW = ("sampler.schedule.steps=2", "sampler.iterations=1", "compute.progress=false", "output=out")
@@ -106,6 +108,13 @@ def test_sheet(invdiff: Run, photo: list[str], files: Run, monkeypatch: pytest.M
 )
 def test_values_are_checked(invdiff: Run, photo: list[str], words: list[str], said: str) -> None:
     assert_refused(invdiff("restore", *photo, *words), said)
+
+
+def test_a_prior_in_other_units(invdiff: Run, photo: list[str]) -> None:
+    EDMPrior(UNet(UNetSpec(channels=3, patch=2, widths=(8, 16), blocks=(1, 1))), value_range=(-1.0, 1.0)).save(
+        "a.safetensors"
+    )
+    assert_refused(invdiff("restore", *photo, "prior.weights=a.safetensors"), "images in [0, 1]", "got [-1.0, 1.0]")
 
 
 def test_no_photo(invdiff: Run, photo: list[str], tmp_path: Path) -> None:
