@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, must_be_a_file, read_arrays, split_name
+from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, is_stack, must_be_a_file, read_arrays, split_name
 from invdiff.files.pictures import PICTURES
-from invdiff.files.tiff import TIFF, count_pages
+from invdiff.files.tiff import TIFF
 from invdiff.io.formats import DICOM, NIFTI, is_dicom, is_nifti, stem
 from invdiff.io.images import image_files, match_channels, to_tensor
 from invdiff.io.kspace import is_kspace, read_kspace
@@ -58,7 +58,7 @@ def load_measurement(
         return read_kspace(file, slicing or Slicing(), parameters, size, of_coils=of_coils)
     if size is not None:
         raise BadInput(f"size= lowers the resolution of k-space and of images in input=, not of {file}")
-    if is_nifti(file) or is_dicom(file) or (is_picture(file) and _is_single(file)):
+    if is_nifti(file) or is_dicom(file) or (is_picture(file) and not is_stack(file)):
         return _read_pictures([file], slicing, allow_nan, grey)
     if file.name.lower().endswith(MEASUREMENT_SUFFIXES):
         return _read_arrays(file, name, parameters, allow_nan)
@@ -68,10 +68,6 @@ def load_measurement(
 def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
     """The y of `load_measurement` alone."""
     return load_measurement(path, parameters=(), allow_nan=allow_nan).y
-
-
-def _is_single(path: Path) -> bool:
-    return not path.name.lower().endswith(TIFF) or count_pages(path) == 1
 
 
 def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bool, grey: bool) -> Measurement:
