@@ -9,7 +9,7 @@ from invdiff.files.choice import Choice, only
 from invdiff.files.errors import BadInput, must_be_a_file
 from invdiff.files.hdf5 import read_hdf5
 from invdiff.files.matlab import read_mat
-from invdiff.files.numpy_files import read_npy, read_npz, read_pt
+from invdiff.files.numpy_files import read_numpy, read_pt
 from invdiff.files.pictures import PICTURES, read_pixels
 from invdiff.files.text import read_text
 from invdiff.files.tiff import TIFF, count_pages, read_stack
@@ -22,8 +22,8 @@ def _read_tiff(path: Path, choose: Choice) -> dict[str, np.ndarray]:
 
 
 READERS = {
-    ".npy": read_npy,
-    ".npz": read_npz,
+    ".npy": read_numpy,
+    ".npz": read_numpy,
     ".pt": read_pt,
     ".mat": read_mat,
     ".csv": read_text,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from invdiff.files import BadInput, as_measured
-from invdiff.files.hdf5 import dataset, opened
+from invdiff.files.hdf5 import dataset, opened, without_pairs
 from invdiff.io.ismrmrd import is_ismrmrd, read_ismrmrd
 from invdiff.io.measurement import Measurement
 from invdiff.io.slicing import Slicing
@@ -130,10 +130,8 @@ def _in_pairs(array: Any) -> bool:
 
 
 def _complex(array: np.ndarray, path: Path) -> Tensor:
-    if array.dtype.names is not None and len(array.dtype.names) == 2:  # MATLAB: pairs (real, imag)
-        real, imaginary = array.dtype.names
-        array = array[real] + 1j * array[imaginary]
-    elif _in_pairs(array):
+    array = without_pairs(array)
+    if _in_pairs(array):
         array = array[..., 0] + 1j * array[..., 1]
     if array.dtype.kind != "c":
         raise BadInput(f"k-space and maps must be complex: {path} holds {array.dtype}")
