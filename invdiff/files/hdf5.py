@@ -101,7 +101,5 @@ def values(stored: Any | None, path: Path) -> np.ndarray:
 
 def without_pairs(found: np.ndarray) -> np.ndarray:
     """Pairs (real, imaginary), as MATLAB stores them, as complex numbers; other arrays as they are."""
-    if not _is_pair(found.dtype):
-        return found
-    real, imaginary = found.dtype.names
-    return found[real] + 1j * found[imaginary]
+    pair = found.dtype.names
+    return found if pair is None or not _is_pair(found.dtype) else found[pair[0]] + 1j * found[pair[1]]
