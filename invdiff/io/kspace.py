@@ -48,7 +48,7 @@ def read_kspace(
     here: with the 99th, brains sampled fourfold reach twice the range that the priors know, with the maximum 1.2.)
 
     mask  without such a dataset, k-space of which more than a third is zero was sampled where it is not; with fewer
-          zeros it is fully sampled, and the operator's own mask makes an undersampled scan of it
+          zeros there is none in the result
     maps  without such a dataset they are estimated: `estimate_maps`
     size  the image of size x size pixels and the field of view of the lines: the readout is cropped (or padded) to it
           and only the centre of k-space is kept
@@ -166,13 +166,10 @@ def _parameters(
     y: Tensor, mask: Tensor | None, maps: Tensor | None, wanted: Collection[str], path: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
     found, notes = {}, []
-    if "mask" in wanted:
-        if mask is None:
-            notes.append(f"{path}: fully sampled; a mask of the operator makes an undersampled scan of it")
-        else:
-            found["mask"] = mask
-            fraction = float(mask.float().mean())
-            notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
+    if "mask" in wanted and mask is not None:
+        found["mask"] = mask
+        fraction = float(mask.float().mean())
+        notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
     if "maps" in wanted:
         if maps is None:
             maps, note = estimated_maps(y, mask, path)
