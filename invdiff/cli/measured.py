@@ -18,6 +18,7 @@ from invdiff.io.measurement import PARAMETERS
 from invdiff.job import with_axes
 from invdiff.operators import Operator
 from invdiff.operators.core.base import Drawn
+from invdiff.operators.core.parts import OperatorOfParts
 from invdiff.operators.mri.kspace import CENTRED
 from invdiff.priors import Prior
 
@@ -90,7 +91,8 @@ def _of_scene(config: DictConfig, prior: Prior) -> list[str]:
 
 def _decided(how: Drawn) -> bool:
     """Whether the user gave the option that decides a draw, or a configuration of their own, which is complete."""
-    return chosen_name("operator") is None or any(re.search(rf"\b{how.by}\b", word) for word in typed("operator"))
+    stated = re.compile(rf"\b{how.by}\s*[=:]")  # an option, also of a part: not a folder of that name
+    return chosen_name("operator") is None or any(stated.search(word) for word in typed("operator"))
 
 
 def _inferred(
@@ -134,10 +136,13 @@ def _mask_of(operator: Operator, y: Tensor, how: Drawn, path: str, notes: list[s
 
 
 def _missing(operator: Operator, name: str, how: Drawn) -> str:
-    give = f"give {how.instead}, or" if how.instead else "give"
+    if isinstance(operator, OperatorOfParts):
+        give = f"give it in operator.parts, or the {how.by} there"
+    else:
+        give = f"give {how.instead}, or operator.{how.by}=" if how.instead else f"give operator.{how.by}="
     return (
-        f"{type(operator).__name__.lower()}: the {name} of a real measurement must be known, got one drawn at random; "
-        f"{give} operator.{how.by}= where y was simulated with it"
+        f"{chosen_name('operator')}: the {name} of a real measurement must be known, got one drawn at random; "
+        f"{give} where y was simulated with it"
     )
 
 

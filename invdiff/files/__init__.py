@@ -5,14 +5,16 @@ from invdiff.files.arrays import (
     HDF5,
     READERS,
     is_picture,
+    is_stack,
     read_array,
     read_arrays,
+    read_grey,
     split_name,
 )
 from invdiff.files.choice import Choice, only
 from invdiff.files.errors import BadInput, must_be_a_file, optional, reading
 from invdiff.files.limits import check_size
-from invdiff.files.masks import as_measured
+from invdiff.files.masks import as_measured, mask_values
 from invdiff.files.pictures import PICTURES, opened_picture, read_levels, read_picture
 
 __all__ = [
@@ -25,12 +27,15 @@ __all__ = [
     "as_measured",
     "check_size",
     "is_picture",
+    "is_stack",
+    "mask_values",
     "must_be_a_file",
     "only",
     "opened_picture",
     "optional",
     "read_array",
     "read_arrays",
+    "read_grey",
     "read_levels",
     "read_picture",
     "reading",

@@ -9,7 +9,7 @@ from invdiff.files.choice import Choice, only
 from invdiff.files.errors import BadInput, must_be_a_file
 from invdiff.files.hdf5 import read_hdf5
 from invdiff.files.matlab import read_mat
-from invdiff.files.numpy_files import read_npy, read_npz, read_pt
+from invdiff.files.numpy_files import read_numpy, read_pt
 from invdiff.files.pictures import PICTURES, read_pixels
 from invdiff.files.text import read_text
 from invdiff.files.tiff import TIFF, count_pages, read_stack
@@ -18,12 +18,12 @@ HDF5 = (".h5", ".hdf5")
 
 
 def _read_tiff(path: Path, choose: Choice) -> dict[str, np.ndarray]:
-    return (read_stack if count_pages(path) > 1 else read_pixels)(path, choose)
+    return (read_stack if is_stack(path) else read_pixels)(path, choose)
 
 
 READERS = {
-    ".npy": read_npy,
-    ".npz": read_npz,
+    ".npy": read_numpy,
+    ".npz": read_numpy,
     ".pt": read_pt,
     ".mat": read_mat,
     ".csv": read_text,
@@ -78,6 +78,18 @@ def read_array(file: str | Path, what: str, name: str) -> np.ndarray:
     return array
 
 
+def read_grey(file: str | Path, what: str, name: str) -> np.ndarray:
+    """As `read_array`; of one picture in colour the mean of its channels, (H, W)."""
+    array = read_array(file, what, name)
+    colour = array.ndim == 3 and is_picture(file) and not is_stack(file)
+    return array.mean(0) if colour else array
+
+
 def is_picture(file: str | Path) -> bool:
-    """Whether values are grey levels of a picture, without a unit of their own."""
+    """Whether values are grey levels, of one picture or of a stack, without a unit of their own."""
     return str(file).lower().endswith((*PICTURES, *TIFF))
+
+
+def is_stack(file: str | Path) -> bool:
+    """Whether a file is a TIFF of several pages, the images of an array."""
+    return str(file).lower().endswith(TIFF) and count_pages(Path(file)) > 1

@@ -93,11 +93,13 @@ def _is_pair(dtype: np.dtype) -> bool:
 
 
 def values(stored: Any | None, path: Path) -> np.ndarray:
-    """The values of a dataset; pairs (real, imaginary) as complex numbers."""
+    """The values of a dataset, complex numbers as such."""
     if stored is None:
         raise BadInput(f"no such dataset in {path}")
-    found: np.ndarray = np.asarray(stored[()])
-    if found.dtype.names is None:
-        return found
-    real, imaginary = found.dtype.names
-    return found[real] + 1j * found[imaginary]
+    return without_pairs(np.asarray(stored[()]))
+
+
+def without_pairs(found: np.ndarray) -> np.ndarray:
+    """Pairs (real, imaginary), as MATLAB stores them, as complex numbers; other arrays as they are."""
+    pair = found.dtype.names
+    return found if pair is None or not _is_pair(found.dtype) else found[pair[0]] + 1j * found[pair[1]]

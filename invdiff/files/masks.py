@@ -1,12 +1,25 @@
 """Masks: what of an image or of k-space was measured."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from invdiff.files.arrays import read_grey
 from invdiff.files.errors import BadInput
 
 log = logging.getLogger("invdiff")
+
+
+def mask_values(mask: str | Path | Tensor | np.ndarray, what: str) -> np.ndarray:
+    """The values of a mask that is given as an array or as a file, as `read_grey` reads it.
+
+    what  begins messages, such as `inpainting: mask`
+    """
+    if isinstance(mask, (str, Path)):
+        return read_grey(mask, what, "mask")
+    return mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
 
 
 def as_measured(mask: np.ndarray, what: str) -> np.ndarray:

@@ -21,27 +21,17 @@ _SAFE = "only plain arrays and tensors are loaded, nothing that could run code"
 _MAGIC = b"\x93NUMPY"
 
 
-def read_npy(path: Path, choose: Choice) -> dict[str, np.ndarray]:
-    """The one array of a `.npy` file, or those of a `.npz` file under that name."""
-    with reading(path, "NumPy"), path.open("rb") as file:
-        start = file.read(len(_MAGIC))
-        if start[:2] == b"PK":
-            return read_npz(path, choose)
-        if start != _MAGIC:  # NumPy would take it for a pickle and advise to load it as one
-            raise ValueError(f"it is no NumPy file; {_SAFE}")
-        check_size(os.fstat(file.fileno()).st_size, path)
-        file.seek(0)
-        choose([""])
-        return {"": _array(file, os.fstat(file.fileno()).st_size)}
-
-
-def read_npz(path: Path, choose: Choice) -> dict[str, np.ndarray]:
-    """The chosen arrays of a `.npz` file."""
+def read_numpy(path: Path, choose: Choice) -> dict[str, np.ndarray]:
+    """The one array of a `.npy` file or the chosen ones of a `.npz` file, whichever of both it is."""
     with reading(path, "NumPy"):
-        if not zipfile.is_zipfile(path):
-            start = path.open("rb").read(len(_MAGIC))
-            if start == _MAGIC:
-                return read_npy(path, choose)
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                size = os.fstat(file.fileno()).st_size
+                check_size(size, path)
+                file.seek(0)
+                choose([""])
+                return {"": _array(file, size)}
+        if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle and advise to load it as one
             raise ValueError(f"it is no NumPy file; {_SAFE}")
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}

@@ -23,7 +23,7 @@ def read_text(path: Path, choose: Choice) -> dict[str, np.ndarray]:
         if not lines:
             raise BadInput(f"the file holds no numbers: {path}")
         separator = next((mark for mark in ";,\t" if mark in lines[0]), None)
-        kind = complex if "j" in lines[0] else float
+        kind = complex if any("j" in line.split("#")[0] for line in lines) else float
         try:
             return {"": np.loadtxt(lines, dtype=kind, delimiter=separator, ndmin=2)}
         except ValueError as error:

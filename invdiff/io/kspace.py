@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from invdiff.files import BadInput, as_measured
-from invdiff.files.hdf5 import dataset, opened
+from invdiff.files.hdf5 import dataset, opened, without_pairs
 from invdiff.io.ismrmrd import is_ismrmrd, read_ismrmrd
 from invdiff.io.measurement import Measurement
 from invdiff.io.slicing import Slicing
@@ -48,7 +48,7 @@ def read_kspace(
     here: with the 99th, brains sampled fourfold reach twice the range that the priors know, with the maximum 1.2.)
 
     mask  without such a dataset, k-space of which more than a third is zero was sampled where it is not; with fewer
-          zeros it is fully sampled, and the operator's own mask makes an undersampled scan of it
+          zeros there is none in the result
     maps  without such a dataset they are estimated: `estimate_maps`
     size  the image of size x size pixels and the field of view of the lines: the readout is cropped (or padded) to it
           and only the centre of k-space is kept
@@ -130,10 +130,8 @@ def _in_pairs(array: Any) -> bool:
 
 
 def _complex(array: np.ndarray, path: Path) -> Tensor:
-    if array.dtype.names is not None and len(array.dtype.names) == 2:  # MATLAB: pairs (real, imag)
-        real, imaginary = array.dtype.names
-        array = array[real] + 1j * array[imaginary]
-    elif _in_pairs(array):
+    array = without_pairs(array)
+    if _in_pairs(array):
         array = array[..., 0] + 1j * array[..., 1]
     if array.dtype.kind != "c":
         raise BadInput(f"k-space and maps must be complex: {path} holds {array.dtype}")
@@ -168,13 +166,10 @@ def _parameters(
     y: Tensor, mask: Tensor | None, maps: Tensor | None, wanted: Collection[str], path: Path
 ) -> tuple[dict[str, Tensor], list[str]]:
     found, notes = {}, []
-    if "mask" in wanted:
-        if mask is None:
-            notes.append(f"{path}: fully sampled; a mask of the operator makes an undersampled scan of it")
-        else:
-            found["mask"] = mask
-            fraction = float(mask.float().mean())
-            notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
+    if "mask" in wanted and mask is not None:
+        found["mask"] = mask
+        fraction = float(mask.float().mean())
+        notes.append(f"{path}: {fraction:.0%} of k-space is sampled; the operator takes this mask")
     if "maps" in wanted:
         if maps is None:
             maps, note = estimated_maps(y, mask, path)

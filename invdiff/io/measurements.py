@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, must_be_a_file, read_arrays, split_name
+from invdiff.files import ARRAYS, HDF5, BadInput, Choice, is_picture, is_stack, must_be_a_file, read_arrays, split_name
 from invdiff.files.pictures import PICTURES
-from invdiff.files.tiff import TIFF, count_pages
-from invdiff.io.formats import DICOM, NIFTI, is_dicom, is_nifti, stem
+from invdiff.files.tiff import TIFF
+from invdiff.io.formats import DICOM, NIFTI, is_dicom, is_nifti
 from invdiff.io.images import image_files, match_channels, to_tensor
 from invdiff.io.kspace import is_kspace, read_kspace
 from invdiff.io.measurement import PARAMETERS, Measurement
 from invdiff.io.slicing import Slicing
-from invdiff.io.volumes import read_slices
+from invdiff.io.volumes import read_files
 
 MEASUREMENT_SUFFIXES = (*ARRAYS, *HDF5, *DICOM, *NIFTI, *PICTURES, *TIFF)
 
@@ -58,7 +58,7 @@ def load_measurement(
         return read_kspace(file, slicing or Slicing(), parameters, size, of_coils=of_coils)
     if size is not None:
         raise BadInput(f"size= lowers the resolution of k-space and of images in input=, not of {file}")
-    if is_nifti(file) or is_dicom(file) or (is_picture(file) and _is_single(file)):
+    if is_nifti(file) or is_dicom(file) or (is_picture(file) and not is_stack(file)):
         return _read_pictures([file], slicing, allow_nan, grey)
     if file.name.lower().endswith(MEASUREMENT_SUFFIXES):
         return _read_arrays(file, name, parameters, allow_nan)
@@ -70,24 +70,16 @@ def read_measurement(path: str | Path, *, allow_nan: bool = False) -> Tensor:
     return load_measurement(path, parameters=(), allow_nan=allow_nan).y
 
 
-def _is_single(path: Path) -> bool:
-    return not path.name.lower().endswith(TIFF) or count_pages(path) == 1
-
-
 def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bool, grey: bool) -> Measurement:
-    found = [read_slices(path, slicing, measured=True) for path in paths]
-    names = [name for slices in found for name in slices.names]
-    if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
-        names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
-    images = [image for slices in found for image in slices.images]
+    found = read_files(paths, slicing, measured=True)
+    images, names, notes = found.images, found.names, list(found.notes)
     if grey:
         images = [match_channels(image, 1, name) for image, name in zip(images, names, strict=True)]
     y = to_tensor(images, names)
     _check_values(y, paths[0], allow_nan)
-    notes = [note for slices in found for note in slices.notes]
     if any(is_picture(path) for path in paths):
         notes.append(f"{paths[0]}: read as the measurement itself, grey levels from 0 to 1; input= would measure it")
-    return Measurement(y, names=names, notes=notes, units=[unit for slices in found for unit in slices.units])
+    return Measurement(y, names=names, notes=notes, units=found.units)
 
 
 def _read_arrays(path: Path, name: str | None, parameters: Collection[str], allow_nan: bool) -> Measurement:

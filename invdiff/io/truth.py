@@ -11,10 +11,9 @@ from torch import Tensor
 
 from invdiff.files import ARRAYS, HDF5, BadInput, read_array, split_name
 from invdiff.io.examples import drawn_from_prior
-from invdiff.io.formats import stem
 from invdiff.io.images import image_files, match_channels, square, to_tensor
 from invdiff.io.slicing import Slicing
-from invdiff.io.volumes import read_slices
+from invdiff.io.volumes import read_files
 from invdiff.priors import Prior
 
 ANY_SIZE = 128  # side of the images for a prior that takes any
@@ -59,7 +58,8 @@ def true_images(
     if isinstance(files, str) and split_name(files)[0].name.lower().endswith((*ARRAYS, *HDF5)):
         return _from_arrays(files, prior, size, most)
     if files is not None:
-        names, images, notes, units = _read(files, slicing, most)
+        found = read_files(image_files(files)[:most], slicing)
+        names, images, notes, units = found.names, found.images, found.notes, found.units
     elif example is not None:
         names, images = example(prior=prior, seed=seed)
     else:
@@ -108,20 +108,6 @@ def _from_arrays(file: str, prior: Prior, size: int | None, most: int | None) ->
     stem_, count = Path(split_name(file)[0]).stem, len(images)
     names = [stem_] if count == 1 else [f"{stem_}_{i:03d}" for i in range(count)]
     return TrueImages(images, names, [f"{file}: images in image units, as they are"], [(1.0, 0.0)] * count)
-
-
-_Read = tuple[list[str], list[np.ndarray], list[str], list[tuple[float, float] | None]]
-
-
-def _read(source: str | Sequence[str], slicing: Slicing | None, most: int | None) -> _Read:
-    paths = image_files(source)[:most]
-    found = [read_slices(path, slicing) for path in paths]
-    names = [name for slices in found for name in slices.names]
-    if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
-        names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
-    images = [image for slices in found for image in slices.images]
-    notes, units = [note for slices in found for note in slices.notes], [u for slices in found for u in slices.units]
-    return names, images, notes, units
 
 
 def images_to_check(

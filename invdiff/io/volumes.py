@@ -63,11 +63,27 @@ def read_slices(path: str | Path, slicing: Slicing | None = None, *, measured: b
     return _read_picture(path, slicing, measured)
 
 
+def read_files(paths: Sequence[Path], slicing: Slicing | None = None, *, measured: bool = False) -> Slices:
+    """The chosen images of several files, as of `read_slices`; names are told apart by suffixes where they must be."""
+    found = [read_slices(path, slicing, measured=measured) for path in paths]
+    names = [name for slices in found for name in slices.names]
+    if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg
+        names = [f"{p.name}{n.removeprefix(stem(p))}" for p, s in zip(paths, found, strict=True) for n in s.names]
+    return Slices(
+        [image for slices in found for image in slices.images],
+        names,
+        [note for slices in found for note in slices.notes],
+        [unit for slices in found for unit in slices.units],
+    )
+
+
 def _read_picture(path: Path, slicing: Slicing, measured: bool) -> Slices:
     values, full = read_levels(path)
     low, high, notes = 0.0, 1.0 if full is None else float(full), []
     if slicing.limits is not None:
         low, high = slicing.limits
+        if not measured and not np.isfinite(values).all():
+            raise BadInput(f"the image holds NaN or infinity: {path}")
         image = _to_grey(values, low, high)
         notes.append(_black_and_white(path, low, high, "window"))
     else:

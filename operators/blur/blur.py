@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fft import fft2, ifft2, irfft2, rfft2
 from torch.nn.functional import pad
 
-from invdiff.files import is_picture, read_array
+from invdiff.files import is_picture, read_grey
 from invdiff.shapes import describe_shape, per_row
 
 from ..core.base import LinearOperator, SameShape, SpectralOperator, Variants
@@ -102,11 +102,11 @@ class Blur(FramedBlur, LinearOperator):
         return convolve_adjoint(y, self.kernel, self.boundary)
 
     def solve(self, b: Tensor, rho: float | Tensor) -> Tensor:
+        if self.boundary not in ("circular", "valid"):
+            return super().solve(b, rho)
         circular = CircularBlur(self.kernel)
         if self.boundary == "circular":
             return circular.solve(b, rho)
-        if self.boundary != "valid":
-            return super().solve(b, rho)
         level = per_row(rho, b)
         # Away from the margin A^T A is that of a periodic image.
         return conjugate_gradients(
@@ -323,11 +323,11 @@ def as_kernel(kernel: Kernel | None, flip: bool = False, normalise: bool = False
 
 def read_kernel(file: str | Path) -> np.ndarray:
     """A kernel from a file: arrays unchanged, pictures as grey values scaled to sum one."""
-    taps = read_array(file, "blur: kernel", "kernel")
+    taps = read_grey(file, "blur: kernel", "kernel")
     if not is_picture(file):
         return taps
-    grey = taps.mean(0) if taps.ndim == 3 else taps
-    return grey / (grey.sum(dtype=np.float64) or 1)
+    total = taps.sum((-2, -1), dtype=np.float64, keepdims=True)
+    return taps / np.where(total == 0, 1, total)
 
 
 def trimmed(kernel: Tensor) -> Tensor:

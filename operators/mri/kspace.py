@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.files import as_measured, is_picture, read_array
+from invdiff.files import as_measured, mask_values
 from invdiff.shapes import describe_shape
 
 from ..core.base import Drawn, LinearOperator
@@ -262,12 +262,7 @@ def radial_mask(
 
 def given_mask(mask: str | Path | Tensor | np.ndarray) -> Tensor:
     """bool (1 or B, 1, 1 or H, W), from a file or an array, (W,), (H, W), (B, H, W) or (B, 1, H, W)."""
-    if isinstance(mask, (str, Path)):
-        array = read_array(mask, "mri: mask", "mask")
-        if is_picture(mask) and array.ndim == 3:  # grey in three channels
-            array = array.mean(0)
-    else:
-        array = torch.as_tensor(mask).detach().cpu().numpy()
+    array = mask_values(mask, "mri: mask")
     if array.ndim == 0 or array.ndim > 4 or (array.ndim == 4 and array.shape[1] != 1):
         raise ValueError(
             "mri: mask must be (W,), one value per line, or (H, W), (B, H, W) or (B, 1, H, W), "

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from invdiff.files import as_measured, is_picture, read_array
+from invdiff.files import as_measured, mask_values
 from invdiff.shapes import describe_shape
 
 AXES = ("rows", "columns")
@@ -151,12 +151,7 @@ def _some(count: int, fraction: float, generator: torch.Generator) -> Tensor:
 
 def as_mask(mask: str | Path | Tensor | np.ndarray) -> Tensor:
     """bool (1 or B, 1, H, W) from a file or an array, (H, W), (B, H, W) or (B, 1, H, W); see `as_measured`."""
-    if isinstance(mask, (str, Path)):
-        array = read_array(mask, "inpainting: mask", "mask")
-        if is_picture(mask) and array.ndim == 3:  # grey in three channels
-            array = array.mean(0)
-    else:
-        array = torch.as_tensor(mask).detach().cpu().numpy()
+    array = mask_values(mask, "inpainting: mask")
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[1] != 1):
         raise ValueError(
             f"inpainting: mask must be (H, W), (B, H, W) or (B, 1, H, W), got {describe_shape(array.shape)}; all "

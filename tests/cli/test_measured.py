@@ -1,6 +1,7 @@
 """Real measurements on the command line: nothing of the operator is drawn at random, units and truths are kept."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ DRAWN = {
     "motion blur": (["operator=motion_blur"], ["kernel", "operator=blur operator.kernel=FILE", "operator.seed="]),
     "parts": (
         ["operator=composition", "operator.parts=[{_target_:invdiff.operators.MotionBlur,kernel_size:5}]"],
-        ["kernel", "operator.seed="],
+        ["composition: the kernel", "give it in operator.parts, or the seed there"],
     ),
 }
 
@@ -77,6 +78,11 @@ def test_kspace_in_an_array(reconstruct: Run, image: np.ndarray, arrays: Run) ->
     assert (done.code, done.err) == (0, "")
     assert "k.npy: 16% of it is exactly 0" in done.out
     assert "k.npy: coil maps estimated from" in done.out
+    Path("seed").mkdir()
+    np.save("seed/maps.npy", maps.numpy())
+    words = ["measurement=k.npy", "operator=multicoil_mri", "operator.maps=seed/maps.npy"]  # which states no seed
+    done = reconstruct(*words, "num_samples=1", "noise.sigma=0.01", "output=folder")
+    assert "k.npy: 16% of it is exactly 0" in done.out
     done = reconstruct("measurement=whole.npy", "operator=mri", "num_samples=1", "noise.sigma=0.001", "output=whole")
     assert "whole.npy: sampled everywhere; operator.acceleration= leaves some of it out" in done.out
     assert np.abs(arrays("whole")["mean"][0, 0] - image).mean() < 0.01

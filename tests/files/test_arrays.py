@@ -96,9 +96,17 @@ def test_complex_numbers(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(read_array(COMPLEX_WRITTEN[kind](tmp_path), "thing", "a"), COMPLEX, rtol=1e-6)
 
 
+def test_a_letter_j_in_any_row(tmp_path: Path) -> None:
+    """Numbers are complex where one of them is; a comment may have letters."""
+    (tmp_path / "a.csv").write_text("1,2\n3,4+5j\n")
+    assert read_array(tmp_path / "a.csv", "thing", "a").tolist() == [[1, 2], [3, 4 + 5j]]
+    (tmp_path / "a.csv").write_text("1,2 # in june\n")
+    assert read_array(tmp_path / "a.csv", "thing", "a").dtype == np.float64
+
+
 @pytest.mark.parametrize("kind", ["npz", "mat", "mat73", "h5"])
 def test_an_array_named_behind_the_file(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"a.{kind[:3].replace('h5', 'h5')}"
+    path = tmp_path / f"a.{kind[:3]}"
     arrays = {"one": REAL, "two": 1 - REAL}
     if kind == "npz":
         np.savez(path, **arrays)
@@ -120,11 +128,7 @@ def test_names_of_files_and_arrays() -> None:
     assert split_name("scan.h5:/a/b") == (Path("scan.h5"), "a/b")
     assert split_name("C:\\data\\scan.h5") == (Path("C:\\data\\scan.h5"), None)
     assert split_name("y.npy:0") == (Path("y.npy:0"), None)
-    assert only("y")(
-        [
-            "",
-        ]
-    ) == [""]
+    assert only("y")([""]) == [""]
 
 
 def test_pages_of_a_tiff(tmp_path: Path) -> None:

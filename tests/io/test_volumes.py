@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import JPEGLSLossless
@@ -109,6 +110,18 @@ def test_frames_with_rules_of_their_own(tmp_path: Path, write_dicom: Write) -> N
 def test_colour(tmp_path: Path, write_dicom: Write) -> None:
     pixels = RNG.integers(0, 256, (4, 5, 3), dtype=np.uint8)
     np.testing.assert_allclose(read_image(write_dicom(tmp_path / "us.dcm", pixels)), pixels / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, (0.5, 1.0)])
+def test_floats_that_are_not_numbers(tmp_path: Path, window: tuple[float, float] | None) -> None:
+    """Refused as an image, with a window too; of a measurement they mark what was not measured."""
+    values = np.full((4, 5), 0.5, np.float32)
+    values[1, 2] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    with pytest.raises(BadInput, match="NaN or infinity"):
+        read_slices(tmp_path / "a.tif", Slicing(window=window))
+    (image,) = read_slices(tmp_path / "a.tif", Slicing(window=window), measured=True).images
+    np.testing.assert_array_equal(image[..., 0], values)
 
 
 def test_files_without_a_suffix_and_folders(tmp_path: Path, write_dicom: Write) -> None:

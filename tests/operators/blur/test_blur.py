@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from deepinv.physics import Blur as DeepinvBlur
 from deepinv.physics import BlurFFT
@@ -135,6 +136,17 @@ def test_bad_kernel() -> None:
     ]:
         with pytest.raises(ValueError, match=f"blur: .*{message}"):
             Blur(kernel)
+
+
+def test_a_stack_of_kernels_is_one_per_image(tmp_path: Path) -> None:
+    """Each page of a TIFF scaled to sum one; pages are no colours, whose mean is taken."""
+    pages = np.random.default_rng(0).integers(1, 256, (3, 5, 4), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "k.tif", pages, photometric="minisblack")
+    wanted = torch.from_numpy(pages / pages.sum((1, 2), keepdims=True)).float()[:, None]
+    torch.testing.assert_close(Blur(tmp_path / "k.tif").kernel, wanted)
+    Image.fromarray(np.moveaxis(pages, 0, -1)).save(tmp_path / "colour.png")
+    grey = torch.from_numpy(pages.mean(0) / pages.mean(0).sum()).float()[None, None]
+    torch.testing.assert_close(Blur(tmp_path / "colour.png").kernel, grey)
 
 
 @pytest.mark.parametrize("name", ["k.npy", "k.pt", "k.png"])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
 
-from invdiff.operators import Inpainting
+from invdiff.operators import MRI, Inpainting
 
 Normal = Callable[..., Tensor]
 
@@ -303,6 +304,15 @@ def test_mask_file_per_image(shape: tuple[int, ...], tmp_path: Path) -> None:
     operator = Inpainting(mask=tmp_path / "m.npy")
     assert operator.images == 3
     assert torch.equal(operator.mask_of((1, 6, 5)), mask.reshape(3, 1, 6, 5))
+
+
+def test_a_stack_of_masks_is_one_per_image(tmp_path: Path) -> None:
+    """The pages of a TIFF are no colours, whose mean is taken; a mask of NumPy may run backwards."""
+    mask = bits(3, 6, 5)
+    tifffile.imwrite(tmp_path / "m.tif", mask.numpy().astype(np.uint8) * 255, photometric="minisblack")
+    assert torch.equal(Inpainting(mask=tmp_path / "m.tif").mask_of((1, 6, 5)), mask[:, None])
+    assert torch.equal(MRI(mask=tmp_path / "m.tif").mask_of((6, 5)), mask[:, None])
+    assert torch.equal(Inpainting(mask=mask.numpy()[:, ::-1]).mask_of((1, 6, 5)), mask.flip(1)[:, None])
 
 
 def test_mask_file_missing(tmp_path: Path) -> None:
