@@ -119,18 +119,24 @@ def longest_step(
 ) -> Tensor:
     """The longest step against the gradient of |y - A(x0)| by x that the noise of y warrants, (R,).
 
-    If x0 moved as x does, the step of the least residual would be |y - A(x0)| <slope, pulled> / |A pulled|^2. This is
-    the share of it that Bayes' rule leaves after the noise of y. Where the Jacobian of the denoiser magnifies the
-    gradient, as between two images that are both likely, x0 moves further than x: the step is shorter by that factor.
+    With r = y - A(x0), s = -A^T r / |r| the slope and p what J, the Jacobian of x0 by x, makes of it, a change -t p of
+    x0 leaves |r + t A p|^2 = |r|^2 - 2 t |r| <s, p> + t^2 |A p|^2, which is least at t = |r| <s, p> / |A p|^2. Along p
+    that measures x0 with the variance sigma_y^2 / g^2, g = |A p| / |p|, where x says x0 with sigma^2 or so: Bayes' rule
+    takes the share sigma^2 / (sigma^2 + sigma_y^2 / g^2) of t. All of this is of x0; x moves it by J. Where |p| > |s|,
+    as between two images that are both likely, x0 moves further than x: the step is shorter by |p| / |s|.
+
+    g is measured over a tenth of the range of images, as a shorter shift sees the steps of quantisation steeper than
+    they are. Its norm has no weights, as the misfit of photon counts has: with them digits were worse.
 
     misfit    |y - A(x0)|, (R,)
     slope     its gradient by x0, (R, C, H, W)
     pulled    its gradient by x
-    scale     `Prior.scale`: the length of the shift with which |A pulled| is measured
+    scale     `Prior.scale`
     """
     length = nonzero(row_norm(pulled))
-    shift = per_row(scale / length, pulled) * pulled
-    gain = nonzero(row_norm(problem.residual(x0 - shift) - problem.residual(x0))) / scale
+    reach = 0.1 * scale * math.sqrt(pulled[0].numel())
+    shift = per_row(reach / length, pulled) * pulled
+    gain = nonzero(row_norm(problem.residual(x0 - shift) - problem.residual(x0))) / reach
     share = sigma**2 / (sigma**2 + mean_variance(problem) / gain**2)
     magnified = (length / nonzero(row_norm(slope))).clamp(min=1)
     return share * misfit * row_dot(slope, pulled).clamp(min=0) / (gain * length) ** 2 / magnified

@@ -135,7 +135,7 @@ def test_recommended_settings_make_samplers() -> None:
         ("daps", Inpainting(keep=0.5), PoissonNoise(0.1), "not Gaussian"),
         ("daps", PhaseRetrieval(), GaussianNoise(0.1), "ambiguous"),
         ("daps", HDR(), GaussianNoise(0.1), "nonlinear"),
-        ("dps", HDR(), GaussianNoise(0.1), None),
+        ("dps", HDR(), GaussianNoise(0.1), "HDR"),
         ("dps", JPEG(), GaussianNoise(0.1), "stepped"),
         ("mmps", Inpainting(keep=0.5), GaussianNoise(0.1), "Inpainting"),
     ],
