@@ -110,6 +110,10 @@ def can_be(value: Any, hint: Any) -> bool:
         if _written(choice):
             if fits(value, choice):
                 return True
+        elif get_origin(choice) is list and _written(get_args(choice)[0]):
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            if listed and all(fits(item, get_args(choice)[0]) for item in value):
+                return True
         elif (isinstance(value, (Mapping, Sequence)) and not isinstance(value, str)) or not isclass(
             get_origin(choice) or choice
         ):

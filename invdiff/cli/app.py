@@ -115,6 +115,8 @@ def command(
         def main() -> None:
             failures.clear()
             groups.register()
+            # As ${chosen:recipe} in a file; hydra reads `output` before a sweep has its first job and its choices.
+            OmegaConf.register_new_resolver("chosen", lambda group: chosen_name(group) or group, replace=True)
             flags, words = split_arguments(sys.argv[1:])
             flags = take_folders(flags)
             given = [_for_hydra(word, values) for word in words]

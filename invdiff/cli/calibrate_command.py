@@ -17,6 +17,7 @@ from invdiff.io.truth import true_images
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem, simulate
+from invdiff.ranges import Count
 from invdiff.report.calibration import calibration_figure, largest_effect
 from invdiff.report.comparison import save_figure
 from invdiff.report.tables import calibration_table
@@ -25,7 +26,7 @@ from invdiff.scores.conformal import correct
 from invdiff.scores.stored import key_of
 
 
-@command("calibrate")
+@command("calibrate", options={"images": Count})
 def main(config: DictConfig, output: Path) -> None:
     """Draw or read truths, measure and sample them, and count how often they lie in the intervals of the samples."""
     compute: Compute = make(config.compute)

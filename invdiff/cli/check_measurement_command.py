@@ -12,11 +12,12 @@ from invdiff.cli.measured import load_measured
 from invdiff.cli.targets import make
 from invdiff.contracts.verdict import broken
 from invdiff.job import problem_of
+from invdiff.ranges import Count
 from invdiff.report.tables import verdict_table
 from invdiff.shapes import describe_shape
 
 
-@command("check_measurement")
+@command("check_measurement", options={"images": Count, "measurement": str | list[str]})
 def main(config: DictConfig, output: Path) -> None:
     """Print the outcome of every rule; raises `CheckFailed` where the result would likely be wrong."""
     prior = make_prior(config)

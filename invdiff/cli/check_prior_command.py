@@ -20,12 +20,12 @@ from invdiff.io.atomic import write_atomically
 from invdiff.io.examples import drawn_from_prior, example_for
 from invdiff.io.truth import images_to_check
 from invdiff.priors import Prior
-from invdiff.ranges import Positive, fits
+from invdiff.ranges import Count, Positive, fits
 from invdiff.report.prior_check import as_json, cost_in_words, levels_table, picture, save_figure
 from invdiff.report.tables import verdict_table
 
 
-@command("check_prior")
+@command("check_prior", options={"images": Count})
 def main(config: DictConfig, output: Path) -> None:
     """Check the prior of a configuration, print and write the outcome; raises `CheckFailed` where a rule is broken."""
     if config.input is not None and "data" in config:

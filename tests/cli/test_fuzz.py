@@ -59,6 +59,8 @@ WORDS = [
 ]
 COMMANDS = {
     "reconstruct": ["prior=digits", "num_samples=1", "data=generated", "data.steps=1"],
+    "check-measurement": ["prior=digits", "measurement=y.npy", "operator=denoising"],
+    "restore": ["photo=pictures/a.png"],
     "check-operator": ["image_shape=[1,32,32]"],
     "check-prior": ["prior=digits", "grid=0", "contract=false", "images=1"],
     "benchmark": ["samplers=[dps]", "images=1", "num_samples=1"],
@@ -246,6 +248,31 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_work")
 def test_some_edits(invdiff: Run) -> None:
     assert fuzz(invdiff, seed=0, count=20) == []
+
+
+KINDS = ["07", "null", "-1", "2.5", "[1,x]", "{a: 1}"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("list", "help")])
+@pytest.mark.usefixtures("no_work")
+def test_every_option_with_values_of_every_kind(invdiff: Run, command: str) -> None:
+    options = _options()
+    make_files()
+    wrong = []
+    kinds = KINDS if "INVDIFF_FUZZ" in os.environ else KINDS[:2]
+    for name in options[command][""]:
+        for value in kinds:
+            words = [command, *COMMANDS[command], f"{name}={value}", "output=out"]
+            try:
+                done = invdiff(*words)
+            except Exception as error:
+                wrong.append(f"{words}: {type(error).__name__}: {str(error)[:200]}")
+                continue
+            if done.code not in (0, 1, 2) or "Traceback" in done.err:
+                wrong.append(f"{words}: code {done.code}: {done.err[-300:]}")
+    assert wrong == []
 
 
 @pytest.mark.slow
