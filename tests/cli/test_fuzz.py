@@ -70,8 +70,11 @@ COMMANDS = {
     "list": ["samplers"],
     "help": ["ct"],
 }
+SHARES = [8, 1, 1, 4, 2, 3, 1, 1, 2, 1, 1]
 FILES = {
     "reconstruct": ["input", "measurement", "operator.mask", "prior.weights", "calibration", "data.name"],
+    "check-measurement": ["measurement", "operator.mask", "prior.weights"],
+    "restore": ["photo", "prior.weights"],
     "check-operator": ["operator.mask", "operator.file"],
     "check-prior": ["input", "prior.weights"],
     "benchmark": ["input", "prior.weights"],
@@ -146,7 +149,7 @@ def damaged(rng: random.Random, name: str) -> str:
 
 def edited(rng: random.Random, options: dict[str, dict[str, list[str]]], names: list[str]) -> list[str]:
     """A command with one to three edits."""
-    command = rng.choices(list(COMMANDS), [8, 4, 2, 3, 1, 1, 2, 1, 1])[0]
+    command = rng.choices(list(COMMANDS), SHARES)[0]
     words = [command, *COMMANDS[command]]
     for _ in range(rng.randint(1, 3)):
         value = rng.choice([*NUMBERS, *WORDS])
