@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from invdiff import operators, priors, samplers, schedules
+from invdiff import integrators, operators, priors, samplers, schedules
 from invdiff.io import BadInput
 from invdiff.operators import Noise, Operator
 from invdiff.plug_ins import GROUPS as PLUG_INS
@@ -33,7 +33,7 @@ _RUN_A_FILE = (  # which the user must name
     "invdiff.samplers.from_file.from_file",
     "invdiff.priors.from_file.prior_from_file",
 )
-_FAMILIES = (Operator, Noise, Prior, Sampler, schedules.Schedule, network_time.NetworkTime)
+_FAMILIES = (Operator, Noise, Prior, Sampler, schedules.Schedule, integrators.Integrator, network_time.NetworkTime)
 _FILE = re.compile(r"\.py(:|$)")
 _NAMED = re.compile(r"""(?:^|[.{,\s])(?:_target_|file|network|trust)\s*[=:]\s*(\[[^]]*]|"[^"]*"|'[^']*'|[^,}\]\s]+)""")
 
@@ -113,7 +113,7 @@ def _known() -> set[str]:
     classes = {cls for family in _FAMILIES for cls in _below(family)}
     exported = {
         cls: f"{module.__name__}.{name}"
-        for module in (operators, priors, samplers, schedules, network_time)
+        for module in (integrators, operators, priors, samplers, schedules, network_time)
         for name, cls in vars(module).items()
         if isclass(cls) and cls in classes
     }

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
+from invdiff.integrators import named
 from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
@@ -76,6 +77,8 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         check_fields(self, self.name())
+        if isinstance(getattr(self, "integrator", None), str):  # a name stands for an integrator with its settings
+            object.__setattr__(self, "integrator", named(self.integrator))  # type: ignore[attr-defined]
 
     @abstractmethod
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:

@@ -23,18 +23,6 @@ def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise
     return x0 + shrink * (x - x0) + sigma_next * (1 - shrink) ** 0.5 * noise
 
 
-def ddim_step(
-    x: Tensor, x0: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, eta: float, noise: Tensor
-) -> Tensor:
-    """DDIM's step in variance-exploding coordinates: eta times the noise of the ancestral step, the rest kept from x.
-
-    eta = 1 is `ancestral_step`, eta = 0 follows the probability flow; at sigma_next = 0 it returns x0. Both levels may
-    be one for every pixel, broadcastable to x.
-    """
-    fresh = eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
-    return x0 + (sigma_next**2 - fresh**2) ** 0.5 / sigma * (x - x0) + fresh * noise
-
-
 def mean_variance(problem: InverseProblem) -> Tensor:
     """Variance of the noise of one real number, averaged over what was measured of each image, (B,)."""
     y = masked(problem.y, problem.observed)

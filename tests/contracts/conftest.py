@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +47,20 @@ del MODES["afdps-annealed=False"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with one of these fixtures runs for each class, variant or mode."""
+    """A test with one of these fixtures runs for each class, variant or mode; with a sampler and an operator or prior
+    for a quarter of the pairs, each sampler and each operator in its turn, and with INVDIFF_ALL=1 for all of them.
+    """
+    for other, classes in (("operator_class", OPERATORS), ("prior_class", PRIORS)):
+        if {other, "sampler_class"} <= set(metafunc.fixturenames):
+            every = 1 if "INVDIFF_ALL" in os.environ else 4
+            pairs = {
+                f"{a}-{b}": (classes[a], SAMPLERS[b])
+                for i, a in enumerate(classes)
+                for j, b in enumerate(SAMPLERS)
+                if (i + j) % every == 0
+            }
+            metafunc.parametrize((other, "sampler_class"), pairs.values(), ids=list(pairs))
+            return
     for fixture, found in (
         ("operator_class", OPERATORS),
         ("prior_class", PRIORS),

@@ -1,4 +1,4 @@
-"""The probability-flow ODE against its solution for a Gaussian prior: x scales as sqrt(s^2 + sigma^2)."""
+"""Images of a prior by Heun's method on the flow."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import GaussianPrior, Prior, load_prior
-from invdiff.priors.ode import generate, probability_flow
-from invdiff.schedules import karras
+from invdiff.priors.ode import generate
 from invdiff.streams import Streams, key
 
 S, MEAN = 0.25, 0.4
@@ -23,44 +22,6 @@ class Counted(WhitePrior):
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         self.levels.append(float(sigma))
         return super().denoise(x, sigma)
-
-
-def error(steps: int, heun: bool) -> float:
-    high, low = 5.0, 0.02
-    x = MEAN + high * torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
-    found = probability_flow(WhitePrior(MEAN, S), x, karras(high, low, steps + 1), heun=heun)
-    exact = MEAN + (x - MEAN) * ((S**2 + low**2) / (S**2 + high**2)) ** 0.5
-    return float((found - exact).abs().max())
-
-
-def test_euler_is_of_first_order() -> None:
-    ratios = [error(n, heun=False) / error(2 * n, heun=False) for n in (32, 64)]
-    assert all(1.8 < ratio < 2.2 for ratio in ratios), ratios
-
-
-def test_heun_is_of_second_order() -> None:
-    ratios = [error(n, heun=True) / error(2 * n, heun=True) for n in (32, 64)]
-    assert all(3.5 < ratio < 4.5 for ratio in ratios), ratios
-    assert error(64, heun=True) < error(64, heun=False) / 20
-
-
-def test_one_step_to_zero_is_the_denoiser() -> None:
-    prior, x = Counted(), torch.randn(2, 1, 4, 4)
-    for heun in (False, True):
-        prior.levels.clear()
-        assert torch.allclose(probability_flow(prior, x, [0.7, 0.0], heun=heun), prior.denoise(x, 0.7), atol=1e-6)
-        assert prior.levels[:1] == [0.7]
-        assert len(prior.levels) == 2  # ours included: a step to 0 costs one call, by Heun as well
-
-
-def test_calls_and_steps() -> None:
-    levels, seen = [3.0, 1.0, 0.2, 0.0], []
-    prior = Counted()
-    probability_flow(prior, torch.zeros(1, 1, 2, 2), levels, on_step=seen.append)
-    assert (prior.levels, len(seen)) == ([3.0, 1.0, 0.2], 3)
-    prior = Counted()
-    probability_flow(prior, torch.zeros(1, 1, 2, 2), levels, heun=True)
-    assert prior.levels == [3.0, 1.0, 1.0, 0.2, 0.2]
 
 
 def test_generate_draws_the_prior() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from helpers import Dense, Levels, Normals, Scripted, affine_law, gaussian, normal, smooth
 from invdiff import Compute, InverseProblem, load_prior
+from invdiff.integrators import DDIM
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearCallableOperator
 from invdiff.priors import GaussianMixturePrior
 from invdiff.priors.base import Prior
@@ -176,7 +177,7 @@ def test_the_law_of_two_pixels_is_that_of_an_independent_computation(
     prior.unit = 0.5
     operator = Dense(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
     problem = InverseProblem(operator, GaussianNoise(noise), torch.ones(1, 1).double())
-    sampler = MMPS(schedule=EDM(steps=100, sigma_max=80.0, sigma_min=0.002), iterations=1, eta=eta)
+    sampler = MMPS(schedule=EDM(steps=100, sigma_max=80.0, sigma_min=0.002), iterations=1, integrator=DDIM(eta=eta))
     found_mean, covariance = affine_law(sampler, problem, prior)
     assert found_mean.tolist() == pytest.approx(mean, abs=1e-3)
     assert covariance.diagonal().tolist() == pytest.approx(variance, abs=1e-3)

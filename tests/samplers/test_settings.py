@@ -70,7 +70,7 @@ BAD: dict[str, list[dict[str, Any]]] = {
     ],
     "mcg": [{"zeta": -1.0}, {"project_above": -0.1}, {"weight": "fbp"}],
     "mcgdiff": [*FILTER, {"eta": 0.0}, {"eta": 1.1}, {"kappa": 0.0}],
-    "mmps": [{"iterations": 0}, {"solver": "lu"}, {"eta": 1.5}],
+    "mmps": [{"iterations": 0}, {"solver": "lu"}, {"integrator": "rk4"}, {"travel": 0}],
     "pigdm": [{"prior_std": 0.0}, {"weight": "paper"}, {"eta": -0.1}],
     "pnpdm": [
         {"iterations": 0},
@@ -79,7 +79,7 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"rho_min": 3.0, "rho": 1.0},
         {"decay": 0.0},
         {"decay": 1.1},
-        {"eta": -0.1},
+        {"integrator": "rk4"},
         {"chain_steps": 0},
         {"step_size": 0.0},
         {"inner": "mala"},

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from invdiff.priors.ode import probability_flow
+from invdiff.integrators import DDIM
 from invdiff.ranges import Count, NotNegative, Positive, Share
 from invdiff.samplers.base import Cost, InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step
@@ -115,7 +115,11 @@ class EnKG(Sampler):
     def _clean(self, prior: Prior, x: Tensor, sigma: float, steps: int) -> Tensor:
         """Where the flow leads each particle, (R, J, C, H, W); one step is the denoiser itself."""
         levels = [*karras(sigma, min(self.ode_sigma_min * prior.scale, sigma), steps).tolist(), 0.0]
-        return each_particle(lambda _, part: probability_flow(prior, part, levels), x, self.particles_at_once)
+
+        def flow(_: Tensor, part: Tensor) -> Tensor:
+            return DDIM(eta=0.0).end(prior.denoise, part, levels, lambda: part, scale=1.0)
+
+        return each_particle(flow, x, self.particles_at_once)
 
     def _measure(self, problem: InverseProblem, x0: Tensor) -> Tensor:
         """Measurements of all particles as real vectors, (R, J, M), zero where nothing was measured."""

@@ -12,8 +12,8 @@ Cost        per step and sample: 1 forward and `iterations` VJPs; of the operato
             conjugate gradients where the operator has no singular value decomposition. Rows that have converged early
             stay as they are, and cost as much.
 Form        D_y = D + sigma^2 J^T A^T v with (sigma_y^2 I + sigma^2 A J^T A^T) v = y - A D, solved by a Krylov method
-            from v = 0, then DDIM steps with D_y. J is applied as J^T, by VJP: the two are the same for a perfect
-            denoiser; of a network A J^T A^T need not be symmetric.
+            from v = 0, then the steps of an integrator with D_y, published DDIM's. J is applied as J^T, by VJP: the
+            two are the same for a perfect denoiser; of a network A J^T A^T need not be symmetric.
 Departures  J^T A^T v is put together from the products that the solver takes anyway, which saves the authors' last VJP.
             Ours is `gmres`, run as generalised conjugate residuals for u = A^T v in image space and preconditioned by
             the same system with the J of white images of standard deviation h / 2, h = `prior.unit`: unpreconditioned,
@@ -21,33 +21,32 @@ Departures  J^T A^T v is put together from the products that the solver takes an
             Settings published for images in [-2, 2] are divided by 4.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from invdiff.operators.noise.base import masked
-from invdiff.ranges import Count, Share
-from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import clean_estimate, damped_solve, ddim_step
+from invdiff.ranges import Count
+from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Streams
+from invdiff.samplers.guidance.guided import Estimate, Guided
+from invdiff.samplers.moves import clean_estimate, damped_solve
 from invdiff.samplers.solvers import conjugate_gradient, generalised_minimal_residual
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMPS(Sampler):
+class MMPS(Guided):
     """Moment matching: the network's Jacobian as the covariance of its estimate; linear operators.
 
     The defaults are invdiff's own; `experiment=paper/mmps_...` has the authors' for masked images.
 
-    schedule    noise levels
+    Besides schedule, integrator and time travel (`Guided`):
+
     iterations  of the solver, a VJP each; published 1 to 5
     solver      `gmres`, sound for every network, with the operator's own `solve` as preconditioner, or `cg`
                 (published), without one, which takes A J A^T for symmetric
-    eta         noise of a step: 1 is the ancestral step (published), 0 none
     """
 
     requires = Needs(linear=True, gaussian_noise=True, differentiable_prior=True)
@@ -56,18 +55,12 @@ class MMPS(Sampler):
     schedule: Schedule = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
     iterations: Count = 3
     solver: Literal["gmres", "cg"] = "gmres"
-    eta: Share = 1.0
 
     def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps, vjps=self.num_steps * self.iterations)
+        return Cost(forwards=self.calls(), vjps=self.calls() * self.iterations)
 
-    def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas = self.schedule.levels(prior.scale)
-        x = prior.start(sigmas[0], rng.normal())
-        for sigma_t, sigma_s in pairwise(sigmas):
-            x0 = self.posterior_mean(problem, prior, x, sigma_t)
-            x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal())
-            yield Step(x, x0, sigma_s)
+    def guided(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Estimate:
+        return lambda x, sigma: self.posterior_mean(problem, prior, x, sigma)
 
     def posterior_mean(self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float) -> Tensor:
         """D_y, the estimate of E[x0 | x, y], (R, C, H, W): a denoiser for any solver of the flow.

@@ -29,10 +29,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from invdiff.integrators import ddim_step
 from invdiff.operators.noise.base import masked
 from invdiff.ranges import Positive, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import clean_estimate, damped_solve, ddim_step
+from invdiff.samplers.moves import clean_estimate, damped_solve
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import nonzero, per_row, row_dot, row_vjp
 

@@ -22,7 +22,7 @@ from itertools import pairwise
 from math import sqrt
 from typing import Annotated, ClassVar, Literal
 
-from invdiff.priors.ode import probability_flow
+from invdiff.integrators import DDIM, Integrator, Name, named
 from invdiff.ranges import Count, Positive, Range
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.chains import Conditional, chosen, needs_of
@@ -38,7 +38,8 @@ class DAPS(Sampler):
     levels. `experiment=paper/daps_...` has the paper's.
 
     schedule         annealing levels, image units
-    ode_steps        Euler steps of the probability-flow ODE that gives x0_hat; 1 is the denoiser itself
+    ode_steps        steps of the probability-flow ODE that gives x0_hat; 1 is the denoiser itself
+    integrator       how they move, Euler's steps by default; with noise x0_hat is drawn
     ode_sigma_min    level of the ODE's last step before 0, image units
     inner            how x0 is drawn: `langevin` (the paper's), `hamiltonian` (damped, the authors' later settings),
                      `metropolis` (random walk, no gradient), `closed_form` (linear operator, Gaussian noise), or
@@ -62,6 +63,7 @@ class DAPS(Sampler):
 
     schedule: Schedule = EDM(steps=100, sigma_max=5.0, sigma_min=0.02)
     ode_steps: Count = 1
+    integrator: Integrator | Name = DDIM(eta=0.0)
     ode_sigma_min: Positive = 0.005
     inner: Literal["auto", "langevin", "hamiltonian", "metropolis", "closed_form"] = "auto"
     prior_std: Positive | None = 0.1
@@ -76,7 +78,7 @@ class DAPS(Sampler):
         return needs_of(self.inner)
 
     def expected_cost(self) -> Cost:
-        return Cost(forwards=self.num_steps * self.ode_steps)
+        return Cost(forwards=self.num_steps * named(self.integrator).calls(self.ode_steps))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
@@ -84,7 +86,8 @@ class DAPS(Sampler):
         scale = prior.scale
         conditional = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, self.momentum, scale)
         for k, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            x0_hat = probability_flow(prior, x, self._ode_levels(sigma, scale))  # step 1: where x would flow to
+            levels = self._ode_levels(sigma / scale)
+            x0_hat = named(self.integrator).end(prior.denoise, x, levels, rng.normal, scale)  # step 1: where x flows to
             width = conditional_std(sigma, self.prior_std, scale)
             spread = conditional_std(sigma, self.draw_std or self.prior_std, scale)
             target = Conditional(problem, x0_hat, width, self.tau, spread)
@@ -96,8 +99,8 @@ class DAPS(Sampler):
         """Step size of the chain at level k; None: measured."""
         return self.step_size and scale**2 * self.step_size * (1 - k / self.num_steps * (1 - self.step_size_ratio))
 
-    def _ode_levels(self, sigma: float, scale: float) -> list[float]:
-        return [*karras(sigma, min(scale * self.ode_sigma_min, sigma), self.ode_steps).tolist(), 0.0]
+    def _ode_levels(self, sigma: float) -> list[float]:
+        return [*karras(sigma, min(self.ode_sigma_min, sigma), self.ode_steps).tolist(), 0.0]
 
 
 def conditional_std(sigma: float, prior_std: float | None, scale: float = 1.0) -> float:

@@ -28,10 +28,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from invdiff.integrators import ddim_step
 from invdiff.problem import Unsupported
 from invdiff.ranges import NotNegative, Positive, Share, WholeNumber
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ddim_step
 from invdiff.samplers.relaxation import Relaxation
 from invdiff.schedules import EDM, Schedule
 

@@ -20,17 +20,16 @@ Departures  the start is the centre of the prior; the authors' is A^+ y. The wal
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from invdiff.ranges import Count, Positive, Range, Share
+from invdiff.integrators import DDIM, Integrator, Name, named
+from invdiff.ranges import Count, Positive, Range
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.chains import Conditional, chosen, needs_of
-from invdiff.samplers.moves import ddim_step, mean_variance, typical_gain
+from invdiff.samplers.moves import mean_variance, typical_gain
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class PnPDM(Sampler):
                  the last rho is at most this share of the noise of y in image units: what the coupling adds to the
                  variance of y is then a quarter of it, for 0.5. None: they do not (published)
     grid         noise levels of the draws of x, each from rho down
-    eta          noise of their steps: 1 draws from p(x | z) as the grid grows, 0 follows the flow, which does not
+    integrator   how they move down: with noise they draw from p(x | z) as the grid grows, the flow does not
     inner        how z is drawn: `closed_form` (linear operator, Gaussian noise), `langevin`, or `auto`: closed form
                  where it is possible
     chain_steps  length of a Langevin chain
@@ -70,7 +69,7 @@ class PnPDM(Sampler):
     rho_min: Positive = 0.03
     noise_share: Positive | None = 0.5
     grid: Schedule = EDM(steps=6, sigma_max=1.0, sigma_min=0.01)
-    eta: Share = 1.0
+    integrator: Integrator | Name = DDIM(eta=1.0)
     inner: Literal["auto", "langevin", "closed_form"] = "auto"
     chain_steps: Count = 100
     step_size: Positive | None = None
@@ -88,21 +87,19 @@ class PnPDM(Sampler):
         return needs_of(self.inner)
 
     def expected_cost(self) -> Cost:
-        return Cost(forwards=sum(len(self.levels(k)) - 1 for k in range(self.iterations)))
+        walk = named(self.integrator).calls
+        return Cost(forwards=sum(walk(len(self.levels(k)) - 1) for k in range(self.iterations)))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         x = prior.centre.to(problem.y.real).expand(problem.images, *problem.image_shape)
         likelihood = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, scale=prior.scale)
         shrink = self._shrink(problem, prior)
         for k in range(self.iterations):
-            factor = prior.scale * shrink ** (k / max(self.iterations - 1, 1))
-            levels = [factor * level for level in self.levels(k)]
-            x = likelihood.draw(
-                Conditional(problem, x, levels[0]), rng, self.step_size and prior.scale**2 * self.step_size
-            )  # z
-            for sigma, after in pairwise(levels):
-                x0 = prior.denoise(x, sigma)
-                x = ddim_step(x, x0, per_row(sigma, x), per_row(after, x), self.eta, rng.normal())
+            factor, levels = prior.scale * shrink ** (k / max(self.iterations - 1, 1)), self.levels(k)
+            z = likelihood.draw(
+                Conditional(problem, x, factor * levels[0]), rng, self.step_size and prior.scale**2 * self.step_size
+            )
+            x = named(self.integrator).end(prior.denoise, z, levels, rng.normal, factor)
             yield Step(x, x, 0.0)
 
     def _shrink(self, problem: InverseProblem, prior: Prior) -> Tensor:
