@@ -15,6 +15,11 @@ from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
 from invdiff.samplers.particles.mcgdiff import MCGDiff
 from invdiff.samplers.particles.tds import TDS
+from invdiff.samplers.projection.ddnm import DDNM
+from invdiff.samplers.projection.ddrm import DDRM
+from invdiff.samplers.projection.ilvr import ILVR
+from invdiff.samplers.projection.repaint import RePaint
+from invdiff.samplers.projection.scoresde import ScoreSDE
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
 from invdiff.samplers.splitting.lanpaint import LanPaint
@@ -24,8 +29,11 @@ from invdiff.samplers.variational.reddiff import REDDiff
 __all__ = [
     "AFDPS",
     "DAPS",
+    "DDNM",
+    "DDRM",
     "DPS",
     "FKC",
+    "ILVR",
     "MCG",
     "MMPS",
     "TDS",
@@ -39,7 +47,9 @@ __all__ = [
     "PiGDM",
     "PnPDM",
     "REDDiff",
+    "RePaint",
     "Sampler",
+    "ScoreSDE",
     "Step",
     "all_samplers",
     "compose",

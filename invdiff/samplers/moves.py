@@ -1,7 +1,7 @@
 """Moves that posterior samplers share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,49 @@ def ddim_step(
     """
     fresh = eta * sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
     return x0 + (sigma_next**2 - fresh**2) ** 0.5 / sigma * (x - x0) + fresh * noise
+
+
+def time_travel(levels: Sequence[float], length: int, repeats: int) -> Iterator[tuple[float, float, bool]]:
+    """The way down the levels with jumps back up: level, next level, and whether the next one is new.
+
+    From every `length`-th level, counted from the lowest above 0, the way goes up by `length` levels and down again,
+    until it has gone down `repeats` times; the first level is never entered again. RePaint's schedule
+    (arXiv:2201.09865, appendix B), which DDNM shares; repeats = 1 goes straight down.
+
+    levels  falling, the last one 0
+    """
+    lowest = len(levels) - 2
+    jumps = dict.fromkeys(range(lowest, length - 1, -length), repeats - 1)
+    k, reached = 0, 0
+    while k <= lowest:
+        yield levels[k], levels[k + 1], k + 1 > reached
+        k += 1
+        reached = max(reached, k)
+        if jumps.get(k):
+            jumps[k] -= 1
+            yield levels[k], levels[k - length], False
+            k -= length
+
+
+def descents(steps: int, length: int, repeats: int) -> int:
+    """How many of the moves of `time_travel` over this many steps go down."""
+    levels = range(steps, -1, -1)
+    return sum(after < level for level, after, _ in time_travel(levels, length, repeats))
+
+
+def put_back(problem: InverseProblem, x: Tensor, sigma: float, noise: Tensor, *, damped: bool) -> Tensor:
+    """x at level sigma, moved onto A x = y + sigma A n by the pseudo-inverse of a linear A, (R, C, H, W).
+
+    noise   n, (R, C, H, W)
+    damped  only as far as y can be trusted: A^+ replaced by (A^T A + rho)^-1 A^T with rho = (sigma_y / sigma)^2, which
+            is 0 at sigma = 0; the same where y has no noise
+    """
+    if damped and sigma == 0:
+        return x
+    operator, residual = problem.linear_operator, problem.residual(x - sigma * noise)
+    if not damped:
+        return x + operator.pinv(residual)
+    return x + damped_solve(problem, operator.adjoint(residual), mean_variance(problem) / sigma**2, 30)
 
 
 def mean_variance(problem: InverseProblem) -> Tensor:
