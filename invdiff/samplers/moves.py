@@ -39,8 +39,8 @@ def time_travel(levels: Sequence[float], length: int, repeats: int) -> Iterator[
     """The way down the levels with jumps back up: level, next level, and whether the next one is new.
 
     From every `length`-th level, counted from the lowest above 0, the way goes up by `length` levels and down again,
-    until it has gone down `repeats` times; the first level is never entered again. RePaint's schedule
-    (arXiv:2201.09865, appendix B), which DDNM shares; repeats = 1 goes straight down.
+    until it has gone down `repeats` times. RePaint's schedule (arXiv:2201.09865, appendix B), which DDNM shares;
+    repeats = 1 goes straight down.
 
     levels  falling, the last one 0
     """

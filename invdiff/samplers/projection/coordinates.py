@@ -37,16 +37,22 @@ class Coordinates:
         """Images (R, C, H, W) of c."""
         return self.centre + self.problem.svd.v(c)
 
-    def replaced(self, x: Tensor, sigma: float, noise: Tensor) -> Tensor:
+    def replaced(self, x: Tensor, sigma: float, noise: Tensor, moved: float | Tensor = 0.0) -> Tensor:
         """x at level sigma with its measured coordinates replaced by those of y, to which noise is added up to sigma.
 
-        Coordinates with more noise in y than sigma stay as they are.
+        Coordinates with more noise in y than sigma are free: on the way down they remember y. Where x has been moved at
+        one level instead, by Langevin steps or up and down again, they would forget it: with s = sigma and t the noise
+        of y they are drawn to the target by the share v / (v + t^2 - s^2), as the score of N(target; c, t^2 - s^2) has
+        it, the density of y at this level.
 
         noise  (R, C, H, W) standard normal, in coordinates
+        moved  v, the length of that move, image units squared, broadcastable to x
         """
-        held = ~(self.level > sigma)  # NaN is held, and shows
-        fresh = (sigma**2 - self.level**2).clamp(min=0).sqrt()
-        return self.back(torch.where(held, self.target + fresh * noise, self.into(x)))
+        c = self.into(x)
+        between = self.level**2 - sigma**2
+        held = self.target + (-between).clamp(min=0).sqrt() * noise
+        drawn = c + moved / (moved + between) * (self.target - c)
+        return self.back(torch.where(between > 0, drawn, held))  # NaN is held, and shows
 
     def step(
         self, x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, eta_b: float, noise: Tensor
