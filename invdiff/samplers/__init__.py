@@ -22,8 +22,11 @@ from invdiff.samplers.projection.repaint import RePaint
 from invdiff.samplers.projection.scoresde import ScoreSDE
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
+from invdiff.samplers.splitting.diffpir import DiffPIR
+from invdiff.samplers.splitting.dpir import DPIR
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
+from invdiff.samplers.splitting.red import RED
 from invdiff.samplers.variational.reddiff import REDDiff
 
 __all__ = [
@@ -31,13 +34,16 @@ __all__ = [
     "DAPS",
     "DDNM",
     "DDRM",
+    "DPIR",
     "DPS",
     "FKC",
     "ILVR",
     "MCG",
     "MMPS",
+    "RED",
     "TDS",
     "Auto",
+    "DiffPIR",
     "EnKG",
     "LanPaint",
     "MCGDiff",

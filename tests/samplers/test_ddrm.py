@@ -59,8 +59,8 @@ def test_a_run_equals_the_paper(eta: float, eta_b: float) -> None:
 def test_the_known_bias_for_two_pixels_that_are_alike(
     noise: float, steps: int, mean: tuple[float, float], variance: tuple[float, float]
 ) -> None:
-    """The numbers are those of a propagation of moments in NumPy. Exact: mean (0.917, 0.734), variance (0.083, 0.413), without
-    noise (1, 0.8) and (0, 0.36)."""
+    """From a propagation of moments in NumPy. Exact: mean (0.917, 0.734), variance (0.083, 0.413), without noise
+    (1, 0.8) and (0, 0.36)."""
     problem, prior = alike(noise)
     sampler = DDRM(schedule=EDM(steps=steps, sigma_max=80.0, sigma_min=0.002))
     found_mean, covariance = affine_law(sampler, problem, prior)
