@@ -42,10 +42,10 @@ class DDNM(Sampler):
     requires = Needs(linear=True, spectral=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02), "length": 3, "repeats": 2}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=10.0, sigma_min=0.02)
+    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.005)
     eta: Share = 0.85
     length: Count = 4
-    repeats: Count = 1
+    repeats: Count = 3
 
     def expected_cost(self) -> Cost:
         return Cost(forwards=descents(self.num_steps, self.length, self.repeats))

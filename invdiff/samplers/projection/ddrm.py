@@ -36,7 +36,7 @@ class DDRM(Sampler):
     requires = Needs(linear=True, spectral=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=10.0, sigma_min=0.02)
+    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.005)
     eta: Share = 0.85
     eta_b: Share = 1.0
 

@@ -41,7 +41,7 @@ class ILVR(Sampler):
     requires = Needs(linear=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=100, sigma_max=10.0, sigma_min=0.003)
+    schedule: Schedule = EDM(steps=50, sigma_max=5.0, sigma_min=0.005)
     eta: Share = 1.0
     down_to: NotNegative = 0.0
 

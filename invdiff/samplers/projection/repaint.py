@@ -41,9 +41,9 @@ class RePaint(Sampler):
     requires = Needs(linear=True, spectral=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02), "length": 3, "repeats": 2}
 
-    schedule: Schedule = EDM(steps=25, sigma_max=10.0, sigma_min=0.02)
+    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.005)
     length: Count = 1
-    repeats: Count = 4
+    repeats: Count = 5
     eta: Share = 1.0
 
     def expected_cost(self) -> Cost:

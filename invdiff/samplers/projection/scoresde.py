@@ -45,9 +45,9 @@ class ScoreSDE(Sampler):
     requires = Needs(linear=True, spectral=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=50, sigma_max=10.0, sigma_min=0.01)
+    schedule: Schedule = EDM(steps=50, sigma_max=5.0, sigma_min=0.005)
     corrections: WholeNumber = 1
-    snr: Positive = 0.16
+    snr: Positive = 0.7
     predictor: Literal["ancestral", "reverse_diffusion"] = "ancestral"
 
     def expected_cost(self) -> Cost:

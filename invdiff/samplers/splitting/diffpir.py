@@ -40,9 +40,9 @@ class DiffPIR(Sampler):
     requires = Needs(linear=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=10.0, sigma_min=0.02)
-    lam: Positive = 7.0
-    zeta: Share = 0.3
+    schedule: Schedule = EDM(steps=20, sigma_max=5.0, sigma_min=0.005)
+    lam: Positive = 0.5
+    zeta: Share = 1.0
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)

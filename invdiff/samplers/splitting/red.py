@@ -1,7 +1,7 @@
 """Regularisation by denoising (RED).
 
 Paper       Romano, Elad and Milanfar, The Little Engine that Could: Regularization by Denoising, SIAM Journal on
-            Imaging Sciences 2017, arXiv:1611.02862, section 4: steepest descent (4.1) and the fixed point (4.3).
+            Imaging Sciences 2017, arXiv:1611.02862, section 4.2: steepest descent and fixed point.
 Target      one image with A^T (A x - y) / sigma_y^2 + lam / sigma^2 (x - D(x, sigma)) = 0, where sigma ends: near a
             mode of p(x | y). Samples differ by their start alone, and their spread is no uncertainty.
 Needs       a linear operator and Gaussian noise.
@@ -9,7 +9,7 @@ Cost        per step and sample: 1 forward; of the operator a call, an adjoint a
             conjugate gradients; `form="gradient"`: a call and a Jacobian product, and 40 of both before the first step.
 Coordinates the paper's own; its lam for images in [0, 255] and one level is lam / sigma^2 here.
 Departures  the level falls, from one at which nothing but the centre of the prior is known; the paper has one
-            (3.25 of 255), and starts from y. Its step size is one number, here it is 1 over the largest curvature.
+            (3.25 of 255), and starts from y. Its step is 2 / (1 / sigma_y^2 + lam), here 1 over the largest curvature.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ class RED(Sampler):
 
     The defaults are invdiff's own; `experiment=paper/red_...` has the paper's.
 
-    schedule    noise levels of the denoiser; published one, 0.013 (3.25 of 255)
-    iterations  steps at each level; published 200
-    lam         weight of the regulariser, over sigma^2; published 0.21 (0.02 for images in [0, 255] at 3.25)
+    schedule    noise levels of the denoiser; published one, 0.013 or 0.016 (3.25 or 4.1 of 255)
+    iterations  steps at each level; published 200, 1500 with `gradient`
+    lam         weight of the regulariser, over sigma^2; published 0.21 and 0.17 (0.02 and 0.01 for images in [0, 255])
     form        `fixed_point`, with a linear system at each step, or `gradient`
     """
 
