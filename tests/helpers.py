@@ -174,7 +174,8 @@ class BothCoordinates:
         self.pixels = torch.Size(shape).numel()
         self.matrix, self.covariance = dense(operator, shape), smooth(*shape[1:], std=0.6)
         self.mean = 0.3 * normal(self.pixels, seed=1)
-        self.y = self.matrix @ (0.6 * normal(self.pixels, seed=2)) + spread * normal(len(self.matrix), seed=3)
+        truth = self.mean + torch.linalg.cholesky(self.covariance) @ normal(self.pixels, seed=2)
+        self.y = self.matrix @ truth + spread * normal(len(self.matrix), seed=3)
         self.y = torch.where(self.matrix.abs().sum(1) > 0, self.y, 0)
         y = operator(torch.zeros(1, *shape, dtype=torch.float64))
         self.problem = InverseProblem(

@@ -26,7 +26,7 @@ import torch
 
 from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ancestral_step, clean_estimate, longest_step, operator_norm, put_back
+from invdiff.samplers.moves import ancestral_step, clean_estimate, longest_step, mean_variance, operator_norm, put_back
 from invdiff.schedules import EDM, VP, Schedule
 from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
@@ -83,6 +83,7 @@ class MCG(Sampler):
                 longest = longest_step(problem, sigma_t, x0, norm, slope, gradient, prior.scale)
                 step = torch.minimum(step, longest)
             x = x - per_row(chain * step, x) * gradient
-            if sigma_s >= self.project_above * prior.scale:
-                x = put_back(problem, x, sigma_s, noise, damped=self.projection == "damped")
+            if sigma_s >= self.project_above * prior.scale and (sigma_s > 0 or self.projection == "exact"):
+                rho = mean_variance(problem) / sigma_s**2 if self.projection == "damped" else None
+                x = put_back(problem, x, sigma_s, noise, rho)
             yield Step(x, x0, sigma_s)

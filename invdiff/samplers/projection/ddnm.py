@@ -13,7 +13,8 @@ Form        D' = D + A^+ L (y - A D), L a weight for each singular direction: 1 
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; steps are the same in x.
 Departures  y always has noise here, at the least that of `NoNoise`; without any, the authors' code keeps a share
             sqrt(1 - eta^2) of the old noise in measured directions too. Measured directions are those above the
-            operator's cutoff. Levels follow Karras et al., the authors' 100 are even in DDPM's time.
+            operator's cutoff. The last step ends at a misfit near 1, `moves.explained`, theirs at the clean estimate.
+            Levels follow Karras et al., the authors' 100 are even in DDPM's time.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from typing import ClassVar
 
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import descents, time_travel
+from invdiff.samplers.moves import descents, explained, time_travel
 from invdiff.samplers.projection.coordinates import Coordinates
 from invdiff.schedules import EDM, Schedule
 
@@ -59,5 +60,7 @@ class DDNM(Sampler):
                 continue
             x0 = prior.denoise(x, sigma_t)
             x = seen.step(x, x0, sigma_t, sigma_s, self.eta, 1.0, rng.normal())
+            if sigma_s == 0:
+                x = explained(problem, x, prior.scale)
             if new:
                 yield Step(x, x0, sigma_s)

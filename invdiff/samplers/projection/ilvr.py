@@ -11,9 +11,10 @@ Form        the paper's x + phi(y_s) - phi(x), with phi a low-pass filter and y_
             `mcg` without the gradient through the network.
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; steps are the same in x.
 Departures  the paper's phi halves and doubles an image by bicubic resizing, which is no projection: its samples
-            fit the reference in part only. Its aim is variety, ours the data. y is weighed by its noise, see
-            `moves.put_back`; without noise that is the exact projection, but for the last step, which returns the clean
-            estimate. The start is the prior's mean plus noise.
+            fit the reference in part only. Its aim is variety, ours the data. y has noise: a step that removes the
+            variance v of x puts it back by the share v / (v + sigma_y^2), so that y does not count once for every
+            level; the last step ends at a misfit near 1, `moves.explained`; without noise that is the projection. The
+            start is the prior's mean plus noise.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from typing import ClassVar
 
 from invdiff.ranges import NotNegative, Share
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ddim_step, put_back
+from invdiff.samplers.moves import ddim_step, explained, mean_variance, put_back
 from invdiff.schedules import EDM, Schedule
 
 
@@ -52,5 +53,7 @@ class ILVR(Sampler):
             x0 = prior.denoise(x, sigma_t)
             x, noise = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal()), rng.normal()
             if sigma_s >= self.down_to * prior.scale:
-                x = put_back(problem, x, sigma_s, noise, damped=True)
+                x = put_back(problem, x, sigma_s, noise, mean_variance(problem) / (sigma_t**2 - sigma_s**2))
+            if sigma_s == 0:
+                x = explained(problem, x, prior.scale)
             yield Step(x, x0, sigma_s)

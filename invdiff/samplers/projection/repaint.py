@@ -9,8 +9,8 @@ Cost        per step and sample: 1 forward, many times more with `repeats`.
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; steps are the same in x.
 Departures  singular directions in the place of pixels, which are those of a mask. y has noise: a direction is held with
             the noise that takes it from that of its measurement up to the level, and is free below, where resampling
-            draws it to y; without noise that is the paper's rule, but for the last step, which returns the clean
-            estimate and does not paste y in. One draw of noise for a jump of several levels.
+            draws it to y; the last step ends at a misfit near 1, `moves.explained`; without noise that is the paper's
+            rule. One draw of noise for a jump of several levels.
             The start is the prior's mean plus noise. The variance of a step is fixed ("fixed-small"), the authors'
             network learns it; they clamp the clean estimate.
 """
@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ddim_step, descents, time_travel
+from invdiff.samplers.moves import ddim_step, descents, explained, time_travel
 from invdiff.samplers.projection.coordinates import Coordinates
 from invdiff.schedules import EDM, Schedule
 
@@ -59,5 +59,7 @@ class RePaint(Sampler):
             x0 = prior.denoise(x, sigma_t)
             x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal())
             x = seen.replaced(x, sigma_s, rng.normal(), 0.0 if new else sigma_t**2 - sigma_s**2)
+            if sigma_s == 0:
+                x = explained(problem, x, prior.scale)
             if new:
                 yield Step(x, x0, sigma_s)

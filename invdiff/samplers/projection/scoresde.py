@@ -10,12 +10,12 @@ Needs       an operator with its singular value decomposition, and Gaussian nois
 Cost        per step and sample: 1 forward and `corrections` more.
 Coordinates the paper's, variance exploding. Of its images in [0, 1] nothing has a unit.
 Departures  singular directions in the place of pixels, rotated colours or frequencies. y has noise: a direction is held
-            with the noise that takes it from that of its measurement up to the level, and is free below; without noise
-            that is the papers' rule, but for the last step, which returns the clean estimate and does not put y in; the
-            authors' code takes the noisy image outside the mask. A free direction is drawn to y by the corrector. Its
-            step is 2 (snr sigma)^2, which theirs, 2 (snr |z| / |score|)^2 with norms that are means over the batch,
-            comes to where the score is that of noise; of few pixels the ratio has no mean, and the law none either. The
-            start is the prior's mean plus noise.
+            with the noise that takes it from that of its measurement up to the level; below it is free, and drawn to y
+            by the corrector; the last step ends at a misfit near 1, `moves.explained`; without noise that is the
+            papers' rule. The authors' code takes the noisy image outside the mask in the end. The step of the corrector
+            is 2 (snr sigma)^2, which theirs, 2 (snr |z| / |score|)^2 with norms that are means over the batch, comes to
+            where the score is that of noise; of few pixels that ratio has no mean. The start is the prior's mean plus
+            noise.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 
 from invdiff.ranges import Positive, WholeNumber
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ancestral_step
+from invdiff.samplers.moves import ancestral_step, explained
 from invdiff.samplers.projection.coordinates import Coordinates
 from invdiff.schedules import EDM, Schedule
 
@@ -68,4 +68,6 @@ class ScoreSDE(Sampler):
                 fresh = sigma_t**2 - sigma_s**2
                 x = x + fresh / sigma_t**2 * (x0 - x) + fresh**0.5 * rng.normal()
             x = seen.replaced(x, sigma_s, rng.normal())
+            if sigma_s == 0:
+                x = explained(problem, x, prior.scale)
             yield Step(x, x0, sigma_s)

@@ -9,8 +9,9 @@ Cost        per step and sample: 1 forward; of the operator a call, an adjoint a
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; steps are the same in x. Here sigma_y
             and sigma have one unit; the authors' code has sigma_y for [0, 1] and sigma for [-1, 1]: its lam is 4 times
             that of here, and so is that of deepinv.
-Departures  starts from noise, theirs from the noised first guess; the last step is the data step, theirs the clean
-            estimate. Levels follow Karras et al., theirs are even in the square root of DDPM's time.
+Departures  starts from noise, theirs from the noised first guess; the last step is the data step and ends at a misfit
+            near 1, `moves.explained`, theirs is the clean estimate. Levels follow Karras et al., theirs are even in the
+            square root of DDPM's time.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import ClassVar
 
 from invdiff.ranges import Positive, Share
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import proximal
+from invdiff.samplers.moves import explained, proximal
 from invdiff.schedules import EDM, Schedule
 
 
@@ -51,4 +52,6 @@ class DiffPIR(Sampler):
             x0 = proximal(problem, prior.denoise(x, sigma_t), self.lam * problem.noise_variance / sigma_t**2)
             noise = (1 - self.zeta) ** 0.5 * (x - x0) / sigma_t + self.zeta**0.5 * rng.normal()
             x = x0 + sigma_s * noise
+            if sigma_s == 0:
+                x = explained(problem, x, prior.scale)
             yield Step(x, x0, sigma_s)

@@ -10,6 +10,7 @@ Cost        per step and sample: 1 forward; of the operator a call, an adjoint a
 Coordinates the paper's own, images in [0, 1].
 Departures  starts from noise, theirs from y or its interpolation. The last level is the noise of y over the norm of the
             operator, the paper's for operators of norm 1, at most the first one; the first is higher than theirs.
+            The result ends at a misfit near 1, `moves.explained`, theirs is the denoised image.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Annotated, ClassVar
 
 from invdiff.ranges import Positive, Range
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import operator_norm, proximal
+from invdiff.samplers.moves import explained, operator_norm, proximal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +53,6 @@ class DPIR(Sampler):
             x = proximal(problem, x0, self.lam * problem.noise_variance / sigma**2)
             x0 = prior.denoise(x, sigma)
             # The highest of all rows; NaN of one row must not hide the others.
+            if k + 1 == self.steps:
+                x0 = explained(problem, x0, prior.scale)
             yield Step(x0, x0, 0.0 if k + 1 == self.steps else float(sigma.nan_to_num().amax()))
