@@ -11,7 +11,7 @@ from torch import Tensor
 
 from invdiff.cli.groups import register
 from invdiff.cli.inputs import made_sampler
-from invdiff.operators import Operator, SpectralOperator
+from invdiff.operators import GaussianNoise, Operator, SpectralOperator
 from invdiff.priors import GaussianPrior, Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
@@ -163,6 +163,60 @@ def dense(operator: Operator, shape: tuple[int, ...], image: int = 0) -> Tensor:
     return flat(one(torch.eye(n, dtype=torch.float64).reshape(n, *shape))).T
 
 
+class BothCoordinates:
+    """One linear problem under a Gaussian prior, in two coordinates: images u in [0, 1] here, x = 2 u - 1 in papers.
+
+    operator  measures u; `matrix` is it in x, with noise of standard deviation `spread` and the measurement `y`, (M,)
+    """
+
+    def __init__(self, operator: Operator, shape: tuple[int, int, int], spread: float) -> None:
+        self.operator, self.shape, self.spread = operator, shape, spread
+        self.pixels = torch.Size(shape).numel()
+        self.matrix, self.covariance = dense(operator, shape), smooth(*shape[1:], std=0.6)
+        self.mean = 0.3 * normal(self.pixels, seed=1)
+        truth = self.mean + torch.linalg.cholesky(self.covariance) @ normal(self.pixels, seed=2)
+        self.y = self.matrix @ truth + spread * normal(len(self.matrix), seed=3)
+        self.y = torch.where(self.matrix.abs().sum(1) > 0, self.y, 0)
+        y = operator(torch.zeros(1, *shape, dtype=torch.float64))
+        self.problem = InverseProblem(
+            operator, GaussianNoise(spread / 2), ((self.y + self.matrix.sum(1)) / 2).reshape(y.shape)
+        )
+        # As of a network: grey is its centre.
+        self.prior = Remembering(gaussian((self.mean.reshape(shape) + 1) / 2, self.covariance / 4))
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """E[x0 | x0 + sigma n = x], (n,), from Bayes' rule."""
+        noisy = self.covariance + sigma**2 * torch.eye(self.pixels, dtype=torch.float64)
+        return self.mean + self.covariance @ torch.linalg.solve(noisy, x - self.mean)
+
+    def denoise_vp(self, z: Tensor, a: float) -> Tensor:
+        """E[x0 | sqrt(a) x0 + sqrt(1 - a) n = z], (n,)."""
+        return self.denoise(z / a**0.5, (1 / a - 1) ** 0.5)
+
+    def numbers(self, count: int) -> list[Tensor]:
+        """Standard normal numbers for `count` draws of an image, (n,) each."""
+        return [normal(self.pixels, seed=100 + k) for k in range(count)]
+
+    def run(self, sampler: Sampler, numbers: list[Tensor]) -> list[Tensor]:
+        """x after every step, (n,), with these numbers one after the other, all of which are used."""
+        rng = Scripted([n.reshape(1, *self.shape) for n in numbers])
+        with torch.no_grad():
+            steps = list(sampler.iterate(self.problem, self.prior, rng))  # type: ignore[arg-type]
+        assert next(rng.numbers, None) is None
+        return [2 * step.x.flatten() - 1 for step in steps]
+
+
+def alike(noise: float) -> tuple[InverseProblem, GaussianPrior]:
+    """N(0, [[1, .8], [.8, 1]]) of two pixels, the first measured as 1: what biased methods are known to make of it.
+
+    Exact with noise 0.3: mean (0.917, 0.734), variance (0.0826, 0.413); without noise: (1, 0.8) and (0, 0.36).
+    """
+    prior = gaussian(torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.8], [0.8, 1.0]]), (-1.0, 1.0))
+    prior.unit = 0.5
+    operator = Dense(torch.tensor([[1.0, 0.0]]), (1, 1, 2))
+    return InverseProblem(operator, GaussianNoise(noise), torch.ones(1, 1).double()), prior
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +241,11 @@ def affine_law(sampler: Sampler, problem: InverseProblem, prior: GaussianPrior) 
     Each number of each step is 1 once, and all others 0.
     """
     shape = problem.image_shape
-    n, draws = torch.Size(shape).numel(), sampler.num_steps + 1
+    zeros = Scripted([torch.zeros(1, *shape, dtype=torch.float64)] * (4 * sampler.expected_cost().forwards + 4))
+    with torch.no_grad():
+        for _ in sampler.iterate(problem, prior, zeros):  # type: ignore[arg-type]
+            pass
+    n, draws = torch.Size(shape).numel(), 4 * sampler.expected_cost().forwards + 4 - len(list(zeros.numbers))
     numbers = torch.zeros(draws, 1 + draws * n, n, dtype=torch.float64)
     for k in range(draws):
         numbers[k, 1 + k * n : 1 + (k + 1) * n] = torch.eye(n, dtype=torch.float64)

@@ -41,7 +41,7 @@ examples:
   invdiff calibrate sampler=dps                                compare its uncertainty with its errors
   invdiff check-operator operator=callable operator.file=my_camera.py:Camera image_shape=[1,32,32]
   invdiff check-prior prior=diffusers prior.path=my-model/ input=photos/
-  invdiff check-sampler sampler=callable sampler.file=mine.py:DiffPIR
+  invdiff check-sampler sampler=callable sampler.file=mine.py:PlugAndPlay
   invdiff list samplers
   invdiff help ct daps                                         what they are, and what their options mean
 

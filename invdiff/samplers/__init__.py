@@ -15,21 +15,35 @@ from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
 from invdiff.samplers.particles.mcgdiff import MCGDiff
 from invdiff.samplers.particles.tds import TDS
+from invdiff.samplers.projection.ddnm import DDNM
+from invdiff.samplers.projection.ddrm import DDRM
+from invdiff.samplers.projection.ilvr import ILVR
+from invdiff.samplers.projection.repaint import RePaint
+from invdiff.samplers.projection.scoresde import ScoreSDE
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
+from invdiff.samplers.splitting.diffpir import DiffPIR
+from invdiff.samplers.splitting.dpir import DPIR
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
+from invdiff.samplers.splitting.red import RED
 from invdiff.samplers.variational.reddiff import REDDiff
 
 __all__ = [
     "AFDPS",
     "DAPS",
+    "DDNM",
+    "DDRM",
+    "DPIR",
     "DPS",
     "FKC",
+    "ILVR",
     "MCG",
     "MMPS",
+    "RED",
     "TDS",
     "Auto",
+    "DiffPIR",
     "EnKG",
     "LanPaint",
     "MCGDiff",
@@ -39,7 +53,9 @@ __all__ = [
     "PiGDM",
     "PnPDM",
     "REDDiff",
+    "RePaint",
     "Sampler",
+    "ScoreSDE",
     "Step",
     "all_samplers",
     "compose",

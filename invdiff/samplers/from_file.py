@@ -13,7 +13,7 @@ from invdiff.user_module import load_module
 def from_file(file: str | Path | None, settings: Mapping[str, Any] | None = None) -> Sampler:
     """The sampler of a class in a Python file; the file is executed.
 
-    file      `mine.py`, or with the class behind a colon, `mine.py:DiffPIR`; needed where there are several
+    file      `mine.py`, or with the class behind a colon, `mine.py:PlugAndPlay`; needed where there are several
     settings  by name, those of a dataclass inside the sampler nested
 
     Raises ValueError where there is no such class, and for settings that it does not have or refuses.
@@ -24,11 +24,11 @@ def from_file(file: str | Path | None, settings: Mapping[str, Any] | None = None
 def sampler_in(file: str | Path | None) -> type[Sampler]:
     """The class alone, which `all_samplers` then has as well."""
     if file is None:
-        raise ValueError("callable: give file=, a Python file with your sampler, for example file=mine.py:DiffPIR")
+        raise ValueError("callable: give file=, a Python file with your sampler, for example file=mine.py:PlugAndPlay")
     head, colon, name = str(file).rpartition(":")
     path = Path(head if colon and head.endswith(".py") else str(file)).expanduser()
     if path.suffix != ".py":
-        raise ValueError(f"callable: file must be a Python file, mine.py or mine.py:DiffPIR, got {file}")
+        raise ValueError(f"callable: file must be a Python file, mine.py or mine.py:PlugAndPlay, got {file}")
     if not path.is_file():
         raise ValueError(f"callable: no such file: {path} (looked for in {path.absolute().parent})")
     module = load_module(path)

@@ -1,7 +1,7 @@
 """Moves that posterior samplers share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,13 +23,84 @@ def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise
     return x0 + shrink * (x - x0) + sigma_next * (1 - shrink) ** 0.5 * noise
 
 
+def time_travel(levels: Sequence[float], length: int, repeats: int) -> Iterator[tuple[float, float, bool]]:
+    """The way down the levels with jumps back up: level, next level, and whether the next one is new.
+
+    From every `length`-th level, counted from the lowest above 0, the way goes up by `length` levels and down again,
+    until it has gone down `repeats` times. RePaint's schedule (arXiv:2201.09865, appendix B), which DDNM shares;
+    repeats = 1 goes straight down.
+
+    levels  falling, the last one 0
+    """
+    lowest = len(levels) - 2
+    jumps = dict.fromkeys(range(lowest, length - 1, -length), repeats - 1)
+    k, reached = 0, 0
+    while k <= lowest:
+        yield levels[k], levels[k + 1], k + 1 > reached
+        k += 1
+        reached = max(reached, k)
+        if jumps.get(k):
+            jumps[k] -= 1
+            yield levels[k], levels[k - length], False
+            k -= length
+
+
+def descents(steps: int, length: int, repeats: int) -> int:
+    """How many of the moves of `time_travel` over this many steps go down."""
+    levels = range(steps, -1, -1)
+    return sum(after < level for level, after, _ in time_travel(levels, length, repeats))
+
+
+def proximal(problem: InverseProblem, x0: Tensor, rho: Tensor) -> Tensor:
+    """The x that minimises |y - A x|^2 + rho |x - x0|^2 for a linear A, (R, C, H, W), and rho > 0, (R,) or ().
+
+    From x0 by 30 iterations of conjugate gradients where A has no singular value decomposition.
+    """
+    return x0 + damped_solve(problem, problem.linear_operator.adjoint(problem.residual(x0)), rho, 30)
+
+
+def put_back(problem: InverseProblem, x: Tensor, sigma: float, noise: Tensor, rho: Tensor | None = None) -> Tensor:
+    """x at level sigma, moved onto A x = y + sigma A n by the pseudo-inverse of a linear A, (R, C, H, W).
+
+    noise  n, (R, C, H, W)
+    rho    > 0, (R,): only as far as y can be trusted, A^+ replaced by (A^T A + rho)^-1 A^T
+    """
+    operator, residual = problem.linear_operator, problem.residual(x - sigma * noise)
+    if rho is None:
+        return x + operator.pinv(residual)
+    return x + damped_solve(problem, operator.adjoint(residual), rho, 30)
+
+
+def explained(problem: InverseProblem, x: Tensor, scale: float) -> Tensor:
+    """x, moved towards y where it leaves more of it unexplained than noise can account for, (R, C, H, W).
+
+    Clean estimates of a network may miss precise data by many times their noise. A misfit |y - A x|^2 / sigma_y^2 per
+    measured number, above its mean 1 plus 4 standard deviations, falls to about that limit; one below it stays. The
+    change is that of a Gaussian prior about x with standard deviation 0.1 scale, times a number.
+
+    scale  `Prior.scale`
+    """
+    residual, variance = problem.residual(x), mean_variance(problem)
+    count = measured_numbers(problem)
+    limit = 1 + 4 * (2 / count) ** 0.5
+    misfit = residual.abs().square().flatten(1).sum(1) / (count * variance)
+    share = (1 - (limit / misfit) ** 0.5).clamp(min=0)
+    back = problem.linear_operator.adjoint(residual)
+    return x + per_row(share, x) * damped_solve(problem, back, variance / (0.1 * scale) ** 2, 30)
+
+
+def measured_numbers(problem: InverseProblem) -> Tensor:
+    """How many real numbers of each image were measured, (B,)."""
+    y = problem.y
+    ones = masked(torch.ones_like(y.real), problem.observed)
+    return ones.flatten(1).sum(1) * (2 if y.is_complex() else 1)
+
+
 def mean_variance(problem: InverseProblem) -> Tensor:
     """Variance of the noise of one real number, averaged over what was measured of each image, (B,)."""
     y = masked(problem.y, problem.observed)
     variance = problem.noise.variance(y).expand(y.shape)
-    count = masked(torch.ones_like(variance), problem.observed).flatten(1).sum(1)
-    total = masked(variance, problem.observed).flatten(1).sum(1)
-    return total / count / (2 if y.is_complex() else 1)
+    return masked(variance, problem.observed).flatten(1).sum(1) / measured_numbers(problem)
 
 
 def half_squares(problem: InverseProblem, x: Tensor) -> Tensor:
@@ -98,8 +169,7 @@ def typical_gain(problem: InverseProblem, prior: Prior) -> Tensor:
     shift = 0.1 * prior.scale * probe.expand(problem.images, *problem.image_shape)
     centre = prior.centre.to(shift)
     change = masked(problem.operator(centre + shift) - problem.operator(centre - shift), problem.observed)
-    count = masked(torch.ones_like(change.real), problem.observed).flatten(1).sum(1) * (1 + change.is_complex())
-    return nonzero(row_norm(change) / count.sqrt()) / (0.2 * prior.scale)
+    return nonzero(row_norm(change) / measured_numbers(problem).sqrt()) / (0.2 * prior.scale)
 
 
 def longest_step(

@@ -13,8 +13,8 @@ from invdiff.samplers.from_file import from_file, sampler_in
 
 Run = Callable[..., Any]
 
-DIFFPIR = Path(__file__).parents[2] / "docs" / "skeletons" / "diffpir.py"
-CALLABLE = ("sampler=callable", "sampler.file=mine.py:DiffPIR", "sampler.settings.schedule.steps=3")
+PLUG_AND_PLAY = Path(__file__).parents[2] / "docs" / "skeletons" / "plugandplay.py"
+CALLABLE = ("sampler=callable", "sampler.file=mine.py:PlugAndPlay", "sampler.settings.schedule.steps=3")
 PACKAGE = '''
 from invdiff.operators import LinearOperator
 from invdiff.priors import load_prior
@@ -42,7 +42,7 @@ def small():
     return load_prior("digits")
 '''
 POINTS = """[invdiff.samplers]
-diffpir = outsider.sampler:DiffPIR
+plugandplay = outsider.sampler:PlugAndPlay
 [invdiff.operators]
 dim = outsider:Dim
 [invdiff.priors]
@@ -62,7 +62,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def mine(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(DIFFPIR.read_text())
+    (tmp_path / "mine.py").write_text(PLUG_AND_PLAY.read_text())
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def installed(tmp_path: Path) -> None:
     """A package with entry points on the path."""
     (tmp_path / "outsider").mkdir()
     (tmp_path / "outsider" / "__init__.py").write_text(PACKAGE)
-    (tmp_path / "outsider" / "sampler.py").write_text(DIFFPIR.read_text())
+    (tmp_path / "outsider" / "sampler.py").write_text(PLUG_AND_PLAY.read_text())
     info = tmp_path / "outsider-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
@@ -79,19 +79,19 @@ def installed(tmp_path: Path) -> None:
 
 
 def test_it_is_one_file_of_fifty_lines() -> None:
-    assert len(DIFFPIR.read_text().splitlines()) <= 50
+    assert len(PLUG_AND_PLAY.read_text().splitlines()) <= 50
 
 
 @pytest.mark.usefixtures("mine")
 def test_a_file_is_checked_and_listed(invdiff: Run) -> None:
     done = invdiff("check-sampler", *CALLABLE)
     assert (done.code, done.err) == (0, "")
-    assert "DiffPIR on GaussianBlur, images of 1x8x8, 3 steps" in " ".join(done.out.split())
+    assert "PlugAndPlay on GaussianBlur, images of 1x8x8, 3 steps" in " ".join(done.out.split())
 
-    done = invdiff("list", "samplers", "sampler.file=mine.py:DiffPIR")
+    done = invdiff("list", "samplers", "sampler.file=mine.py:PlugAndPlay")
     assert (done.code, done.err) == (0, "")
     assert "plug-and-play restoration" in done.out
-    assert any(line.split()[:2] == ["diffpir", "yes"] for line in done.out.splitlines())
+    assert any(line.split()[:2] == ["plugandplay", "yes"] for line in done.out.splitlines())
 
     done = invdiff("list", "operators", "--markdown")
     assert done.err.strip() == "invdiff: error: --markdown must go with samplers, the only list with such a table"
@@ -109,7 +109,7 @@ def test_a_file_in_every_command(invdiff: Run) -> None:
     scores = [json.loads(Path(f"{folder}/metrics.json").read_text())["images"] for folder in ("out", "again")]
     assert scores[0] == scores[1]
 
-    own = "{mine:{sampler:callable,file:mine.py:DiffPIR,settings:{schedule:{steps:3}}}}"
+    own = "{mine:{sampler:callable,file:mine.py:PlugAndPlay,settings:{schedule:{steps:3}}}}"
     done = invdiff("benchmark", f"samplers=[{own}]", "images=1", "num_samples=1", "output=table")
     assert (done.code, done.err) == (0, "")
     assert "mine" in Path("table/leaderboard.md").read_text()
@@ -121,7 +121,7 @@ def test_a_file_in_every_command(invdiff: Run) -> None:
     done = invdiff("reconstruct", "prior=digits", "data=generated", "operator=hdr", "sampler=mcg", "output=bad")
     assert "MCG needs a linear operator" in done.err
     done = invdiff("reconstruct", "prior=digits", "data=generated", "operator=hdr", *CALLABLE, "output=bad")
-    assert "DiffPIR needs a linear operator (HDR is not); compatible samplers: " in done.err
+    assert "PlugAndPlay needs a linear operator (HDR is not); compatible samplers: " in done.err
 
 
 @pytest.mark.usefixtures("mine")
@@ -130,7 +130,7 @@ def test_a_file_is_tuned(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("invdiff.cli.tune_command.save_figure", lambda figure, path: None)
     done = invdiff("tune", *CALLABLE, "+space.zeta=[0,1]", "trials=2", "images=2", "output=found")
     assert (done.code, done.err) == (0, "")
-    assert OmegaConf.load("found/sampler/best.yaml").file.endswith("mine.py:DiffPIR")
+    assert OmegaConf.load("found/sampler/best.yaml").file.endswith("mine.py:PlugAndPlay")
     words = ("prior=digits", "data=generated", "num_samples=1", "output=out")
     assert invdiff("reconstruct", "--config-dir=found", "sampler=best", "trust=mine.py", *words).code == 0
 
@@ -145,16 +145,18 @@ def test_an_installed_package_is_listed(invdiff: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("installed", "without_comparison")
 def test_an_installed_package(invdiff: Run) -> None:
-    parts = ("sampler=diffpir", "operator=dim", "prior=small")
+    parts = ("sampler=plugandplay", "operator=dim", "prior=small")
     words = ("operator.gain=0.25", "sampler.schedule.steps=3", "data=generated", "num_samples=1", "output=out")
     done = invdiff("reconstruct", *parts, *words)
     assert (done.code, done.err) == (0, "")
-    done = invdiff("check-sampler", "sampler=diffpir")
+    done = invdiff("check-sampler", "sampler=plugandplay")
     assert (done.code, done.err) == (0, "")
     help_text = invdiff("reconstruct", "--help").out
-    assert "diffpir" in help_text
+    assert "plugandplay" in help_text
     assert "dim" in help_text
-    done = invdiff("benchmark", "samplers=[{diffpir:{schedule:{steps:2}}}]", "operators=[dim]", "images=1", "output=b")
+    done = invdiff(
+        "benchmark", "samplers=[{plugandplay:{schedule:{steps:2}}}]", "operators=[dim]", "images=1", "output=b"
+    )
     assert (done.code, done.err) == (0, "")
 
 
@@ -162,12 +164,12 @@ def test_an_installed_package(invdiff: Run) -> None:
 def test_a_file_from_python(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     sampler: Any = from_file(path, {"zeta": 0.5, "schedule": {"steps": 4}})
-    assert (type(sampler).__name__, sampler.zeta, sampler.schedule.steps) == ("DiffPIR", 0.5, 4)
+    assert (type(sampler).__name__, sampler.zeta, sampler.schedule.steps) == ("PlugAndPlay", 0.5, 4)
     for file, words in (
         (None, "give file="),
         ("absent.py", "no such file"),
         ("mine.txt", "must be a Python file"),
-        (f"{path}:DPS", "has no sampler 'DPS' \\(samplers: DiffPIR\\)"),
+        (f"{path}:DPS", "has no sampler 'DPS' \\(samplers: PlugAndPlay\\)"),
     ):
         with pytest.raises(ValueError, match=words):
             sampler_in(file)

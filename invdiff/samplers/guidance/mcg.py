@@ -26,14 +26,7 @@ import torch
 
 from invdiff.ranges import NotNegative
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import (
-    ancestral_step,
-    clean_estimate,
-    damped_solve,
-    longest_step,
-    mean_variance,
-    operator_norm,
-)
+from invdiff.samplers.moves import ancestral_step, clean_estimate, longest_step, mean_variance, operator_norm, put_back
 from invdiff.schedules import EDM, VP, Schedule
 from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
@@ -91,9 +84,6 @@ class MCG(Sampler):
                 step = torch.minimum(step, longest)
             x = x - per_row(chain * step, x) * gradient
             if sigma_s >= self.project_above * prior.scale and (sigma_s > 0 or self.projection == "exact"):
-                residual = problem.residual(x - sigma_s * noise)  # of A x = y + sigma A n
-                if self.projection == "exact":
-                    x = x + operator.pinv(residual)
-                else:
-                    x = x + damped_solve(problem, operator.adjoint(residual), mean_variance(problem) / sigma_s**2, 30)
+                rho = mean_variance(problem) / sigma_s**2 if self.projection == "damped" else None
+                x = put_back(problem, x, sigma_s, noise, rho)
             yield Step(x, x0, sigma_s)

@@ -128,9 +128,7 @@ class Guide:
 
     @classmethod
     def of(cls, seen: Spectrum, kappa: float, half: float) -> Self:
-        measured = seen.values != 0
-        target = torch.where(measured, seen.data / seen.values, 0)
-        return cls(target, torch.where(measured, seen.variance.sqrt() / seen.values, math.inf), kappa, half)
+        return cls(seen.target, seen.level, kappa, half)
 
     def guided(self, sigma: Tensor) -> Tensor:
         return sigma >= self.level.to(sigma.dtype)

@@ -1,5 +1,6 @@
 """Linear problems with Gaussian noise, direction by direction."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -47,6 +48,16 @@ class Spectrum:
         # Comparisons let NaN pass for a direction that nobody measured: the likelihood has to show it.
         unexplained = torch.where(values.flatten(1).isfinite().all(1), unexplained, torch.nan)
         return cls(values, data, variance.reshape(-1, 1, 1, 1, 1), unexplained)
+
+    @property
+    def target(self) -> Tensor:
+        """The measured coordinates u / s, (R, 1, C, H, W), zero where nothing was measured."""
+        return torch.where(self.values != 0, self.data / self.values, 0)
+
+    @property
+    def level(self) -> Tensor:
+        """Standard deviations of their noise, (R, 1, C, H, W), infinite where nothing was measured."""
+        return torch.where(self.values != 0, self.variance.sqrt() / self.values, math.inf)
 
 
 def into(problem: InverseProblem, x: Tensor, at_once: int) -> Tensor:

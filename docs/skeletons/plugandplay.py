@@ -1,10 +1,10 @@
-"""DiffPIR.
+"""Plug-and-play restoration along a diffusion: DiffPIR, as somebody outside the package writes it.
 
 Paper       Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, 2023, arXiv:2305.08995, Alg. 1.
 Target      p(x | y), approximately: a proximal step instead of a draw.
 Needs       a linear operator and Gaussian noise.
 Cost        per step and sample: 1 forward and 1 solve.
-Departures  EDM noise levels instead of the DDPM grid.
+Departures  EDM noise levels instead of the DDPM grid; `sampler=diffpir` is the package's own.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from invdiff.shapes import per_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffPIR(Sampler):
+class PlugAndPlay(Sampler):
     """Denoising with a proximal step on the data: plug-and-play restoration along a DDIM path.
 
     lam   weight of the prior in the proximal step

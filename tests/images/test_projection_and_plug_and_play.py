@@ -1,0 +1,68 @@
+"""Methods without gradients of the network, on digits drawn from the prior: better than the first guess, y explained.
+
+One operator of each kind that a method accepts: a mask, real and complex measurements with a decomposition, and a
+linear one without.
+"""
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem, load_prior, simulate
+from invdiff.io import to_tensor
+from invdiff.io.examples import drawn_from_prior
+from invdiff.operators import CT, MRI, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
+from invdiff.priors import Prior
+from invdiff.samplers import DDNM, DDRM, DPIR, ILVR, RED, DiffPIR, RePaint, Sampler, ScoreSDE
+from invdiff.scores.metrics import psnr
+
+QUIET = Compute(device="cpu", progress=False)
+OPERATORS: dict[str, tuple[Operator, float]] = {
+    "mask": (Inpainting(keep=0.3), 0.05),
+    "blur": (GaussianBlur(std=1.5, kernel_size=13), 0.05),
+    "super-resolution": (SuperResolution(factor=4), 0.05),
+    "mri": (MRI(acceleration=4), 0.05),
+    "ct": (CT(views=30), 0.6),
+}
+SAMPLERS: list[Sampler] = [DDRM(), DDNM(), RePaint(), ILVR(), ScoreSDE(), DiffPIR(), DPIR(), RED()]
+QUICK = {("ddrm", "mask"), ("dpir", "blur")}  # the others take more than a second
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    return load_prior("digits")
+
+
+@pytest.fixture(scope="module")
+def digits(prior: Prior) -> Tensor:
+    names, images = drawn_from_prior(2, prior=prior)
+    return to_tensor(images, names)
+
+
+def mean_psnr(images: Tensor, truth: Tensor) -> float:
+    return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        pytest.param(
+            sampler,
+            kind,
+            id=f"{sampler.name()}-{kind}",
+            marks=[] if (sampler.name(), kind) in QUICK else [pytest.mark.slow],
+        )
+        for sampler in SAMPLERS
+        for kind, (operator, _) in OPERATORS.items()
+        if operator.spectral or not sampler.needs().spectral
+    ],
+)
+def test_digits_gain_over_the_first_guess(sampler: Sampler, kind: str, prior: Prior, digits: Tensor) -> None:
+    operator, sigma = OPERATORS[kind]
+    noise = GaussianNoise(sigma)
+    problem = InverseProblem(operator, noise, simulate(digits, operator, noise))
+    posterior = sampler.sample(problem, prior, num_samples=2, compute=QUIET)
+    assert not posterior.diverged.any()
+    assert problem.first_guess is not None
+    assert mean_psnr(posterior.mean, digits) >= mean_psnr(problem.first_guess, digits) + 1
+    assert float(posterior.misfit.mean()) < 2.0
