@@ -37,7 +37,7 @@ from invdiff.operators.core.base import LinearOperator
 from invdiff.priors.base import Prior
 from invdiff.samplers import Auto, MomentDraw, settings_for
 from invdiff.samplers.base import Step
-from invdiff.samplers.guidance.momentdraw import CENTRE, WIDTH, linearised
+from invdiff.samplers.guidance.momentdraw import CENTRE, EXCESS, WIDTH, linearised
 from invdiff.samplers.solvers import square_root
 from invdiff.schedules import EDM
 from invdiff.scores.metrics import psnr
@@ -134,7 +134,7 @@ def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
     sampler = MomentDraw(schedule=Levels(values=sigmas), root=3, iterations=2, spread=spread)
     found = last_step(sampler, problem, prior, Scripted(numbers))
 
-    average, total = torch.zeros(PIXELS), 0.0
+    means, draws = [], []
     x, script = 0.5 + sigmas[0] * numbers[0].flatten(), iter(numbers[1:])  # the middle of the value range
     for sigma, after in pairwise(sigmas):
         v, n, z = (next(script).flatten() for _ in range(3))
@@ -154,14 +154,21 @@ def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
         space = torch.stack([start, system @ start], 1)
         u = space @ torch.linalg.lstsq(system @ space, start[:, None]).solution
         x0 = d + e + sigma**2 * j @ u[:, 0]
-        weight = math.exp(-0.5 * (math.log(sigma / CENTRE) / WIDTH) ** 2)  # the scale of the prior is 1
-        known = sigma_y**2 / rho * inverse @ matrix.T @ (spread * sigma_y * n - matrix @ e)
-        average, total = average + weight * (x0 - e - known), total + weight
+        known = e + sigma_y**2 / rho * inverse @ matrix.T @ (spread * sigma_y * n - matrix @ e)
+        means.append(x0 - known)
+        draws.append(known)
         keep = (after / sigma) ** 2
         x = x0 + keep * (x - x0) + after * (1 - keep) ** 0.5 * z
     assert (found.x.flatten() - x).abs().max() < 1e-9
     assert found.mean is not None
-    assert (found.mean.flatten() - average / total).abs().max() < 1e-9
+    excess = [((x - m).square().sum() / g.square().sum() - 1).clamp(min=0) for m, g in zip(means, draws, strict=True)]
+    trust = [math.prod(1 / (1 + (r / (EXCESS + 0.5)) ** 2) for r in excess[k:]) for k in range(3)]
+    weights = [
+        t * math.exp(-0.5 * (math.log(s / CENTRE) / WIDTH) ** 2)  # the scale of the prior is 1
+        for t, s in zip(trust, sigmas, strict=False)
+    ]
+    average = sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
+    assert (found.mean.flatten() - average).abs().max() < 1e-9
 
 
 def test_conjugate_gradients_stand_in_for_singular_values() -> None:

@@ -21,7 +21,7 @@ Form        u = A^T w is solved for, in image space: (sigma_y^2 I + sigma^2 A^T 
             The root is taken in the Krylov space of v, where J is made symmetric and negative eigenvalues are zero.
 Mean        `Step.mean` averages x0 - e - K (sigma_y n - A e) over levels, K the gain with that number in place of J: a
             control variate of the draw, its known noise as far as K gives what it makes of x0, at no call of the
-            network. Whatever K, it has the mean of x0. Weighted by level: `CENTRE`.
+            network. Whatever K, it has the mean of x0. For the weights of levels see `averaged`.
 """
 
 import math
@@ -42,13 +42,19 @@ from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, S
 from invdiff.samplers.moves import ancestral_step, clean_estimate
 from invdiff.samplers.solvers import generalised_minimal_residual, square_root
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import per_row, row_dot, row_vjp
+from invdiff.shapes import nonzero, per_row, row_dot, row_norm, row_vjp
 
 Map = Callable[[Tensor], Tensor]
 
 # Levels over which conditional means are averaged, by a Gaussian weight of log sigma: centre in units of `Prior.scale`,
-# and standard deviation. At higher ones they vary less, but have more of the error of the moments.
-CENTRE, WIDTH = 0.07, 0.9
+# and standard deviation. At higher ones they vary less, but have more of the error of moments and solver.
+CENTRE, WIDTH = 0.12, 0.9
+
+# The share by which the square distance of the sample from a conditional mean exceeds that of its draw where its weight
+# is half, with 2 / sqrt(pixels) for chance. PSNR of the mean of 4 samples of 4 images, dB: CT +0.30, Gaussian blur
+# +0.27, MRI +0.17, denoising +0.26, inpainting +0.25, super-resolution +0.35, of photographs +0.34; of 64 samples -0.06
+# to +0.02. Without it denoising loses 1.6 dB.
+EXCESS = 0.015
 
 # The Rayleigh quotient of J, from below: at high noise it falls towards 0 and the preconditioner would be singular.
 SMALLEST = 1e-4
@@ -94,14 +100,15 @@ class MomentDraw(Sampler):
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
         x = prior.start(sigmas[0], rng.normal())
-        average, total = torch.zeros_like(x), 0.0
+        means, distances = [], []
         for sigma_t, sigma_s in pairwise(sigmas):
             x0, mean = self.draw(problem, prior, x, sigma_t, rng)
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
-            weight = math.exp(-0.5 * (math.log(sigma_t / (CENTRE * prior.scale)) / WIDTH) ** 2)
-            total += weight
-            average = average + weight / total * (mean - average)
-            yield Step(x, x0, sigma_s, mean=average)
+            means.append(mean)
+            distances.append(row_norm(x0 - mean))
+            if sigma_s == 0:
+                mean = averaged(means, distances, [sigma / prior.scale for sigma in sigmas[:-1]], x)
+            yield Step(x, x0, sigma_s, mean=mean)
 
     def draw(
         self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float, rng: Streams
@@ -139,6 +146,26 @@ class MomentDraw(Sampler):
             return adjoint(masked(forward(b), problem.observed)) + per_row(rho, b) * b
 
         return lambda b: conjugate_gradients(product, b, max_iterations=self.inner)
+
+
+def averaged(means: Sequence[Tensor], distances: Sequence[Tensor], levels: Sequence[float], sample: Tensor) -> Tensor:
+    """The average of conditional means over their levels, (R, C, H, W); see `CENTRE` and `EXCESS`.
+
+    The sample is a draw given each x of the chain: it is as far from a mean as that level's own draw, or one of the two
+    is wrong, and with it all means of higher levels.
+
+    means      (R, C, H, W), of each level, from the highest one down
+    distances  of the level's draw from its mean, (R,)
+    levels     in units of `Prior.scale`
+    """
+    half = EXCESS + 2 / sample[0].numel() ** 0.5
+    weighted, total, trust = torch.zeros_like(sample), torch.zeros_like(distances[0]), torch.ones_like(distances[0])
+    for mean, distance, level in reversed(list(zip(means, distances, levels, strict=True))):
+        excess = (row_norm(sample - mean).square() / nonzero(distance.square()) - 1).clamp(min=0)
+        trust = trust / (1 + (excess / half).square())
+        weight = trust * math.exp(-0.5 * (math.log(level / CENTRE) / WIDTH) ** 2)
+        weighted, total = weighted + per_row(weight, mean) * mean, total + weight
+    return weighted / per_row(total, weighted)
 
 
 def twice_differentiable(problem: InverseProblem, prior: Prior) -> bool:
