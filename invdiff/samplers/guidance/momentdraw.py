@@ -42,7 +42,7 @@ from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, S
 from invdiff.samplers.moves import ancestral_step, clean_estimate
 from invdiff.samplers.solvers import generalised_minimal_residual, square_root
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import nonzero, per_row, row_dot, row_norm, row_vjp
+from invdiff.shapes import per_row, row_dot, row_norm, row_vjp
 
 Map = Callable[[Tensor], Tensor]
 
@@ -161,7 +161,8 @@ def averaged(means: Sequence[Tensor], distances: Sequence[Tensor], levels: Seque
     half = EXCESS + 2 / sample[0].numel() ** 0.5
     weighted, total, trust = torch.zeros_like(sample), torch.zeros_like(distances[0]), torch.ones_like(distances[0])
     for mean, distance, level in reversed(list(zip(means, distances, levels, strict=True))):
-        excess = (row_norm(sample - mean).square() / nonzero(distance.square()) - 1).clamp(min=0)
+        tiny = torch.finfo(distance.dtype).tiny  # a draw that is its mean: the sample alone is left
+        excess = (row_norm(sample - mean).square() / distance.square().clamp(min=tiny) - 1).clamp(min=0)
         trust = trust / (1 + (excess / half).square())
         weight = trust * math.exp(-0.5 * (math.log(level / CENTRE) / WIDTH) ** 2)
         weighted, total = weighted + per_row(weight, mean) * mean, total + weight
