@@ -90,7 +90,7 @@ def cell(sampler: Sampler, problem: InverseProblem, prior: Prior, truth: torch.T
         rows.append(
             {
                 **proper(kept, true),
-                "psnr_mean": psnr(kept.mean(0), true, prior.value_range),
+                "psnr_mean": psnr(posterior.mean[i], true, prior.value_range),
                 "misfit": float(posterior.misfit[i].mean()),
                 "pixels": [[float(f"{v:.4g}") for v in values[inside]] for values in (e.error, e.std)],
                 "squares": e.squares.tolist(),
@@ -267,9 +267,10 @@ yet, and a row has as many blocks of 8 images as time allowed: the command goes 
 
 Energy score and CRPS times 1000, lower is better ([scores](../scores.md)). `- auto`: paired difference over the images
 of both and its standard error; positive energy and CRPS, negative PSNR are worse than `auto`. Spread / error: 1 is
-right, below 1 too sure. The mean of S samples has the error of the posterior mean and 1 / S of the variance of the
-samples: samples that are too narrow have the better mean of 4. `of many`: PSNR without that part, as S grows. Misfit: 1
-fits to the noise. Calls of the network and VJPs are of one sample.
+right, below 1 too sure. The mean of `auto` is that of conditional means (`Posterior.mean`). The mean of S samples, as
+of the others, has the error of the posterior mean and 1 / S of the variance of the samples: samples that are too narrow
+have the better mean of 4. `of many`: PSNR of the mean of samples without that part, as S grows. Misfit: 1 fits to the
+noise. Calls of the network and VJPs are of one sample.
 """
 
 LOSSES = """Energy score or CRPS worse by more than 2 standard errors of the paired difference, or PSNR of the mean more

@@ -111,7 +111,7 @@ def scores(posterior: Posterior, truth: Tensor, prior: Prior) -> dict[float, Sco
         gains, energies = [], []
         for i in rows:
             kept = facing.samples[i][~posterior.diverged[i]]
-            error = (facing.mean[i] - truth[i]).square().mean()
+            error = (facing.mean_of_samples[i] - truth[i]).square().mean()
             # Of exact samples both are the error of the posterior mean; samples that are too wide gain no more by it.
             error = torch.maximum(error - facing.std[i].square().mean() / len(kept), error / (1 + 1 / len(kept)))
             gains.append(10 * math.log10((guess[i] - truth[i]).square().mean() / error))

@@ -37,6 +37,8 @@ verdict_log = logging.getLogger("invdiff.verdict")
 
 Watch = Callable[[range], Callback]
 
+TENSORS = ("samples", "diverged_at", "conditional_mean")  # of a `Posterior`, that are stored of finished images
+
 
 def reconstruct(
     y: Any,
@@ -181,6 +183,7 @@ class Job:
             sampler=self.sampler,
             notes=dict(self.notes),
             calibration=self.calibration,
+            conditional_mean=None if found.conditional_mean is None else frame(found.conditional_mean),
             prior_distance=distance,
         )
         if framed.shape != found.samples.shape:
@@ -192,7 +195,8 @@ class Job:
     def as_arrays(self, found: Posterior) -> dict[str, np.ndarray]:
         """What `restored` needs of the samples of some images."""
         cost = np.array(json.dumps(asdict(found.cost)))
-        return {"samples": found.samples.numpy(), "diverged_at": found.diverged_at.numpy(), "cost": cost}
+        tensors = {name: getattr(found, name) for name in TENSORS}
+        return {"cost": cost} | {name: value.numpy() for name, value in tensors.items() if value is not None}
 
     def restored(self, parts: Mapping[int, Mapping[str, np.ndarray]]) -> Reconstruction:
         """The result of all images that `as_arrays` was called with, by the index of the first of each call.
@@ -204,11 +208,12 @@ class Job:
         for first, part in sorted(parts.items()):
             images += range(first, first + len(part["samples"]))
             cost += Cost(**json.loads(str(part["cost"])))
-        samples, diverged_at = (
-            torch.cat([torch.from_numpy(part[name]) for _, part in sorted(parts.items())])
-            for name in ("samples", "diverged_at")
-        )
-        return self.result(Posterior(samples, diverged_at, cost, self._of(images)), images)
+        tensors = {
+            name: torch.cat([torch.from_numpy(parts[first][name]) for first in sorted(parts)])
+            for name in TENSORS
+            if name in next(iter(parts.values()))
+        }
+        return self.result(Posterior(cost=cost, problem=self._of(images), **tensors), images)
 
     def _of(self, images: Sequence[int]) -> InverseProblem:
         everything = len(images) == self.problem.images

@@ -45,11 +45,13 @@ class Cost:
 class Posterior:
     """Posterior samples of a batch of images, on the CPU.
 
-    samples      (B, S, C, H, W), image units, as the sampler left them
-    diverged_at  (B, S) step at which a sample became non-finite or left every reasonable range; -1: it did not
-    cost         what was computed
-    problem      of these B images
-    calibration  what was measured of intervals of such samples; None where nothing was, and from `Sampler.sample`
+    samples           (B, S, C, H, W), image units, as the sampler left them
+    diverged_at       (B, S) step at which a sample became non-finite or left every reasonable range; -1: it did not
+    cost              what was computed
+    problem           of these B images
+    calibration       what was measured of intervals of such samples; None where nothing was, and from `Sampler.sample`
+    conditional_mean  (B, C, H, W), average of `Step.mean` over the samples that did not diverge; None where the sampler
+                      gave none
 
     `mean`, `std` and `interval` leave diverged samples out, and are those of `aligned` samples.
     """
@@ -59,6 +61,7 @@ class Posterior:
     cost: Cost
     problem: InverseProblem
     calibration: Correction | None = None
+    conditional_mean: Tensor | None = None
 
     @property
     def diverged(self) -> Tensor:
@@ -101,13 +104,23 @@ class Posterior:
 
     @cached_property
     def mean(self) -> Tensor:
-        """Posterior mean (B, C, H, W); NaN where all samples diverged."""
-        return self._kept().nanmean(1)
+        """Posterior mean (B, C, H, W): `conditional_mean`, or without it the mean of the samples.
+
+        The latter as well where the operator is ambiguous, as only samples are aligned. NaN where all samples diverged.
+        """
+        if self.conditional_mean is None or self.problem.operator.ambiguous:
+            return self.mean_of_samples
+        return self.conditional_mean
+
+    @cached_property
+    def mean_of_samples(self) -> Tensor:
+        """Mean of the samples (B, C, H, W), about which `std` and `interval` are; NaN where all samples diverged."""
+        return self.average(self.aligned.samples)
 
     @cached_property
     def std(self) -> Tensor:
         """Posterior standard deviation (B, C, H, W), unbiased; NaN where fewer than two samples are left."""
-        kept = self._kept()
+        kept = self._kept(self.aligned.samples)
         count = (~self.diverged).sum(1).reshape(-1, *[1] * (self.samples.dim() - 2))
         squares = (kept - kept.nanmean(1, keepdim=True)).square().nansum(1)
         return torch.where(count > 1, squares / (count - 1).clamp(min=1), torch.nan).sqrt()
@@ -115,16 +128,16 @@ class Posterior:
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Interval of every pixel that holds the truth with this probability: its ends, (B, C, H, W) each.
 
-        With a `calibration`: the mean -+ the width that held it on other images. Without: the quantiles (1 - level) / 2
-        and (1 + level) / 2 of the samples, interpolated linearly, which of few samples lie too close together (the
-        extremes of 4 samples hold 60 %). NaN where fewer than two samples are left. Raises ValueError unless
-        0 < level < 1.
+        With a `calibration`: the mean of the samples -+ the width that held it on other images. Without: the quantiles
+        (1 - level) / 2 and (1 + level) / 2 of the samples, interpolated linearly, which of few samples lie too close
+        together (the extremes of 4 samples hold 60 %). NaN where fewer than two samples are left. Raises ValueError
+        unless 0 < level < 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"interval: level must be > 0 and < 1, got {level}")
         if self.calibration is not None:
             half = self.calibration.half_width(self.std, level)
-            return self.mean - half, self.mean + half
+            return self.mean_of_samples - half, self.mean_of_samples + half
         ends = self.samples.new_full((2, len(self.samples), *self.samples.shape[2:]), torch.nan)
         for i, (samples, diverged) in enumerate(zip(self.aligned.samples, self.diverged, strict=True)):
             ordered = samples[~diverged].sort(0).values
@@ -144,9 +157,12 @@ class Posterior:
         moved.__dict__["aligned"] = moved
         return moved
 
-    def _kept(self) -> Tensor:
-        samples = self.aligned.samples
-        return torch.where(self.diverged.reshape(*self.diverged.shape, *[1] * (samples.dim() - 2)), torch.nan, samples)
+    def average(self, values: Tensor) -> Tensor:
+        """Average over the samples that did not diverge, (B, S, ...) -> (B, ...); NaN where all diverged."""
+        return self._kept(values).nanmean(1)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        return torch.where(self.diverged.reshape(*self.diverged.shape, *[1] * (values.dim() - 2)), torch.nan, values)
 
 
 def _quantile(ordered: Tensor, q: float) -> Tensor:

@@ -164,7 +164,7 @@ def _check_number_of_steps(t: _Trial) -> None:
 def _check_shape_of_steps(t: _Trial) -> None:
     shape = (t.posterior.samples.shape[0] * 2, *SMALL)
     for step in (event.step for event in t.events):
-        for state in (step.x, step.x0):
+        for state in (step.x, step.x0, *([] if step.mean is None else [step.mean])):
             require(state.shape == shape, f"{t.name} yields {tuple(state.shape)}, not {shape}")
             require(not state.requires_grad, f"{t.name} yields a state with a graph; detach what `enable_grad` made")
 
@@ -206,6 +206,7 @@ def _check_seeds(t: _Trial) -> None:
 def _check_chunks(t: _Trial) -> None:
     chunked = t.sampler.sample(t.problem, t.prior, num_samples=2, compute=replace(COMPUTE, max_rows=3))
     same_samples(chunked.samples, t.posterior.samples, f"{t.name}: samples depend on the number of rows in a chunk")
+    same_samples(chunked.mean, t.posterior.mean, f"{t.name}: the mean depends on the number of rows in a chunk")
 
 
 def _check_alone(t: _Trial) -> None:

@@ -6,7 +6,7 @@ callbacks, the clock, cost metering, divergence detection, and keeping what is f
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -115,6 +115,7 @@ class _Rows:
 
     problem: InverseProblem
     samples: list[Tensor] = field(default_factory=list)
+    means: list[Tensor] = field(default_factory=list)
     diverged_at: list[Tensor] = field(default_factory=list)
 
 
@@ -165,7 +166,7 @@ def run(
                 with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
                     part = problem.select(image).to(device)
                 part.operator = metered_operator(part.operator, cost)
-                x, diverged_at = _run_chunk(
+                last, diverged_at = _run_chunk(
                     sampler.iterate(part, metered, streams),
                     sampler.num_steps,
                     prior,
@@ -185,7 +186,9 @@ def run(
                 images = start // num_samples
                 cost.peak_memory_mb = peak_memory_mb(device)
                 raise Interrupted(_assemble(done, images, num_samples, cost) if images else None, images) from stop
-            done.samples.append(x.cpu())
+            done.samples.append(last.x.cpu())
+            if last.mean is not None:
+                done.means.append(last.mean.cpu())
             done.diverged_at.append(diverged_at.cpu())
             start += len(rows)
     cost.peak_memory_mb = peak_memory_mb(device)
@@ -201,8 +204,8 @@ def _run_chunk(
     sample: Tensor,
     callback: Callback | None,
     bar: tqdm,
-) -> tuple[Tensor, Tensor]:
-    """Run one chunk of rows to its end: samples (R, C, H, W) and the step at which each diverged, -1 for never."""
+) -> tuple[Step, Tensor]:
+    """Run one chunk of rows to its end: the last step, and the step at which each row diverged, -1 for never."""
     low, high = prior.value_range
     diverged_at = torch.full((len(image),), -1)
     step = None
@@ -227,7 +230,7 @@ def _run_chunk(
             break  # nothing left to save in this chunk
     if step is None:
         raise RuntimeError("the sampler yielded no step")
-    return step.x, diverged_at
+    return step, diverged_at
 
 
 def _diverged(step: Step, centre: float, width: float) -> Tensor:
@@ -243,9 +246,11 @@ def _diverged(step: Step, centre: float, width: float) -> Tensor:
 def _assemble(done: _Rows, images: int, num_samples: int, cost: Cost) -> Posterior:
     rows = images * num_samples
     samples, diverged_at = torch.cat(done.samples)[:rows], torch.cat(done.diverged_at)[:rows]
+    means = torch.cat(done.means)[:rows].unflatten(0, (images, num_samples)) if done.means else None
     problem = done.problem if images == done.problem.images else done.problem.select(torch.arange(images))
     shape = (images, num_samples)
-    return Posterior(samples.unflatten(0, shape), diverged_at.reshape(shape), cost, problem)
+    found = Posterior(samples.unflatten(0, shape), diverged_at.reshape(shape), cost, problem)
+    return found if means is None else replace(found, conditional_mean=found.average(means))
 
 
 def images_at_once(sampler: Method, problem: InverseProblem, num_samples: int, compute: Compute) -> int:

@@ -28,7 +28,7 @@ class ImageScores:
              psnr_raw
     image    psnr_mean, of the posterior mean; diversity, root mean square over the pixels of the posterior standard
              deviation, image units; where the truth is known and two samples were kept, those of `PROPER`, rmse_mean
-             (root mean square error of the mean, image units) and those of `COVERAGES`
+             (root mean square error of the mean of the samples, image units) and those of `COVERAGES`
     """
 
     samples: list[dict[str, float] | None]

@@ -76,28 +76,34 @@ def pictures_of(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if name != "comparison.png"}  # its title has the seconds
 
 
+@pytest.mark.parametrize("sampler", ["daps", "momentdraw"])  # the second one gives conditional means
 @pytest.mark.usefixtures("without_comparison")
-def test_resumed_after_ctrl_c(invdiff: Run, pictures: Path, metrics: Run, arrays: Run, calls: Calls) -> None:
-    invdiff(*WORDS, "output=full")
+def test_resumed_after_ctrl_c(
+    invdiff: Run, pictures: Path, metrics: Run, arrays: Run, calls: Calls, sampler: str
+) -> None:
+    words = [*WORDS, f"sampler={sampler}"]
+    invdiff(*words, "output=full")
     whole = calls.count
     calls.stop = whole + whole // 2  # of the second image
-    done = invdiff(*WORDS, "output=out")
+    done = invdiff(*words, "output=out")
     assert (done.code, done.err) == (130, "invdiff: interrupted after 1 finished image(s)\n")
     assert [row["name"] for row in metrics("out")["images"]] == ["a"]
     calls.count = 0
-    done = invdiff(*WORDS, "output=out")
+    done = invdiff(*words, "output=out")
     assert (done.code, done.err) == (0, "")
     assert calls.count == whole * 2 // 3
-    assert same(arrays("out"), arrays("full"))
+    found = arrays("out")
+    assert same(found, arrays("full"))
+    assert np.allclose(found["mean"], found["samples"].mean(1), atol=1e-6) == (sampler == "daps")
     assert scores(metrics("out")) == scores(metrics("full"))
     assert pictures_of(Path("out")) == pictures_of(Path("full"))
     assert not list(Path("out").glob(".parts*"))
 
     calls.count = 0
-    done = invdiff(*WORDS, "output=out")
+    done = invdiff(*words, "output=out")
     assert done.code == 0
     assert done.out.endswith("\nout holds the results of this configuration; overwrite=true computes them again\n")
-    invdiff(*WORDS, "output=out", "compute.max_rows=1", "compute.progress=false")
+    invdiff(*words, "output=out", "compute.max_rows=1", "compute.progress=false")
     assert calls.count == 0, "another device or batch is the same configuration"
 
 

@@ -1,5 +1,6 @@
 """The result of a sampler: statistics over the samples that did not diverge, each computed once."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,19 @@ def test_diverged_samples_are_left_out(samples: Tensor) -> None:
     assert torch.allclose(high[0], kept.quantile(0.75, 0))
     assert low[1].isnan().all()
     assert high[2].isfinite().all()
+
+
+def test_conditional_means_of_the_sampler_are_the_mean_alone(samples: Tensor) -> None:
+    """Where the operator is ambiguous, where they cannot be aligned, not even that."""
+    samples[0, 1] = torch.nan
+    plain = of(samples, [(0, 1)])
+    posterior = replace(plain, conditional_mean=plain.average(10 + samples))
+    assert torch.allclose(posterior.mean[0], 10 + samples[0, [0, 2, 3, 4]].mean(0), atol=1e-5)
+    assert torch.equal(posterior.mean_of_samples, plain.mean)
+    assert torch.equal(posterior.std, plain.std)
+    assert torch.equal(posterior.interval()[0], plain.interval()[0])
+    ambiguous = of(samples[1:], operator=Magnitude())
+    assert torch.equal(replace(ambiguous, conditional_mean=posterior.mean[1:]).mean, ambiguous.mean)
 
 
 def test_one_sample_has_a_mean_but_no_spread(samples: Tensor) -> None:

@@ -47,7 +47,7 @@ class Walk(Sampler):
                 x0 = torch.where(((first == image) & (k >= step)).reshape(-1, 1, 1, 1), self.disease, x0)
             if self.sleep:
                 time.sleep(self.sleep)
-            yield Step(x, x0, float(self.steps - 1 - k))
+            yield Step(x, x0, float(self.steps - 1 - k), mean=2 * x)
 
     def __post_init__(self) -> None:
         """NaN is allowed here."""
@@ -115,6 +115,8 @@ def test_chunks_put_rows_back_in_their_place(max_rows: int) -> None:
     )
     assert whole.samples.shape == (4, 3, *SHAPE)
     assert torch.equal(whole.samples, parts.samples)
+    assert torch.equal(whole.mean, parts.mean)
+    assert torch.allclose(whole.mean, 2 * whole.mean_of_samples)
     assert parts.cost.forwards == whole.cost.forwards == 4 * 3 * 4
 
 
@@ -263,6 +265,7 @@ def test_ctrl_c_keeps_the_images_that_are_finished(chunk: int, images: int) -> N
     else:
         assert caught.value.posterior is not None
         assert torch.equal(caught.value.posterior.samples, whole.samples[:images])
+        assert torch.equal(caught.value.posterior.mean, whole.mean[:images])
         assert not caught.value.posterior.diverged.any()
         assert caught.value.posterior.cost.forwards == (3 * chunk) * 4 + 3 * 3
         assert caught.value.posterior.cost.peak_memory_mb > 0

@@ -1,5 +1,6 @@
 """Moment draws: the law of Gaussian images at default settings, a run in dense algebra, roots and preconditioners."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,8 @@ from invdiff.operators.combine.composition import compose
 from invdiff.operators.core.base import LinearOperator
 from invdiff.priors.base import Prior
 from invdiff.samplers import Auto, MomentDraw, settings_for
-from invdiff.samplers.guidance.momentdraw import linearised
+from invdiff.samplers.base import Step
+from invdiff.samplers.guidance.momentdraw import CENTRE, EXCESS, WIDTH, linearised
 from invdiff.samplers.solvers import square_root
 from invdiff.schedules import EDM
 from invdiff.scores.metrics import psnr
@@ -59,10 +61,14 @@ def fourier(x: Tensor) -> Tensor:
     return torch.fft.fft2(x, norm="ortho")[..., :2]
 
 
-def run(sampler: MomentDraw, problem: InverseProblem, prior: Prior, rng: object) -> Tensor:
+def last_step(sampler: MomentDraw, problem: InverseProblem, prior: Prior, rng: object) -> Step:
     with torch.no_grad():
         *_, last = sampler.iterate(problem, prior, rng)  # type: ignore[arg-type]
-    return last.x
+    return last
+
+
+def run(sampler: MomentDraw, problem: InverseProblem, prior: Prior, rng: object) -> Tensor:
+    return last_step(sampler, problem, prior, rng).x
 
 
 # -- the law -----------------------------------------------------------------------------------------------------------
@@ -83,9 +89,14 @@ def test_gaussian_images_have_the_exact_law_at_default_settings(measured: str) -
     y = operator(truth)
     exact = prior.condition(matrix, flat(y)[0], part)
     problem = InverseProblem(operator, GaussianNoise(sigma), y).select(torch.zeros(rows, dtype=torch.long))
-    x = run(MomentDraw(), problem, prior, Normals(rows, SHAPE)).flatten(1)
-    away = (x.mean(0) - exact.mean.flatten()) @ torch.linalg.inv(torch.linalg.cholesky(exact.covariance)).T
-    assert float(away.square().mean().sqrt()) < 3 * rows**-0.5
+    last = last_step(MomentDraw(), problem, prior, Normals(rows, SHAPE))
+    assert last.mean is not None
+    x, means = last.x.flatten(1), last.mean.flatten(1)
+    white = torch.linalg.inv(torch.linalg.cholesky(exact.covariance)).T
+    for found in (x, means):  # both have the mean of the posterior, and the means vary less
+        away = (found.mean(0) - exact.mean.flatten()) @ white
+        assert float(away.square().mean().sqrt()) < 3 * rows**-0.5
+    assert float(means.var(0).sum()) < 0.7 * float(x.var(0).sum())
     ratio = torch.linalg.eigvals(torch.linalg.solve(exact.covariance, x.T.cov())).real
     assert 0.97 < float(ratio.mean()) < 1.03
     assert 0.75 < float(ratio.min()) < float(ratio.max()) < 1.25  # Monte Carlo alone: 0.83 to 1.19
@@ -105,8 +116,11 @@ def test_with_the_whole_space_few_steps_are_exact(steps: int) -> None:
     sampler = MomentDraw(schedule=levels, root=PIXELS, iterations=PIXELS)
     law = exact.mean.flatten(), exact.covariance
     assert_law(run(sampler, problem, prior, Normals(rows, SHAPE)), *law)
+    shrunk = last_step(replace(sampler, spread=0.0), problem, prior, Normals(rows, SHAPE))
+    assert shrunk.mean is not None
+    assert torch.allclose(shrunk.mean, shrunk.x), "a draw that is its mean is the best one itself"
     with pytest.raises(AssertionError, match="is off by"):
-        assert_law(run(replace(sampler, spread=0.0), problem, prior, Normals(rows, SHAPE)), *law)
+        assert_law(shrunk.x, *law)
 
 
 # -- the algorithm -----------------------------------------------------------------------------------------------------
@@ -121,8 +135,9 @@ def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
     numbers = [normal(1, *SHAPE, seed=k) for k in range(1 + 3 * 3)]
     numbers[2::3] = [normal(1, 6, seed=20 + k) for k in range(3)]
     sampler = MomentDraw(schedule=Levels(values=sigmas), root=3, iterations=2, spread=spread)
-    found = run(sampler, problem, prior, Scripted(numbers))
+    found = last_step(sampler, problem, prior, Scripted(numbers))
 
+    means, draws = [], []
     x, script = 0.5 + sigmas[0] * numbers[0].flatten(), iter(numbers[1:])  # the middle of the value range
     for sigma, after in pairwise(sigmas):
         v, n, z = (next(script).flatten() for _ in range(3))
@@ -142,9 +157,21 @@ def test_a_run_equals_its_formula_in_dense_algebra(spread: float) -> None:
         space = torch.stack([start, system @ start], 1)
         u = space @ torch.linalg.lstsq(system @ space, start[:, None]).solution
         x0 = d + e + sigma**2 * j @ u[:, 0]
+        known = e + sigma_y**2 / rho * inverse @ matrix.T @ (spread * sigma_y * n - matrix @ e)
+        means.append(x0 - known)
+        draws.append(known)
         keep = (after / sigma) ** 2
         x = x0 + keep * (x - x0) + after * (1 - keep) ** 0.5 * z
-    assert (found.flatten() - x).abs().max() < 1e-9
+    assert (found.x.flatten() - x).abs().max() < 1e-9
+    assert found.mean is not None
+    excess = [((x - m).square().sum() / g.square().sum() - 1).clamp(min=0) for m, g in zip(means, draws, strict=True)]
+    trust = [math.prod(1 / (1 + (r / (EXCESS + 0.5)) ** 2) for r in excess[k:]) for k in range(3)]
+    weights = [
+        t * math.exp(-0.5 * (math.log(s / CENTRE) / WIDTH) ** 2)  # the scale of the prior is 1
+        for t, s in zip(trust, sigmas, strict=False)
+    ]
+    average = sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
+    assert (found.mean.flatten() - average).abs().max() < 1e-9
 
 
 def test_conjugate_gradients_stand_in_for_singular_values() -> None:
