@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+from invdiff.integrators import ddim_step
 from invdiff.ranges import NotNegative, Share
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ddim_step, explained, mean_variance, put_back
+from invdiff.samplers.moves import explained, mean_variance, put_back
 from invdiff.schedules import EDM, Schedule
 
 

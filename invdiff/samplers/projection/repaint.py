@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from invdiff.integrators import ddim_step
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ddim_step, descents, explained, time_travel
+from invdiff.samplers.moves import descents, explained, time_travel
 from invdiff.samplers.projection.coordinates import Coordinates
 from invdiff.schedules import EDM, Schedule
 
