@@ -29,6 +29,7 @@ from invdiff.operators import Operator
 from invdiff.priors import Prior
 from invdiff.report.pages import log_scores, write_pages
 from invdiff.report.tables import standings_table
+from invdiff.samplers import all_samplers
 from invdiff.samplers.settings import Settled
 
 
@@ -95,6 +96,8 @@ def _check_that_some_ran(comparisons: Sequence[Comparison]) -> None:
 
 def make_grid(config: DictConfig, console: Console) -> Grid:
     """The grid of a configuration; recommended settings are printed. Raises BadInput, naming the entry that fails."""
+    if config.samplers == "all":
+        config.samplers = [*all_samplers()]
     for key in ("samplers", "operators"):
         config[key] = with_settings_of_experiment(config, key)
     samplers = chosen(config.samplers, "samplers", "sampler")
