@@ -146,7 +146,7 @@ def damaged(rng: random.Random, name: str) -> str:
 
 def edited(rng: random.Random, options: dict[str, dict[str, list[str]]], names: list[str]) -> list[str]:
     """A command with one to three edits."""
-    command = rng.choices(list(COMMANDS), [8, 4, 2, 3, 1, 1, 2, 1, 1])[0]
+    command = rng.choices(list(COMMANDS), [8, 4, 2, 3, 1, 1, 1, 1, 2, 1, 1])[0]
     words = [command, *COMMANDS[command]]
     for _ in range(rng.randint(1, 3)):
         value = rng.choice([*NUMBERS, *WORDS])
