@@ -29,7 +29,7 @@ from invdiff.operators import MRI, GaussianBlur, Inpainting, Operator, SuperReso
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.priors.training.images import read_images, split
-from invdiff.scores.prior_fit import References, bundled_file, features_of
+from invdiff.scores.prior_fit import References, bundled_file, features_of, turned
 from invdiff.streams import Streams, generator, key
 
 SHAPES = {"digits": (1, 32, 32), "brain_small": (1, 128, 128), "photo": (3, 64, 64)}
@@ -106,9 +106,10 @@ def cases(name: str, data: str | None) -> tuple[list[Case], list[Case]]:
     for other in SHAPES:
         if other not in (name, "photo"):
             others += [(f"{other} {i}", shaped(x, shape)) for i, x in enumerate(draws(other, 4, SHAPES[other]))]
-    if name != "photo":
+    if name != "photo":  # a photograph upside down is still one
         others += [(n, shaped(_tensor(photograph(n, None)[1][0] * 255), shape)) for n in PHOTOGRAPHS]
-        others += [(f"inverted {i}", 1 - own[20 + i]) for i in range(2)]
+        others += [(f"upside down {i}", own[20 + i].flip(-2)) for i in range(2)]
+    others += [(f"inverted {i}", 1 - own[20 + i]) for i in range(2)]
     others += [("in [-1, 1]", 2 * own[22] - 1), ("in [0, 255]", 255 * own[23])]
     others += [(f"{what} {i}", x) for i in range(3) for what, x in patterns(shape, i).items()]
     return matched, others[:20]
@@ -173,8 +174,14 @@ def measure(data: dict[str, str]) -> None:
         pad_to = side if source == "digits" else None
         kept, held = split(read_images(data[source], channels=channels, pad_to=pad_to), HELD_OUT[source])
         kept = kept[:: -(-len(kept) // MOST[source])]
-        known = References.measured(features(prior, kept, side, parts=prior.shape is None), features(prior, held, side))
+        others = torch.stack([shaped(_tensor(image), (channels, side, side)) for image in held])
+        known = References.measured(
+            features(prior, kept, side, parts=prior.shape is None),
+            features(prior, held, side),
+            torch.cat([turned(prior, x) for x in others.split(8)]),
+        )
         stored[prior.weights_hash] = known.features.half().numpy()
+        stored[f"{prior.weights_hash}.turned"] = known.turned.numpy()
         stored[f"{prior.weights_hash}.usual"] = np.array(known.usual)
         print(
             f"{name}: {len(known.features)} references, {known.usual:.3f}, {time.monotonic() - began:.0f} s", flush=True
