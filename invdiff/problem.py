@@ -97,8 +97,8 @@ class InverseProblem:
         first, again = (of_black(self.operator, self.image_shape, self.y.device) for _ in range(2))
         if first.shape == again.shape and not torch.allclose(first, again, rtol=1e-4, atol=1e-6, equal_nan=True):
             raise ValueError(
-                f"{type(self.operator).__name__} gives another measurement of the same image at the second call; it must "
-                "be deterministic: take random choices once, from a seed, and state noise as the noise of the problem"
+                f"{type(self.operator).__name__} gives another measurement of the same image at the second call; it "
+                "must be deterministic: draw random choices once, from a seed, and give noise to the problem"
             )
         return tuple(first.shape), first.is_complex()
 

@@ -111,7 +111,7 @@ def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, ct: CT) -> Iter
         if found > 0 and ct.convention != "skimage":
             option = f"that is where radon of scikit-image has it: set operator.convention=skimage; otherwise {option}"
         elif found < 0 and ct.convention == "skimage":
-            option = f"that is where other libraries than scikit-image have it: leave out operator.convention, or {option}"
+            option = f"that is where others than scikit-image have it: leave out operator.convention, or {option}"
     words = (
         f"the axis of rotation projects {abs(found):.1f} cells {'after' if found > 0 else 'before'} "
         f"its place on the detector; {option}"
