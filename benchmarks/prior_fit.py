@@ -5,7 +5,8 @@
 
 Each prior reconstructs images of its kind (its own draws and, with --data, held-out images; photographs of
 scikit-image) and of others: photographs, heads, digits, inverted, scaled, text, noise, patterns. Each image has one of
-four operators and noise of 0.025 or 0.05. An image is found where the verdict holds `prior`, `misfit` or `range`.
+four operators and noise of 0.025 or 0.05. An image is found where the verdict holds `prior`, `misfit` or `range`, or
+where the checks before the run refuse it.
 
 --measure fills `priors/weights/prior_fit.npz`, the features of the reference images: training images of --data, the
 usual distance from those that were held out.
@@ -13,6 +14,7 @@ usual distance from those that were held out.
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Sequence
 
@@ -69,18 +71,29 @@ def judged(name: str, chosen: Sequence[Case]) -> dict[str, list[str]]:
             for i in range(o + 4 * half, len(chosen), 8):
                 case, x = chosen[i]
                 scale = 255.0 if "255" in case else 1.0
-                y = simulate(x[None], operator, sigma * scale, seed=i)
-                result = reconstruct(
-                    y,
-                    operator,
-                    noise=sigma * scale,
-                    prior=prior,
-                    num_samples=2,
-                    image_shape=tuple(x.shape),
-                    compute=Compute(progress=False),
-                )
-                found[f"{case}, {task}"] = [f.kind for f in result.verdict if f.kind in FOUND]
+                kinds = found[f"{case}, {task}"] = verdict_on(x[None], operator, sigma * scale, prior, seed=i)
+                print(f"{name}: {case}, {task}, {sigma}: {', '.join(kinds) or '-'}", file=sys.stderr, flush=True)
     return found
+
+
+def verdict_on(x: Tensor, operator: Operator, sigma: float, prior: Prior, seed: int) -> list[str]:
+    """Kinds of the findings about a reconstruction of one image, or `refused` where the checks before it stop it."""
+    y = simulate(x, operator, sigma, seed=seed)
+    try:
+        result = reconstruct(
+            y,
+            operator,
+            noise=sigma,
+            prior=prior,
+            num_samples=2,
+            image_shape=tuple(x.shape[1:]),
+            compute=Compute(progress=False),
+        )
+    except ValueError as error:
+        if "checks=false" not in str(error):
+            raise
+        return ["refused"]
+    return [finding.kind for finding in result.verdict if finding.kind in FOUND]
 
 
 def operators(name: str) -> dict[str, Operator]:
