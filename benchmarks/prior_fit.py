@@ -5,7 +5,8 @@
 
 Each prior reconstructs images of its kind (its own draws and, with --data, held-out images; photographs of
 scikit-image) and of others: photographs, heads, digits, inverted, scaled, text, noise, patterns. Each image has one of
-four operators and noise of 0.025 or 0.05. An image is found where the verdict holds `prior`, `misfit` or `range`.
+four operators and noise of 0.025 or 0.05. An image is found where the verdict holds `prior`, `misfit` or `range`, or
+where the checks before the run refuse it.
 
 --measure fills `priors/weights/prior_fit.npz`, the features of the reference images: training images of --data, the
 usual distance from those that were held out.
@@ -13,6 +14,7 @@ usual distance from those that were held out.
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Sequence
 
@@ -29,7 +31,7 @@ from invdiff.operators import MRI, GaussianBlur, Inpainting, Operator, SuperReso
 from invdiff.priors import Prior
 from invdiff.priors.ode import generate
 from invdiff.priors.training.images import read_images, split
-from invdiff.scores.prior_fit import References, bundled_file, features_of
+from invdiff.scores.prior_fit import References, bundled_file, features_of, turned
 from invdiff.streams import Streams, generator, key
 
 SHAPES = {"digits": (1, 32, 32), "brain_small": (1, 128, 128), "photo": (3, 64, 64)}
@@ -69,18 +71,29 @@ def judged(name: str, chosen: Sequence[Case]) -> dict[str, list[str]]:
             for i in range(o + 4 * half, len(chosen), 8):
                 case, x = chosen[i]
                 scale = 255.0 if "255" in case else 1.0
-                y = simulate(x[None], operator, sigma * scale, seed=i)
-                result = reconstruct(
-                    y,
-                    operator,
-                    noise=sigma * scale,
-                    prior=prior,
-                    num_samples=2,
-                    image_shape=tuple(x.shape),
-                    compute=Compute(progress=False),
-                )
-                found[f"{case}, {task}"] = [f.kind for f in result.verdict if f.kind in FOUND]
+                kinds = found[f"{case}, {task}"] = verdict_on(x[None], operator, sigma * scale, prior, seed=i)
+                print(f"{name}: {case}, {task}, {sigma}: {', '.join(kinds) or '-'}", file=sys.stderr, flush=True)
     return found
+
+
+def verdict_on(x: Tensor, operator: Operator, sigma: float, prior: Prior, seed: int) -> list[str]:
+    """Kinds of the findings about a reconstruction of one image, or `refused` where the checks before it stop it."""
+    y = simulate(x, operator, sigma, seed=seed)
+    try:
+        result = reconstruct(
+            y,
+            operator,
+            noise=sigma,
+            prior=prior,
+            num_samples=2,
+            image_shape=tuple(x.shape[1:]),
+            compute=Compute(progress=False),
+        )
+    except ValueError as error:
+        if "checks=false" not in str(error):
+            raise
+        return ["refused"]
+    return [finding.kind for finding in result.verdict if finding.kind in FOUND]
 
 
 def operators(name: str) -> dict[str, Operator]:
@@ -106,9 +119,10 @@ def cases(name: str, data: str | None) -> tuple[list[Case], list[Case]]:
     for other in SHAPES:
         if other not in (name, "photo"):
             others += [(f"{other} {i}", shaped(x, shape)) for i, x in enumerate(draws(other, 4, SHAPES[other]))]
-    if name != "photo":
+    if name != "photo":  # a photograph upside down is still one
         others += [(n, shaped(_tensor(photograph(n, None)[1][0] * 255), shape)) for n in PHOTOGRAPHS]
-        others += [(f"inverted {i}", 1 - own[20 + i]) for i in range(2)]
+        others += [(f"upside down {i}", own[20 + i].flip(-2)) for i in range(2)]
+    others += [(f"inverted {i}", 1 - own[20 + i]) for i in range(2)]
     others += [("in [-1, 1]", 2 * own[22] - 1), ("in [0, 255]", 255 * own[23])]
     others += [(f"{what} {i}", x) for i in range(3) for what, x in patterns(shape, i).items()]
     return matched, others[:20]
@@ -173,8 +187,14 @@ def measure(data: dict[str, str]) -> None:
         pad_to = side if source == "digits" else None
         kept, held = split(read_images(data[source], channels=channels, pad_to=pad_to), HELD_OUT[source])
         kept = kept[:: -(-len(kept) // MOST[source])]
-        known = References.measured(features(prior, kept, side, parts=prior.shape is None), features(prior, held, side))
+        others = torch.stack([shaped(_tensor(image), (channels, side, side)) for image in held])
+        known = References.measured(
+            features(prior, kept, side, parts=prior.shape is None),
+            features(prior, held, side),
+            torch.cat([turned(prior, x) for x in others.split(8)]),
+        )
         stored[prior.weights_hash] = known.features.half().numpy()
+        stored[f"{prior.weights_hash}.turned"] = known.turned.numpy()
         stored[f"{prior.weights_hash}.usual"] = np.array(known.usual)
         print(
             f"{name}: {len(known.features)} references, {known.usual:.3f}, {time.monotonic() - began:.0f} s", flush=True

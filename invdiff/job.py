@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.checks import IMPOSSIBLE, check_callable, check_measurement
+from invdiff.checks import IMPOSSIBLE, calls_ahead, check_callable, check_measurement
 from invdiff.correction import Correction
 from invdiff.engine.driver import Callback, Compute, Interrupted, check_num_samples, images_at_once
 from invdiff.findings import Finding
@@ -298,6 +298,9 @@ def prepare(
         measured, words = find_calibration(key, known, problem.image_shape)
     for note in notes.values():
         log.info("sampler %s", note)
+    ahead = calls_ahead(problem, chosen, num_samples)
+    if ahead is not None:
+        log.info("%s", ahead)
 
     return Job(
         problem=problem,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
-from invdiff.operators.core.base import kind_of_measurement
+from invdiff.operators.core.base import kind_of_measurement, of_black
 from invdiff.shapes import describe_shape, row_gradient, shallow_copy
 from invdiff.streams import generator
 
@@ -28,7 +28,8 @@ class InverseProblem:
 
     Raises ValueError where y holds NaN or infinity, where the number of images differs between y and the parameters of
     operator or noise, where y cannot have come from this noise (photon counts below zero), and where A of an image is
-    not shaped like y. An operator without `measurement_shape` measures one black image for this.
+    not shaped like y. An operator without `measurement_shape` measures one black image for this, twice: results that
+    differ, of a function that adds noise, are refused too.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class InverseProblem:
         reason = self.noise.mismatch(y, observed)
         if reason is not None:
             raise ValueError(reason)
-        shape, is_complex = kind_of_measurement(self.operator, self.image_shape, y.device)
+        shape, is_complex = self._kind_of_measurement()
         if is_complex != y.is_complex():
             kinds = {True: "complex", False: "real"}
             raise ValueError(
@@ -88,6 +89,18 @@ class InverseProblem:
                 f"{name} measures {describe_shape(shape)} from an image of {describe_shape(self.image_shape)}, "
                 f"but y is {describe_shape(y.shape[1:])}"
             )
+
+    def _kind_of_measurement(self) -> tuple[tuple[int, ...], bool]:
+        """See `kind_of_measurement`. Raises ValueError where two measurements of one image differ beyond rounding."""
+        if self.operator.measurement_shape(self.image_shape) is not None:
+            return kind_of_measurement(self.operator, self.image_shape)
+        first, again = (of_black(self.operator, self.image_shape, self.y.device) for _ in range(2))
+        if first.shape == again.shape and not torch.allclose(first, again, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"{type(self.operator).__name__} gives another measurement of the same image at the second call; it "
+                "must be deterministic: draw random choices once, from a seed, and give noise to the problem"
+            )
+        return tuple(first.shape), first.is_complex()
 
     @property
     def images(self) -> int:

@@ -24,7 +24,7 @@ from invdiff.results import FORMATS, Format, files_of, write_pictures, write_res
 from invdiff.samplers import Sampler
 from invdiff.scores import evaluate
 from invdiff.scores.metrics import for_json
-from invdiff.scores.prior_fit import LEVELS
+from invdiff.scores.prior_fit import CALLS
 from invdiff.scores.verdict import badge, judge
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Reconstruction(Posterior):
             notes["calibration"] = self.calibration.as_json()
         if self.prior_distance is not None:
             distances = dict(zip(self.names, map(for_json, self.prior_distance.tolist()), strict=True))
-            notes["prior distance"] = {"images": distances, "network calls of each image": len(LEVELS)}
+            notes["prior distance"] = {"images": distances, "network calls of each image": CALLS}
         return scores | {"notes": notes, "verdict": [asdict(finding) for finding in self.verdict]}
 
     def save(

@@ -7,7 +7,15 @@ They cost one call of a network, A of five images (of two for an operator of the
 transforms of y.
 """
 
-from invdiff.checks.callables import check_callable, one_at_a_time
+from invdiff.checks.callables import calls_ahead, check_callable, one_at_a_time
 from invdiff.checks.measurement import CHECKS, IMPOSSIBLE, check_measurement, measurement_checks
 
-__all__ = ["CHECKS", "IMPOSSIBLE", "check_callable", "check_measurement", "measurement_checks", "one_at_a_time"]
+__all__ = [
+    "CHECKS",
+    "IMPOSSIBLE",
+    "calls_ahead",
+    "check_callable",
+    "check_measurement",
+    "measurement_checks",
+    "one_at_a_time",
+]

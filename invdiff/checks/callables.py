@@ -1,5 +1,6 @@
 """A forward model of the user's own, before it is used: a few of the rules of `check_operator`, for a few calls."""
 
+import time
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,10 +13,14 @@ from invdiff.contracts.compare import Broken
 from invdiff.contracts.operator import rules_before_use
 from invdiff.contracts.trial import OperatorTrial
 from invdiff.contracts.verdict import in_words
+from invdiff.engine.progress import duration
 from invdiff.operators import BlackBox, CallableOperator, Operator
+from invdiff.operators.core.base import of_black
 from invdiff.operators.yours.as_operator import DeepinvOperator
 from invdiff.operators.yours.black_box import called
 from invdiff.priors import Prior
+from invdiff.problem import InverseProblem
+from invdiff.samplers import Sampler
 
 BATCH = 2
 _tried: WeakKeyDictionary[Operator, set[tuple[int, ...]]] = WeakKeyDictionary()  # with the shapes that it passed on
@@ -62,6 +67,21 @@ def check_callable(operator: Operator, prior: Prior, image_shape: tuple[int, ...
                 raise
             raise ValueError(f"{name} {in_words(error)}{one_at_a_time(operator, images)}") from error
     _tried.setdefault(operator, set()).add(image_shape)
+
+
+def calls_ahead(problem: InverseProblem, sampler: Sampler, num_samples: int) -> str | None:
+    """One line on what a run spends on a black box: calls, from one that is timed; None for any other operator."""
+    cost, rows = sampler.expected_cost(), problem.images * num_samples
+    if problem.operator.differentiable or not cost.operator_calls:
+        return None
+    began = time.perf_counter()
+    of_black(problem.operator, problem.image_shape, problem.y.device)
+    each = time.perf_counter() - began
+    calls = cost.operator_calls * rows
+    return (
+        f"{sampler.name()} measures {calls} images with {_name(problem.operator)}, about {duration(calls * each)} at "
+        f"{each:.2g} s each, besides {cost.forwards * rows} network calls; fewer samples, steps or particles take less"
+    )
 
 
 def _name(operator: Operator) -> str:

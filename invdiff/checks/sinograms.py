@@ -14,7 +14,7 @@ from invdiff.operators import CT, CTTransmission
 FEW_VIEWS = 8
 CHANGING = 3.0  # how much more y changes over the views than typical images let it
 UNEVEN = 0.1  # coefficient of variation of the masses of parallel projections
-OFF_AXIS = 0.75  # cells
+OFF_AXIS = 0.25  # cells; conventions differ by half a cell
 SURE = 5.0  # standard deviations
 
 
@@ -44,7 +44,7 @@ def check_sinogram(e: Evidence) -> Iterator[Finding]:
             )
             yield Finding("sinogram transposed", words, True)
         elif span > 0.9 * math.pi:
-            yield from _axis(sinogram, angles, noise, _offset(clean[0], angles)[0], ct.centre)
+            yield from _axis(sinogram, angles, noise, _offset(clean[0], angles)[0], ct)
 
 
 def _counts(y: Tensor, clean: Tensor, noise: float) -> Iterator[Finding]:
@@ -99,14 +99,24 @@ def _most_change(y: Tensor, span: float, noise: float) -> float:
     return slope * y.shape[-2] / 2 * span / math.sqrt(12) / size if size > 0 else 0.0
 
 
-def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, centre: float) -> Iterator[Finding]:
+def _axis(y: Tensor, angles: Tensor, noise: float, usual: float, ct: CT) -> Iterator[Finding]:
     offset, doubt = _offset(y, angles, noise)
-    if abs(offset - usual) > OFF_AXIS + SURE * doubt:
-        words = (
-            f"the axis of rotation projects {abs(offset - usual):.1f} cells {'after' if offset > usual else 'before'} "
-            f"its place on the detector; set operator.centre={centre + offset - usual:.1f}"
-        )
-        yield Finding("sinogram axis", words, True)
+    found = offset - usual
+    # What ends beyond the detector differs from view to view, and with it the mass; it moves the centre of mass too.
+    cut_off = _variation(_mass(y)) * y.shape[-2] / 2
+    if abs(found) <= OFF_AXIS + max(SURE * doubt, cut_off):
+        return
+    option = f"set operator.centre={ct.centre + found:.1f}"
+    if y.shape[-2] % 2 == 0 and abs(abs(found) - 0.5) < OFF_AXIS:
+        if found > 0 and ct.convention != "skimage":
+            option = f"that is where radon of scikit-image has it: set operator.convention=skimage; otherwise {option}"
+        elif found < 0 and ct.convention == "skimage":
+            option = f"that is where others than scikit-image have it: leave out operator.convention, or {option}"
+    words = (
+        f"the axis of rotation projects {abs(found):.1f} cells {'after' if found > 0 else 'before'} "
+        f"its place on the detector; {option}"
+    )
+    yield Finding("sinogram axis", words, True)
 
 
 def _offset(y: Tensor, angles: Tensor, noise: float = 0.0) -> tuple[float, float]:

@@ -68,8 +68,9 @@ def with_settings_of_experiment(config: DictConfig, key: str) -> list[Any]:
     if experiment is None or not any(isinstance(item, str) for item in items):
         return items
     words = [word for word in HydraConfig.get().overrides.task if not re.match(rf"(\+\+_added\.)?{key}=", word)]
-    listed = OmegaConf.to_container(compose("benchmark", words), resolve=True)[key]  # type: ignore[index,call-overload]
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    node = compose("benchmark", words)[key]
+    listed = OmegaConf.to_container(node, resolve=True) if isinstance(node, ListConfig) else []
+    entries = [entry for entry in listed if isinstance(entry, dict)]  # type: ignore[union-attr]
     known = {label: entry for entry in entries for label in entry}
     return [known.get(item, item) if isinstance(item, str) else item for item in items]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -40,8 +41,9 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
         of_coils="maps" in config.operator,
         grey=prior.channels == 1,
     )
+    _check_unit(given, prior)
     given.notes.extend(_of_scene(config, prior))
-    operator: Operator = make(config.operator, **given.parameters)
+    operator = _with_parameters(config, given)
     _check_size(config, given, operator, prior)
     drawn = {name: how for name, how in operator.drawn.items() if not _decided(how)}
     if "maps" in drawn and given.y.dim() >= 3:  # as many coils as y has
@@ -53,6 +55,32 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
         operator = make(config.operator, **given.parameters, **rules, **found)
     units = given.units if y.is_complex() or _keeps_levels(operator, y, prior) else []
     return replace(given, notes=[*given.notes, *notes], units=units), operator
+
+
+def _with_parameters(config: DictConfig, given: Measurement) -> Operator:
+    """The operator with the parameters of the file. Raises BadInput where an option contradicts one of them."""
+    try:
+        operator: Operator = make(config.operator, **given.parameters)
+    except InstantiationException as error:
+        if not given.parameters:
+            raise
+        of_file = " and ".join(given.parameters)
+        words = " ".join(str(error.__cause__ or error).split())
+        raise BadInput(
+            f"{words}; {config.measurement} holds {of_file}: leave out the option, or give an array of y alone"
+        ) from error
+    return operator
+
+
+def _check_unit(given: Measurement, prior: Prior) -> None:
+    """Grey levels of pictures and scanners, which were scaled to [0, 1], measure images in [0, 1] alone."""
+    low, high = prior.value_range
+    scaled = not given.y.is_complex() and any(unit != (1.0, 0.0) for unit in given.units)
+    if scaled and (low, high) != (0.0, 1.0):
+        raise BadInput(
+            f"measurement must be in the unit of the prior's images, {low:g} to {high:g}, got grey levels that were "
+            "scaled to 0 to 1; give the values as an array (.npy) or as a TIFF of floats"
+        )
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from io import BytesIO
 import torch
 
 from invdiff.engine.driver import Callback, Event
-from invdiff.engine.progress import progress_bar
+from invdiff.engine.progress import duration, progress_bar
 from invdiff.io.output import Output
 from invdiff.job import Job
 from invdiff.report.comparison import thumbnails
@@ -71,15 +71,8 @@ class Reporter:
             return
         shape = "x".join(map(str, self.job.problem.image_shape[1:]))
         count = f"{self.left}" if self.left == self.images else f"the other {self.left} of {self.images}"
-        words = f"about {in_words(whole)} for {count} image(s) of {shape}, {self.job.num_samples} sample(s) each"
-        self.say(words if group >= self.left else f"{words}; first picture after {in_words(first)}")
-
-
-def in_words(seconds: float) -> str:
-    """A time to two digits at most, `40 s`, `6 min`, `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        words = f"about {duration(whole)} for {count} image(s) of {shape}, {self.job.num_samples} sample(s) each"
+        self.say(words if group >= self.left else f"{words}; first picture after {duration(first)}")
 
 
 def _draw(event: Event, value_range: tuple[float, float], output: Output) -> None:

@@ -18,8 +18,8 @@ import yaml
 
 from invdiff.plug_ins import GROUPS as PLUG_INS
 
-_MORE = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "hydra", "+", "~")
-_WORD = re.compile(r"([a-z][\w.]*)=(.*)", re.DOTALL)
+_MORE = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "hydra", "+hydra", "++", "~")
+_WORD = re.compile(r"\+?([a-z][\w.]*)=(.*)", re.DOTALL)
 _LISTS = {"samplers": "sampler", "operators": "operator"}
 
 
@@ -39,7 +39,14 @@ def unknown(group: str, name: str, known: Sequence[str]) -> str:
 
 def unknown_option(name: str, known: Sequence[str]) -> str:
     """A message for an option that the chosen groups do not have."""
-    return f"unknown option {name!r}{closest(name, known)} (--cfg job shows all options of the chosen groups)"
+    head, dot, option = name.rpartition(".")
+    beside = [word.removeprefix(f"{head}.") for word in known if word.rpartition(".")[0] == head and word[-1] != "_"]
+    if dot and beside:
+        close = get_close_matches(option, beside, n=1)
+        hint = f"; did you mean {head}.{close[0]}?" if close else f"; {head} has {', '.join(beside)}"
+    else:
+        hint = closest(name, known)
+    return f"unknown option {name!r}{hint} (--cfg job shows all options of the chosen groups)"
 
 
 def find_slip(command: str, words: Sequence[str]) -> str | None:
@@ -70,7 +77,11 @@ def find_slip(command: str, words: Sequence[str]) -> str | None:
     if chosen.get("experiment") is not None:  # which may choose any
         nodes |= dict.fromkeys(chosen)
     for key, value in given:
-        slip = _unknown(key, value, nodes, chosen)
+        added = f"+{key}={value}" in words
+        # Deeper nodes may hold the arguments of a class that has more than are listed.
+        slip = None if added and key.count(".") > 1 else _unknown(key, value, nodes, chosen)
+        if slip is None and added and (key in chosen or key in _paths(nodes)):
+            slip = f"write {key}={value} without +, which is for options that the command does not have"
         if slip is not None:
             return slip
     return None

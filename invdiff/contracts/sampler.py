@@ -187,7 +187,7 @@ def _check_converges(t: _Trial) -> None:
 
 def _check_cost(t: _Trial) -> None:
     expected, rows = t.sampler.expected_cost(), 2 * t.problem.images
-    for kind in ("forwards", "vjps"):
+    for kind in ("forwards", "vjps", *(["operator_calls"] if expected.operator_calls else [])):
         found, wanted = getattr(t.posterior.cost, kind), rows * getattr(expected, kind)
         require(found == wanted, f"{t.name} promises {wanted} {kind} and takes {found}")
 

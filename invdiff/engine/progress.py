@@ -1,4 +1,4 @@
-"""The progress bar, the same everywhere."""
+"""The progress bar, and durations in words, the same everywhere."""
 
 import sys
 from collections.abc import Callable
@@ -24,6 +24,13 @@ def progress_bar(total: int, unit: str, description: str, *, show: bool = True, 
         mininterval=0.2 if interactive else 30,
         dynamic_ncols=interactive,
     )
+
+
+def duration(seconds: float) -> str:
+    """A time to two digits at most, `40 s`, `6 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Watch:

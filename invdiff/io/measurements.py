@@ -78,7 +78,8 @@ def _read_pictures(paths: Sequence[Path], slicing: Slicing | None, allow_nan: bo
     y = to_tensor(images, names)
     _check_values(y, paths[0], allow_nan)
     if any(is_picture(path) for path in paths):
-        notes.append(f"{paths[0]}: read as the measurement itself, grey levels from 0 to 1; input= would measure it")
+        scaled = "" if set(found.units) == {(1.0, 0.0)} else ", grey levels from 0 to 1"
+        notes.append(f"{paths[0]}: read as the measurement itself{scaled}")
     return Measurement(y, names=names, notes=notes, units=found.units)
 
 

@@ -9,6 +9,7 @@ Spec    DICOM PS3.3: modality transform C.11.1, window C.11.2.1.2, padding C.7.5
 import gzip
 import math
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from invdiff.io.slicing import Slicing
 # The axis along which a volume stored right-anterior-superior is cut.
 _AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
+CHUNK = 2**20  # bytes that are inflated at once to be counted
 EXTENSIONS = 2**24  # bytes that may lie before the voxels of NIfTI
 
 
@@ -135,6 +137,7 @@ def _black_and_white(path: Path, low: float, high: float, why: str) -> str:
 def _read_dicom(path: Path, slicing: Slicing) -> Slices:
     pydicom, pixels = optional("pydicom", path), optional("pydicom.pixels", path)
     with reading(path, "DICOM"):
+        _check_deflated(path, pydicom)
         dataset = pydicom.dcmread(path)
         if "Rows" not in dataset:
             raise BadInput(f"the DICOM file holds no image: {path}")
@@ -162,6 +165,20 @@ def _read_dicom(path: Path, slicing: Slicing) -> Slices:
         else:
             raise BadInput(f"unsupported kind of DICOM image: {path} ({kind}); save it as grey or RGB")
     return Slices(images, names_of(path, indices, count), notes, units)
+
+
+def _check_deflated(path: Path, pydicom: ModuleType) -> None:
+    """Raise BadInput for a bomb: pydicom inflates a whole data set before any of its sizes can be read."""
+    with path.open("rb") as file:
+        file.seek(132)
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+        if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+            return
+        inflating, size, more = zlib.decompressobj(-zlib.MAX_WBITS), 0, file.read()
+        while more and not inflating.eof:
+            size += len(inflating.decompress(more, CHUNK))
+            more = inflating.unconsumed_tail
+            check_size(size, path)
 
 
 def _grey_frames(

@@ -109,7 +109,10 @@ class Sampler(ABC):
         return self.requires
 
     def expected_cost(self) -> Cost:
-        """Network forwards and VJPs of one sample; a contract rule compares them with the meter."""
+        """Network forwards and VJPs of one sample, and operator calls where they are known, otherwise 0.
+
+        A contract rule compares them with the meter.
+        """
         steps = self.num_steps
         return Cost(forwards=steps * self.per_step.forwards, vjps=steps * self.per_step.vjps)
 

@@ -7,7 +7,12 @@ shares of dark and bright pixels, and the energy of its colours. The distance of
 the nearest ones of reference images, over the distance that 95 % of other images of the same kind keep, times a
 margin. References were measured once, by `benchmarks/prior_fit.py`.
 
-Cost: a denoiser call for each of `LEVELS`, of one sample of each image.
+These features are those of an image upside down, too. So a second test asks whether the prior denoises the image better
+upside down, or inverted, than as it is: the mean log ratio of |x - D(x + sigma n, sigma)|^2 to that of the turned image
+with the same noise, turned as well. It counts from what 95 % of other images of the kind stay below, times the margin,
+or from 0. The larger of the distance and the exponential of what is above this limit is taken.
+
+Cost: a denoiser call for each of `LEVELS`, and 12 for the turned images, of one sample of each image.
 """
 
 import math
@@ -26,13 +31,17 @@ from invdiff.shapes import shallow_copy
 from invdiff.streams import generator
 
 LEVELS = (0.2, 0.5, 1.0, 2.0, 5.0)  # widths of the value range; at lower ones what samplers leave behind shows
+TURN_LEVELS = (0.5, 1.0)  # widths: where the layout of an image decides
+TURN_DRAWS = 2  # of the noise at each of these
 SIDE = 64
 OCTAVES, SMALLEST = 4, 8  # octaves of images that are this large or larger
 FLOOR = 0.005  # widths: a contrast that does not count
 DARK, BRIGHT, SHARE = 0.1, 0.9, 0.02
 NEAREST = 5
+CALLS = len(LEVELS) + 3 * TURN_DRAWS * len(TURN_LEVELS)  # of the denoiser, for each image
 SHRINK = 0.5  # of the correlations between features
 MARGIN = 1.3
+TELLING = 0.4  # of the images of a kind must be found when turned, or the turn is no evidence: photographs upside down
 
 
 def bundled_file() -> Path:
@@ -42,10 +51,11 @@ def bundled_file() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Features of the reference images of a prior, (N, F), and the distance of 95 % of others."""
+    """Features of reference images of a prior, (N, F), the distance of 95 % of others, and limits of `turned`, (2,)."""
 
     features: Tensor
     usual: float
+    turned: Tensor
 
     @classmethod
     def of(cls, prior: Prior) -> Self | None:
@@ -54,15 +64,23 @@ class References:
             if prior.weights_hash is None or prior.weights_hash not in file:
                 return None
             stored = torch.from_numpy(file[prior.weights_hash]).float()
-            return cls(stored, float(file[f"{prior.weights_hash}.usual"]))
+            turned = torch.from_numpy(file[f"{prior.weights_hash}.turned"]).float()
+            return cls(stored, float(file[f"{prior.weights_hash}.usual"]), turned)
 
     @classmethod
-    def measured(cls, features: Tensor, others: Tensor) -> Self:
-        """References, (N, F), with their usual distance, from that of other images of the same kind, (M, F)."""
-        return cls(features, float(cls(features, 1 / MARGIN).distance(others).quantile(0.95)))
+    def measured(cls, features: Tensor, others: Tensor, turned: Tensor) -> Self:
+        """References, (N, F), and what is usual in other images of the kind: features (M, F), `turned` (M, 2)."""
+        usual = float(cls(features, 1 / MARGIN, turned).distance(others).quantile(0.95))
+        limit = (MARGIN * turned.quantile(0.95, 0)).clamp(min=0)
+        telling = (-turned > limit).float().mean(0) >= TELLING
+        return cls(features, usual, limit.where(telling, torch.inf))
+
+    def distance_of(self, features: Tensor, turned: Tensor) -> Tensor:
+        """The larger of `distance` and the excess of `turned`, (B,): below 1 for images like the references."""
+        return torch.maximum(self.distance(features), (turned - self.turned).amax(1).exp())
 
     def distance(self, features: Tensor) -> Tensor:
-        """Distance of images from the references, (B,): below 1 for images like them."""
+        """Distance of images from the references, (B,), by their features alone."""
         mean, std = self.features.mean(0), self.features.std(0) + 1e-6
         scaled = (self.features - mean) / std
         covariance = (1 - SHRINK) * scaled.mT @ scaled / len(scaled) + SHRINK * torch.eye(len(mean))
@@ -96,7 +114,7 @@ def distance_from(
             features = features_of(prior, x)
             if features.shape[1] != known.features.shape[1]:  # a smaller image has fewer octaves than the references
                 return None
-            found[i] = known.distance(features)[0]
+            found[i] = known.distance_of(features, turned(prior, x))[0]
     return found
 
 
@@ -106,11 +124,7 @@ def features_of(prior: Prior, x: Tensor) -> Tensor:
 
     For a prior of images of any size they are of the centre, reduced to `SIDE` pixels.
     """
-    x, side = x.float(), min(x.shape[-2:])
-    if prior.shape is None and side > SIDE:
-        top, left = ((n - side) // 2 for n in x.shape[-2:])
-        x = x[..., top : top + side, left : left + side]
-        x = interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    x = _centre(prior, x)
     low, high = prior.value_range
     width = high - low
     noise = torch.randn(x.shape[1:], generator=generator(0, "generate", 0)).to(x)
@@ -129,6 +143,38 @@ def features_of(prior: Prior, x: Tensor) -> Tensor:
     ]
     colour = [_energy(plain - plain.mean(1, keepdim=True))] if x.shape[1] > 1 else []
     return torch.stack([*removed, *_octaves(plain), *tone, *colour], 1).float().cpu()
+
+
+@torch.no_grad()
+def turned(prior: Prior, x: Tensor) -> Tensor:
+    """How much better than images (B, C, H, W) a prior denoises them upside down, and inverted: (B, 2) on the CPU.
+
+    Mean logarithm of the ratio of the mean square errors over `TURN_LEVELS` and `TURN_DRAWS`; above 0: better turned.
+    """
+    x = _centre(prior, x)
+    low, high = prior.value_range
+    found = torch.zeros(len(x), 2, device=x.device)
+    for draw in range(TURN_DRAWS):
+        for i, level in enumerate(TURN_LEVELS):
+            sigma = level * (high - low)
+            noise = sigma * torch.randn(x.shape[1:], generator=generator(1, "generate", draw, i)).to(x)
+
+            def error(image: Tensor, noise: Tensor, sigma: float = sigma) -> Tensor:
+                return (prior.denoise(image + noise, sigma) - image).square().flatten(1).mean(1).log()
+
+            upside_down, inverted = error(x.flip(-2), noise.flip(-2)), error(low + high - x, -noise)
+            found += error(x, noise)[:, None] - torch.stack([upside_down, inverted], 1)
+    return (found / (TURN_DRAWS * len(TURN_LEVELS))).float().cpu()
+
+
+def _centre(prior: Prior, x: Tensor) -> Tensor:
+    """The images, and for a prior of images of any size their centre, reduced to `SIDE` pixels."""
+    x, side = x.float(), min(x.shape[-2:])
+    if prior.shape is None and side > SIDE:
+        top, left = ((n - side) // 2 for n in x.shape[-2:])
+        x = x[..., top : top + side, left : left + side]
+        x = interpolate(x, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    return x
 
 
 def _octaves(x: Tensor) -> list[Tensor]:

@@ -129,7 +129,7 @@ def _prior(distance: Tensor, names: Sequence[str]) -> Iterator[Finding]:
             "prior",
             f"prior: samples are unlike the images of this prior (distance {float(distance[unlike].max()):.1f}, its "
             f"own stay below 1){_of(names, unlike)}; take a prior of such images, or check whether the measurement is "
-            "inverted or in other units",
+            "inverted, upside down or in other units",
             severe=bool((distance > VERY_UNLIKE).any()),
         )
 

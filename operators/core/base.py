@@ -338,10 +338,16 @@ def kind_of_measurement(
     shape = operator.measurement_shape(image_shape)
     if shape is not None:
         return tuple(shape), operator.complex_measurement
+    y = of_black(operator, image_shape, device)
+    return tuple(y.shape), y.is_complex()
+
+
+def of_black(operator: Operator, image_shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """The measurement of one black image of this (C, H, W), without batch axis; device as of `kind_of_measurement`."""
     held = next(chain(operator.buffers(), operator.parameters()), None)
     if device is None and held is not None:
         device = held.device
     with torch.no_grad():
         one = operator.select(torch.zeros(1, dtype=torch.long))
-        y = one(torch.zeros(1, *image_shape, device=device))[0]
-    return tuple(y.shape), y.is_complex()
+        y: Tensor = one(torch.zeros(1, *image_shape, device=device))[0]
+    return y

@@ -156,15 +156,15 @@ class CT(LinearOperator):
         )
 
     def _turns(self, turned: float) -> tuple[tuple[float, ...], float | None]:
-        """Angles of the views in radians, and that from each to the next; None where it differs."""
+        """Angles of the views in radians, and that between neighbours, in whatever order; None where it differs."""
         if self.angles is None:
             start, stop = (math.radians(angle) for angle in self.angle_range)
             step = (stop - start) / self.views
             return evenly(self.views, start + math.radians(turned), step), step
         turns = tuple(math.radians(angle + turned) for angle in self.angles)
-        steps = np.diff(turns)
-        even = len(steps) > 0 and steps[0] != 0 and np.abs(steps - steps[0]).max() < 1e-3 * abs(steps[0])
-        return turns, (turns[-1] - turns[0]) / len(steps) if even else None
+        steps = np.diff(np.sort(turns))
+        even = len(steps) > 0 and steps[0] != 0 and np.abs(steps - steps[0]).max() < 1e-3 * steps[0]
+        return turns, float(steps.mean()) if even else None
 
     def _matrix(self, size: tuple[int, int], like: Tensor) -> SystemMatrix:
         key = (size, like.dtype, like.device)

@@ -31,7 +31,7 @@ def filtered_backprojection(y: Tensor, scan: Scan, size: tuple[int, int], window
     if scan.step is None:
         weights = uneven(scan, angles)[:, None] * fan.cos()
     else:
-        weights = abs(scan.step) * redundancy(scan.step, scan, angles, fan) * fan.cos()
+        weights = abs(scan.step) * redundancy(abs(scan.step), scan, angles, fan) * fan.cos()
     filtered = _filter(y.mT * weights.to(y), scan, window)
     rows = filtered.flatten(0, 1)  # (K, views, detectors)
     height, width = size
@@ -53,8 +53,7 @@ def redundancy(step: float, scan: Scan, angles: Tensor, fan: Tensor) -> Tensor:
 
     The ray at angle `fan` of the view at `angle` is the one at `-fan` of the view at `angle + 2 fan + pi`, reversed.
     """
-    ends = scan.turns[0] - step / 2, scan.turns[-1] + step / 2
-    low, high = min(ends), max(ends)
+    low, high = min(scan.turns) - step / 2, max(scan.turns) + step / 2
     turn = math.pi if scan.source == math.inf else 2 * math.pi
     turns = (high - low) / turn
     complete = abs(turns - round(turns)) < 1e-6  # every line is measured equally often

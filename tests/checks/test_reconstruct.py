@@ -9,9 +9,9 @@ from torch import Tensor
 
 from helpers import noisy
 from invdiff import Compute, Reconstruction, reconstruct
-from invdiff.operators import CT, Denoising, Inpainting
+from invdiff.operators import CT, BlackBox, Denoising, Inpainting
 from invdiff.priors import Prior
-from invdiff.samplers import DAPS
+from invdiff.samplers import DAPS, EnKG
 from invdiff.schedules import EDM
 
 SAMPLER = DAPS(schedule=EDM(steps=2, sigma_max=5, sigma_min=0.02))
@@ -63,6 +63,22 @@ def test_a_function_of_the_user_is_tried_first(run, y: Tensor) -> None:  # type:
 
     with pytest.raises(ValueError, match="camera changes its input"):
         run(y, camera)
+
+
+def test_calls_of_a_black_box_are_announced(run, y: Tensor, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    def simulator(x: np.ndarray) -> np.ndarray:
+        return x[:, ::4]
+
+    with caplog.at_level(logging.INFO, "invdiff"):
+        found = run(y[..., ::4, :], BlackBox(simulator, image_shape=(1, 32, 32)), sampler=EnKG.example(), num_samples=2)
+    (line,) = [line for line in caplog.messages if "measures" in line]
+    calls = found.cost.operator_calls
+    assert f"enkg measures {calls} images with simulator, about" in line
+    assert f"besides {found.cost.forwards} network calls" in line
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "invdiff"):
+        run(y, Denoising(), sampler=EnKG.example())
+    assert not [line for line in caplog.messages if "measures" in line]
 
 
 def test_channels_last(run, float32: Compute) -> None:  # type: ignore[no-untyped-def]

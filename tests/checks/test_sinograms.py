@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.transform import radon
 from torch import Tensor
 
 from helpers import noisy
 from invdiff.operators import CT, CTTransmission
+from invdiff.priors import Prior
 
 
 @pytest.mark.parametrize("span", [math.pi, 2 * math.pi])
@@ -53,6 +56,27 @@ def test_sinograms_of_other_libraries(convention: str, brain: Tensor, found) -> 
     shifted = y.roll(2, -1 if convention == "astra" else -2)
     words = found(operator, shifted, 0.1)["sinogram axis"].words
     assert float(words.rpartition("operator.centre=")[2]) == pytest.approx(3.5, abs=0.3)  # skimage cuts the corners off
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2])
+def test_the_axis_of_scikit_image(sigma: float, brain: Tensor, found) -> None:  # type: ignore[no-untyped-def]
+    """Half a cell from that of other libraries; each convention of the two is named for the sinograms of the other."""
+    axis = torch.linspace(-1, 1, 64)
+    inside = brain * (axis[:, None].square() + axis.square() < 0.9)  # as radon(circle=True) demands
+    detector = {"detectors": 64, "size": (64, 64)}
+    ours, skimage = CT(views=60, **detector), CT(views=60, convention="skimage")
+    theirs = torch.stack([torch.from_numpy(radon(x[0].numpy(), np.arange(60) * 3.0))[None] for x in inside]).float()
+    assert found(skimage, noisy(theirs, sigma), sigma) == {}
+    assert found(ours, noisy(ours(inside), sigma), sigma) == {}
+    assert "operator.convention=skimage;" in found(ours, noisy(theirs, sigma), sigma)["sinogram axis"].words
+    assert "leave out" in found(skimage, noisy(ours(inside), sigma), sigma)["sinogram axis"].words
+
+
+def test_images_cut_off_by_the_detector_have_no_axis(prior: Prior, found) -> None:  # type: ignore[no-untyped-def]
+    operator = CT(views=60, detectors=64, size=(64, 64))
+    x = torch.zeros(1, 1, 64, 64)
+    x[..., 4:30, 2:40] = 0.8  # its corner projects beyond the detector
+    assert "sinogram axis" not in found(operator, noisy(operator(x), 0.1), 0.1)
 
 
 @pytest.mark.parametrize("photons", [1.0, 1e4])

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from helpers import assert_refused
+from invdiff.cli import reconstruct_command
+from invdiff.cli.inputs import make_prior
 from invdiff.operators.mri.coil_maps import simulated_maps
 from invdiff.operators.mri.kspace import to_kspace
+from invdiff.priors import Prior
 
 Run = Callable[..., Any]
 MASK = np.random.default_rng(0).random((32, 32)) < 0.5
@@ -88,6 +91,33 @@ def test_kspace_in_an_array(reconstruct: Run, image: np.ndarray, arrays: Run) ->
     assert np.abs(arrays("whole")["mean"][0, 0] - image).mean() < 0.01
 
 
+def test_a_mask_in_the_file_and_a_rule_for_another(reconstruct: Run, image: np.ndarray) -> None:
+    np.savez("both.npz", y=np.where(MASK, image, 0), mask=MASK)
+    done = reconstruct("measurement=both.npz", "operator.keep=0.3", "num_samples=1")
+    assert_refused(done, "got keep and mask; both.npz holds mask: leave out the option")
+
+
+def test_a_picture_is_refused_where_the_prior_has_another_unit(
+    reconstruct: Run, digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TIFF of floats has values of its own."""
+
+    def of_fields(config: DictConfig) -> Prior:
+        prior = make_prior(config)
+        prior.value_range = (-3.0, 3.0)
+        return prior
+
+    monkeypatch.setattr(reconstruct_command, "make_prior", of_fields)
+    words = ["operator=denoising", "num_samples=1", "checks=false"]
+    Image.fromarray(digits[0]).save("a.png")
+    done = reconstruct("measurement=a.png", *words)
+    assert_refused(done, "the unit of the prior's images, -3 to 3, got grey levels that were scaled to 0 to 1")
+    Image.fromarray(digits[0].astype(np.float32) / 40 - 3).save("a.tif")
+    done = reconstruct("measurement=a.tif", *words)
+    assert (done.code, done.err) == (0, "")
+    assert "a.tif: read as the measurement itself\n" in done.out
+
+
 def test_a_picture_is_y_itself(reconstruct: Run, digits: np.ndarray, arrays: Run, metrics: Run) -> None:
     """Grey and in disguise, restored in grey levels, scored by truth=."""
     Image.fromarray(digits[0]).save("a.png")
@@ -146,8 +176,8 @@ def test_each_size_by_itself(invdiff: Run, tmp_path: Any, metrics: Run, arrays: 
     done = invdiff("reconstruct", "--config-dir=out/24x16", "--config-name=config", "output=again")
     assert done.code == 0, done.err
     assert np.array_equal(arrays("again")["samples"], arrays("out/24x16")["samples"])
-    done = invdiff("reconstruct", "input=in", "prior=digits", "output=no")
-    assert "images differ in size: a is 16x24, b is 40x24" in done.err or "colour" in done.err
+    done = invdiff("benchmark", "input=in", "prior=photo", "samplers=[dps]", "operators=[denoising]", "output=no")
+    assert "images differ in size: a is 16x24, b is 40x24" in done.err
 
 
 @pytest.mark.slow

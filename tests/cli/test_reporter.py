@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from invdiff.cli import reporter
-from invdiff.cli.reporter import Reporter, in_words
+from invdiff.cli.reporter import Reporter
 from invdiff.engine.driver import Event
+from invdiff.engine.progress import duration
 from invdiff.engine.step import Step
 from invdiff.io.output import opened
 from invdiff.results import PREVIEW
@@ -100,6 +101,6 @@ def test_the_preview(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_times_in_words() -> None:
-    assert [in_words(s) for s in (0.4, 30, 89, 100, 600, 5399, 5400, 86400)] == [
+    assert [duration(s) for s in (0.4, 30, 89, 100, 600, 5399, 5400, 86400)] == [
         *("0 s", "30 s", "89 s", "2 min", "10 min", "90 min", "1.5 h", "24.0 h"),
     ]

@@ -11,6 +11,11 @@ from invdiff.cli.slips import find_slip, sampler_fields
 
 SLIPS = {
     "reconstruct operator.sdt=3 operator=gaussian_blur": "did you mean operator.std?",
+    "reconstruct operator.foo=3 operator=gaussian_blur": "'operator.foo'; operator has std, ",
+    "reconstruct +operator.foo=3 operator=gaussian_blur": "unknown option 'operator.foo'; operator has",
+    "reconstruct +foo=3": "unknown option 'foo'",
+    "reconstruct +operator.std=3 operator=gaussian_blur": "write operator.std=3 without +",
+    "reconstruct +prior=photo": "write prior=photo without +",
     "reconstruct prior=photos": "did you mean photo?",
     "reconstruct operator=inpanting": "did you mean inpainting?",
     "reconstruct device=cpu": "did you mean compute.device?",
@@ -37,7 +42,9 @@ RIGHT = (
     "reconstruct --config-dir=out --config-name=config sampler=best foo=1",
     "reconstruct hydra/launcher=joblib foo=1",
     "reconstruct sampler._target_=my.Sampler sampler.foo=1",
-    "reconstruct +operator.foo=1",
+    "reconstruct ++operator.std=1 operator=gaussian_blur",
+    "reconstruct +operator.foo=1 operator._target_=my.Operator",
+    "tune +space.zeta=[0,1]",
     "benchmark samplers=[dps,{bold:{sampler:dps,zeta:2}}] data=[cat,generated] budget.calls=[100]",
     "benchmark data=cat operators=inpainting",
     "train data=photos/ recipe.unet.channels=1 prior=mixture",

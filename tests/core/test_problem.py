@@ -125,6 +125,18 @@ def test_something_that_is_no_noise(noise: object) -> None:
         InverseProblem(Denoising(), noise, torch.zeros(1, *SHAPE))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("function", [lambda x: x + 0.1 * torch.rand_like(x), lambda x: (x + torch.rand_like(x)) * 1j])
+def test_a_function_that_adds_noise_is_refused_without_reconstruct_too(function: Callable) -> None:
+    y = function(images(1))
+    with pytest.raises(ValueError, match="another measurement of the same image at the second call"):
+        InverseProblem(function, 0.1, y, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("function", [torch.log, lambda x: x > 0.5, lambda x: x.round().long()])
+def test_functions_of_any_kind_of_number_repeat(function: Callable) -> None:
+    assert InverseProblem(function, 0.1, torch.zeros(1, *SHAPE), image_shape=SHAPE).images == 1
+
+
 def test_something_that_is_no_operator() -> None:
     with pytest.raises(TypeError, match="operator must be an invdiff Operator"):
         InverseProblem("blur", GaussianNoise(), torch.zeros(1, *SHAPE))

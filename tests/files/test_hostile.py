@@ -92,6 +92,33 @@ def test_bombs_are_refused_by_the_size_that_they_declare(tmp_path: Path, name: s
         read()
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("zeros", [2**10, 2**24])
+def test_a_deflated_dicom_is_counted_before_pydicom_inflates_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zeros: int
+) -> None:
+    """The bomb is no pixel: no size that the file states tells it."""
+    pydicom = pytest.importorskip("pydicom")
+    whole = pydicom.Dataset()
+    whole.file_meta = pydicom.dataset.FileMetaDataset()
+    whole.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    whole.file_meta.MediaStorageSOPClassUID = whole.SOPClassUID = pydicom.uid.CTImageStorage
+    whole.file_meta.MediaStorageSOPInstanceUID = whole.SOPInstanceUID = "1.2.3"
+    whole.Rows = whole.Columns = 8
+    whole.BitsAllocated = whole.BitsStored = 8
+    whole.HighBit, whole.PixelRepresentation, whole.SamplesPerPixel = 7, 0, 1
+    whole.PhotometricInterpretation = "MONOCHROME2"
+    whole.PixelData = bytes(range(64))
+    whole.EncapsulatedDocument = bytes(zeros)
+    whole.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    if zeros == 2**10:
+        assert read_slices(tmp_path / "a.dcm").images[0].shape == (8, 8, 1)
+        return
+    monkeypatch.setattr(pydicom, "dcmread", lambda path: pytest.fail("it was inflated"))
+    with pytest.raises(BadInput, match="taken for a decompression bomb"):
+        read_slices(tmp_path / "a.dcm")
+
+
 def test_a_header_of_nifti_that_is_a_bomb(tmp_path: Path) -> None:
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)

@@ -10,7 +10,7 @@ from invdiff.operators import MRI, GaussianBlur, Inpainting, Operator, SuperReso
 from invdiff.priors import EDMPrior, Prior, load_prior
 from invdiff.priors.closed_form.diagonal_gaussian import DiagonalGaussianPrior
 from invdiff.priors.ode import generate
-from invdiff.scores.prior_fit import LEVELS, MARGIN, References, distance_from, features_of
+from invdiff.scores.prior_fit import CALLS, MARGIN, References, distance_from, features_of, turned
 from invdiff.streams import generator
 
 CPU = torch.device("cpu")
@@ -40,6 +40,15 @@ def test_draws_are_near_and_other_images_far(digits: EDMPrior) -> None:
     assert distance(digits, others(own)).min() > 1.5
 
 
+def test_images_upside_down_and_inverted(digits: EDMPrior) -> None:
+    """An upright digit without a symmetry is denoised best as it is, and its turns best turned back."""
+    own = draws(digits, 4, (1, 32, 32))[2:3]
+    plain, upside_down, inverted = (turned(digits, x)[0] for x in (own, own.flip(-2), 1 - own))
+    assert plain[0] < 0 < upside_down[0]
+    assert plain[1] < 0 < inverted[1]
+    assert distance(digits, own.flip(-2)) > 1
+
+
 def test_a_prior_of_any_size_looks_at_the_centre_in_small() -> None:
     photo = load_prior("photo").eval()
     flat = torch.full((1, 3, 96, 160), 0.5)
@@ -67,17 +76,17 @@ def test_nothing_is_said_without_references_or_for_tiny_images(digits: EDMPrior)
 def test_references_measured_on_one_half_take_the_other_for_theirs() -> None:
     """MARGIN times the distance that 95 % of others keep is 1; a shift by five deviations is beyond it."""
     x = torch.randn(400, 6, generator=generator(0, "generate", 0))
-    known = References.measured(x[:300], x[300:])
+    known = References.measured(x[:300], x[300:], torch.zeros(4, 2))
     assert (known.distance(x[300:]) < 1 / MARGIN).float().mean() == pytest.approx(0.95, abs=0.011)
     assert (known.distance(x[300:] + 5) > 1).all()
 
 
-def test_each_image_costs_a_call_for_each_level(digits: EDMPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_costs_what_is_stated(digits: EDMPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
     plain = EDMPrior.denoise
     monkeypatch.setattr(EDMPrior, "denoise", lambda self, x, sigma: calls.append(sigma) or plain(self, x, sigma))
     distance_from(digits, torch.rand(2, 3, 1, 32, 32), torch.zeros(2, 3, dtype=torch.bool), CPU)
-    assert len(calls) == 2 * len(LEVELS) <= 16
+    assert len(calls) == 2 * CALLS
 
 
 @pytest.mark.slow

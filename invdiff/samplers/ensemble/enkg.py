@@ -16,6 +16,7 @@ Departures  the start is the prior's mean plus noise where the mean is known; th
             ours: an ancestral step instead of the flow.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,13 +26,27 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from invdiff.engine.driver import Callback, Compute, Event
 from invdiff.integrators import DDIM
+from invdiff.posterior import Posterior
 from invdiff.ranges import Count, NotNegative, Positive, Share
 from invdiff.samplers.base import Cost, InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import ancestral_step
 from invdiff.samplers.particles.base import each_particle
 from invdiff.schedules import EDM, Schedule, karras
 from invdiff.shapes import nonzero, per_row, row_norm
+
+log = logging.getLogger("invdiff")
+
+
+@dataclass(frozen=True)
+class EnsembleStep(Step):
+    """A `Step` whose x and x0 belong to the first particle.
+
+    ensemble  all of them at noise level `sigma`, (R, J, C, H, W)
+    """
+
+    ensemble: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +56,8 @@ class EnKG(Sampler):
     The defaults are invdiff's own, for small ensembles; `experiment=paper/enkg_...` has the authors'.
 
     schedule       noise levels, image units
-    ensemble       J, interacting particles behind each sample; the sample is the first of them
+    ensemble       J, interacting particles behind each sample; the sample is the first of them, and
+                   `sample_of_ensemble` gives the others too
     guidance       weight w of the correction
     guidance_end   the weight falls linearly to this fraction of it
     updates        corrections at each noise level
@@ -87,8 +103,11 @@ class EnKG(Sampler):
         return self.ensemble
 
     def expected_cost(self) -> Cost:
-        flow = sum(self.updates * self._ode_steps(i) for i in range(self.num_steps) if self._guided(i))
-        return Cost(forwards=self.ensemble * (self.num_steps + flow))
+        guided = [i for i in range(self.num_steps) if self._guided(i)]
+        flow = sum(self.updates * self._ode_steps(i) for i in guided)
+        return Cost(
+            forwards=self.ensemble * (self.num_steps + flow), operator_calls=self.ensemble * self.updates * len(guided)
+        )
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
@@ -104,7 +123,42 @@ class EnKG(Sampler):
                 x = ancestral_step(x, x0, sigma, after, rng.normal((self.ensemble, *problem.image_shape)))
             else:
                 x = x + (after - sigma) / sigma * (x - x0)
-            yield Step(x[:, 0], x0[:, 0], after)
+            yield EnsembleStep(x[:, 0], x0[:, 0], after, x)
+
+    def sample_of_ensemble(
+        self,
+        problem: InverseProblem,
+        prior: Prior,
+        *,
+        num_samples: int,
+        seed: int = 0,
+        compute: Compute | None = None,
+        callback: Callback | None = None,
+    ) -> Posterior:
+        """As `sample`, but all samples of an image are particles of one ensemble, for the cost of one sample.
+
+        They are not independent, and the ensemble collapses: a warning under the logger `invdiff` states its spread.
+        Raises ValueError for more samples than particles.
+        """
+        if not 1 <= num_samples <= self.ensemble:
+            raise ValueError(f"enkg: num_samples must be 1 to the ensemble of {self.ensemble}, got {num_samples}")
+        kept: dict[int, Tensor] = {}
+
+        def keep(event: Event) -> None:
+            if callback is not None:
+                callback(event)
+            assert isinstance(event.step, EnsembleStep)
+            kept[int(event.image[0])] = event.step.ensemble
+
+        found = self.sample(problem, prior, num_samples=1, seed=seed, compute=compute, callback=keep)
+        whole = torch.cat([kept[first].cpu() for first in sorted(kept)])
+        spread = float(whole.std(1, correction=0).mean())
+        log.warning(
+            "enkg: the samples are particles of one ensemble, which collapses: its spread of %.2g is no uncertainty; "
+            "sample() draws each from an ensemble of its own",
+            spread,
+        )
+        return Posterior(whole[:, :num_samples], found.diverged_at.expand(-1, num_samples), found.cost, problem)
 
     def _guided(self, i: int) -> bool:
         return self.skip_start * self.num_steps < i < self.num_steps - int(self.skip_end * self.num_steps)
