@@ -5,10 +5,15 @@ from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
+from invdiff.samplers.guidance.dsg import DSG
+from invdiff.samplers.guidance.flowchef import FlowChef
+from invdiff.samplers.guidance.lgd import LGD
 from invdiff.samplers.guidance.mcg import MCG
 from invdiff.samplers.guidance.mmps import MMPS
 from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
+from invdiff.samplers.guidance.sitcom import SITCOM
+from invdiff.samplers.guidance.tmpd import TMPD
 from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.compose import compose
@@ -36,15 +41,20 @@ __all__ = [
     "DDRM",
     "DPIR",
     "DPS",
+    "DSG",
     "FKC",
     "ILVR",
+    "LGD",
     "MCG",
     "MMPS",
     "RED",
+    "SITCOM",
     "TDS",
+    "TMPD",
     "Auto",
     "DiffPIR",
     "EnKG",
+    "FlowChef",
     "LanPaint",
     "MCGDiff",
     "MomentDraw",

@@ -200,6 +200,33 @@ def longest_step(
     return share * misfit * row_dot(slope, pulled).clamp(min=0) / (gain * length) ** 2 / magnified
 
 
+def warranted_share(
+    problem: InverseProblem, x0: Tensor, residual: Tensor, change: Tensor, scale: float, slope: Tensor | None = None
+) -> Tensor:
+    """The share of a change of x0 that y warrants, >= 0, (R,).
+
+    With r = y - A(x0) and a change c that is the covariance V of x0 times `slope`, t c leaves |r - t A c|^2 / sigma_y^2
+    and costs t^2 <slope, c> = t^2 <c, V^-1 c> of the prior: their sum is least at
+    t = <A c, r> / (|A c|^2 + sigma_y^2 <slope, c>), which is 1 where c is the exact change of a Gaussian x0.
+    Of a nonlinear operator A is measured over a tenth of the range of images along the change.
+
+    residual  y - A(x0)
+    scale     `Prior.scale`
+    slope     None: the share that leaves the least residual, whatever the noise
+    """
+    if problem.operator.linear:
+        explained = masked(problem.operator(change), problem.observed)
+    else:
+        length = nonzero(row_norm(change))
+        reach = (0.1 * scale * math.sqrt(change[0].numel()) / length).clamp(max=1)
+        shifted = x0 + per_row(reach, change) * change
+        explained = (residual - problem.residual(shifted)) / per_row(reach, residual)
+    least = row_dot(explained, explained)
+    if slope is not None:
+        least = least + mean_variance(problem) * row_dot(slope, change).clamp(min=0)
+    return (row_dot(explained, residual) / nonzero(least)).clamp(min=0)
+
+
 def damped_solve(problem: InverseProblem, b: Tensor, rho: Tensor, iterations: int = 10) -> Tensor:
     """(A^T A + rho I)^-1 b for images b, (R, C, H, W), and rho (R,) or (): exactly by the singular value decomposition.
 

@@ -27,15 +27,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from invdiff.integrators import ddim_step
-from invdiff.operators.noise.base import masked
 from invdiff.ranges import Positive, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import clean_estimate, damped_solve
+from invdiff.samplers.moves import clean_estimate, damped_solve, warranted_share
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import nonzero, per_row, row_dot, row_vjp
+from invdiff.shapes import per_row, row_vjp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +69,9 @@ class PiGDM(Sampler):
             if self.weight == "posterior":
                 change = sigma_t**2 / variance * pull
                 moved = 1 - (sigma_s / sigma_t) ** 2  # of the way to x0 that x goes in this step
-                x0 = x0 + (self._share(problem, residual, change) / moved).clamp(max=1) * change
+                share = warranted_share(problem, x0, residual, change, prior.scale) / moved
+                x0 = x0 + per_row(share.clamp(max=1), x) * change
                 x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal())
             else:
                 x = ddim_step(x, x0, sigma_t, sigma_s, self.eta, rng.normal()) + pull
             yield Step(x, x0, sigma_s)
-
-    def _share(self, problem: InverseProblem, residual: Tensor, change: Tensor) -> Tensor:
-        """How much of the change of the clean estimate leaves the least residual, of each row; broadcastable to it."""
-        explained = masked(problem.operator(change), problem.observed)
-        share = row_dot(explained, residual) / nonzero(row_dot(explained, explained))
-        return per_row(share.clamp(min=0), change)
