@@ -3,6 +3,7 @@
 from invdiff.engine.step import Step
 from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
+from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.guidance.mcg import MCG
@@ -25,6 +26,7 @@ __all__ = [
     "AFDPS",
     "DAPS",
     "DPS",
+    "EKI",
     "FKC",
     "MCG",
     "MMPS",
