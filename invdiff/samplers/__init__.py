@@ -14,6 +14,7 @@ from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
+from invdiff.samplers.particles.fps import FPS
 from invdiff.samplers.particles.mcgdiff import MCGDiff
 from invdiff.samplers.particles.tds import TDS
 from invdiff.samplers.settings import settings_for
@@ -21,6 +22,7 @@ from invdiff.samplers.splitting.daps import DAPS
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
 from invdiff.samplers.variational.reddiff import REDDiff
+from invdiff.samplers.variational.rsd import RSD
 
 __all__ = [
     "AFDPS",
@@ -28,8 +30,10 @@ __all__ = [
     "DPS",
     "EKI",
     "FKC",
+    "FPS",
     "MCG",
     "MMPS",
+    "RSD",
     "TDS",
     "Auto",
     "EnKG",
