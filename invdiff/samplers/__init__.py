@@ -16,6 +16,7 @@ from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
 from invdiff.samplers.particles.fps import FPS
 from invdiff.samplers.particles.mcgdiff import MCGDiff
+from invdiff.samplers.particles.rdmc import RDMC
 from invdiff.samplers.particles.tds import TDS
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
@@ -33,6 +34,7 @@ __all__ = [
     "FPS",
     "MCG",
     "MMPS",
+    "RDMC",
     "RSD",
     "TDS",
     "Auto",

@@ -34,13 +34,14 @@ from invdiff.shapes import nonzero
 class RSD(REDDiff):
     """Repulsive score distillation: RED-Diff with several particles that keep apart, of which a sample is the first.
 
-    ensemble   particles behind each sample
-    repulsion  gamma, weight of the force between them, per pixel; 0 is RED-Diff
+    ensemble   particles behind each sample; published 4
+    repulsion  gamma, weight of the force between them, per pixel; 0 is RED-Diff. On 2 digits, 30 % of the pixels, 50
+               levels: energy score x 1000 153 with 0, 130 with 0.1, 135 with 0.3, 136 with 1 but a misfit of 3
 
     schedule, learning_rate, lam, weighting, data_term  as in `REDDiff`
     """
 
-    small: ClassVar = {"schedule": VP(steps=12), "ensemble": 3}
+    small: ClassVar = {"schedule": VP(steps=12, sigma_max=0.5, sigma_min=0.02), "ensemble": 3, "repulsion": 0.05}
 
     ensemble: Count = 4
     repulsion: NotNegative = 0.2
