@@ -15,7 +15,7 @@ from invdiff.operators import (
     SuperResolution,
 )
 from invdiff.problem import simulate
-from invdiff.samplers import EKI, FPS, RSD, Sampler
+from invdiff.samplers import EKI, FPS, RDMC, RSD, Sampler
 
 SHAPE = (1, 32, 32)
 
@@ -36,6 +36,7 @@ OPERATORS: dict[str, Operator] = {
 CASES: dict[str, tuple[Sampler, str, tuple[str, ...]]] = {
     "eki": (EKI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
     "fps": (FPS(ensemble=4), "digits", ("mask", "SVD")),
+    "rdmc": (RDMC(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "rsd": (RSD(ensemble=2), "digits", ("mask", "SVD", "linear", "nonlinear")),
 }
 

@@ -30,7 +30,7 @@ def paper(numbers: list[Tensor], matrix: Tensor, y: Tensor, mean: Tensor, covari
     chains = 0.5 + 0.25 * next(script)
     for t, after in pairwise(times):
         s2 = math.exp(2 * t) - 1
-        smoothing = max(0.3 * s2**0.5, last) ** 2
+        smoothing = max(0.15 * s2**0.5, last) ** 2
 
         def data(x0: Tensor) -> Tensor:
             return (x0 @ matrix.T - y) @ matrix / SIGMA**2

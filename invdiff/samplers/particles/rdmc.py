@@ -50,7 +50,7 @@ class RDMC(Sampler):
     chains: Count = 1
     inner: Count = 20
     momentum: Share = 0.8
-    smoothing: Share = 0.3
+    smoothing: Share = 0.15
 
     @property
     def particles(self) -> int:
