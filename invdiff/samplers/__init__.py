@@ -3,6 +3,7 @@
 from invdiff.engine.step import Step
 from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
+from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.guidance.dsg import DSG
@@ -18,7 +19,9 @@ from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
+from invdiff.samplers.particles.fps import FPS
 from invdiff.samplers.particles.mcgdiff import MCGDiff
+from invdiff.samplers.particles.rdmc import RDMC
 from invdiff.samplers.particles.tds import TDS
 from invdiff.samplers.projection.ddnm import DDNM
 from invdiff.samplers.projection.ddrm import DDRM
@@ -33,6 +36,7 @@ from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
 from invdiff.samplers.splitting.red import RED
 from invdiff.samplers.variational.reddiff import REDDiff
+from invdiff.samplers.variational.rsd import RSD
 
 __all__ = [
     "AFDPS",
@@ -42,12 +46,16 @@ __all__ = [
     "DPIR",
     "DPS",
     "DSG",
+    "EKI",
     "FKC",
+    "FPS",
     "ILVR",
     "LGD",
     "MCG",
     "MMPS",
+    "RDMC",
     "RED",
+    "RSD",
     "SITCOM",
     "TDS",
     "TMPD",

@@ -11,9 +11,12 @@ from importlib.metadata import entry_points
 from inspect import isabstract
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
+import torch
+
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
 from invdiff.integrators import named
+from invdiff.operators.noise.base import masked
 from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
@@ -31,6 +34,7 @@ class Needs:
 
     mask    the operator measures some of the pixels themselves, and nothing else
     smooth  the operator has no steps: long descents follow the gradients of a stand-in away from the data
+    measurements  the most real numbers in y of one image; None: any number
     """
 
     mask: bool = False
@@ -40,10 +44,12 @@ class Needs:
     spectral: bool = False
     gaussian_noise: bool = False
     differentiable_prior: bool = False
+    measurements: int | None = None
 
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
         operator, name = problem.operator, type(problem.operator).__name__
+        most, count = self.measurements, measured_numbers(problem)
         lacks = {
             f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.masking,
             f"a linear operator ({name} is not)": self.linear and not operator.linear,
@@ -56,8 +62,16 @@ class Needs:
             and not problem.noise.gaussian,
             f"a differentiable prior ({type(prior).__name__} is not)": self.differentiable_prior
             and not prior.differentiable,
+            f"at most {most} measurements (y holds {count}; a larger ensemble takes more)": most is not None
+            and count > most,
         }
         return [words for words, lacking in lacks.items() if lacking]
+
+
+def measured_numbers(problem: InverseProblem) -> int:
+    """Real numbers in y that were measured, of the image that has most of them."""
+    seen = masked(torch.ones_like(problem.y.real), problem.observed).flatten(1).sum(1)
+    return int(seen.max()) * (2 if problem.y.is_complex() else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

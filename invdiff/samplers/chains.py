@@ -129,7 +129,7 @@ class Langevin(Chain):
     def measured_walk(
         self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: Tensor, rng: Streams
     ) -> Tensor:
-        return splitting(target.mean, slope, 2 * eta, 0.0, self.steps, rng)
+        return splitting(target.mean, slope, 2 * eta, 0.0, self.steps, rng.normal)
 
 
 class Hamiltonian(Chain):
@@ -153,11 +153,16 @@ class Hamiltonian(Chain):
     def measured_walk(
         self, target: Conditional, slope: Callable[[Tensor], Tensor], eta: Tensor, rng: Streams
     ) -> Tensor:
-        return splitting(target.mean, slope, eta, self.momentum, self.steps, rng)
+        return splitting(target.mean, slope, eta, self.momentum, self.steps, rng.normal)
 
 
 def splitting(
-    x: Tensor, slope: Callable[[Tensor], Tensor], eta: Tensor, momentum: float, steps: int, rng: Streams
+    x: Tensor,
+    slope: Callable[[Tensor], Tensor],
+    eta: Tensor,
+    momentum: float,
+    steps: int,
+    noise: Callable[[], Tensor],
 ) -> Tensor:
     """Damped dynamics by the splitting BAOAB, (R, C, H, W): on a Gaussian its x has the exact law at any stable step.
 
@@ -166,11 +171,12 @@ def splitting(
     slope     gradient of the energy
     eta       square of the time step, shaped to multiply x
     momentum  share of the velocity that a step keeps; 0 is Langevin with steps of eta / 2 and noises of two neighbours
+    noise     standard normal numbers shaped like x
     """
-    step, velocity = eta**0.5, rng.normal()
+    step, velocity = eta**0.5, noise()
     for _ in range(steps):
         velocity = velocity - step * slope(x)
-        fresh = momentum * velocity + sqrt(1 - momentum**2) * rng.normal()
+        fresh = momentum * velocity + sqrt(1 - momentum**2) * noise()
         x = x + step / 2 * (velocity + fresh)
         velocity = fresh
     return x

@@ -99,6 +99,8 @@ RECOMMENDED: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+RECOMMENDED["rsd"] = RECOMMENDED["reddiff"]  # its objective, with a force between particles
+
 
 @dataclass(frozen=True)
 class Settled:

@@ -7,7 +7,7 @@ from helpers import normal
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import GaussianBlur, GaussianNoise
-from invdiff.samplers import DAPS, DPS, MCG, MMPS, EnKG, MomentDraw, PiGDM, REDDiff, Sampler
+from invdiff.samplers import DAPS, DPS, EKI, MCG, MMPS, RDMC, RSD, EnKG, MomentDraw, PiGDM, REDDiff, Sampler
 from invdiff.schedules import EDM, VP
 
 SEVEN = {"schedule": VP(steps=7)}
@@ -38,6 +38,12 @@ CASES: list[tuple[Sampler, int]] = [
     # A call and a Jacobian product in every step, and one call for the start.
     (REDDiff(**SEVEN), NORM + 7 * 2 + 1),
     (REDDiff(**SEVEN, data_term="published"), 7 * 2 + 1),
+    # A call and a Jacobian product in every step of the chain, and four times as much for the step size.
+    (RDMC(**SEVEN, inner=5), 7 * (5 + 4) * 2),
+    # That of every particle.
+    (RSD(**SEVEN, ensemble=3), 3 * (NORM + 7 * 2 + 1)),
+    # A call in every update.
+    (EKI(schedule=EDM(steps=7), ensemble=128, updates=3), 128 * 3),
     # Two updates of six particles in every step but the first.
     (EnKG(schedule=EDM(steps=7), ensemble=6, ode_steps=3), 6 * 6 * 2),
 ]

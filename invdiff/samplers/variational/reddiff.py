@@ -74,6 +74,9 @@ class REDDiff(Sampler):
     data_term: Literal["likelihood", "published"] = "likelihood"
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
+        return self._descend(problem, prior, rng.normal)
+
+    def _descend(self, problem: InverseProblem, prior: Prior, noise: Callable[[], Tensor]) -> Iterator[Step]:
         half = prior.unit
         mu = start(problem, prior)
         lam, norm = torch.full((len(mu),), self.lam).to(mu), mu.new_ones(len(mu))
@@ -82,10 +85,15 @@ class REDDiff(Sampler):
             lam = lam * mean_variance(problem).sqrt() / (norm * half)
         adam = Adam(mu, self.learning_rate * prior.scale)
         for sigma, after in pairwise(self.schedule.levels(prior.scale)):
-            x0 = prior.denoise(mu + sigma * rng.normal(), sigma)
+            x0 = prior.denoise(mu + sigma * noise(), sigma)
             weight = lam * (WEIGHTINGS[self.weighting](sigma / half) * half / sigma)
-            mu = adam.step(mu, self._data_gradient(problem, mu, norm) + per_row(weight, mu) * (mu - x0))
+            pull = mu - x0 - self._repulsion(mu, sigma, half)
+            mu = adam.step(mu, self._data_gradient(problem, mu, norm) + per_row(weight, mu) * pull)
             yield Step(mu, x0, after)
+
+    def _repulsion(self, mu: Tensor, sigma: float, half: float) -> Tensor | float:
+        """What keeps particles apart, added to the clean estimates; RED-Diff has one particle."""
+        return 0.0
 
     def _data_gradient(self, problem: InverseProblem, mu: Tensor, norm: Tensor) -> Tensor:
         if self.data_term == "likelihood":

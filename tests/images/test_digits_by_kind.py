@@ -1,0 +1,58 @@
+"""Ensembles, filters and variational methods on digits drawn from the prior, for each kind of operator they accept."""
+
+import pytest
+import torch
+
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.io import to_tensor
+from invdiff.io.examples import drawn_from_prior
+from invdiff.operators import (
+    CallableOperator,
+    GaussianNoise,
+    Inpainting,
+    LinearCallableOperator,
+    Operator,
+    SuperResolution,
+)
+from invdiff.problem import simulate
+from invdiff.samplers import EKI, FPS, RDMC, RSD, Sampler
+
+SHAPE = (1, 32, 32)
+
+
+def blocks(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(x, 8)
+
+
+OPERATORS: dict[str, Operator] = {
+    "mask": Inpainting(keep=0.3),
+    "few pixels": Inpainting(keep=0.03),
+    "SVD": SuperResolution(factor=4),
+    "linear": LinearCallableOperator(blocks, image_shape=SHAPE),
+    "nonlinear": CallableOperator(lambda x: torch.tanh(2 * x), image_shape=SHAPE),
+    "black box": CallableOperator(lambda x: blocks(x) ** 2, differentiable=False, image_shape=SHAPE),
+}
+# Ensembles need few measurements and a fast prior.
+CASES: dict[str, tuple[Sampler, str, tuple[str, ...]]] = {
+    "eki": (EKI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
+    "fps": (FPS(ensemble=4), "digits", ("mask", "SVD")),
+    "rdmc": (RDMC(), "digits", ("mask", "SVD", "linear", "nonlinear")),
+    "rsd": (RSD(ensemble=2), "digits", ("mask", "SVD", "linear", "nonlinear")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, case in CASES.items() for kind in case[2]])
+def test_digits(name: str, kind: str) -> None:
+    """Above the first guess, or the centre of the prior where there is none, and fitted to the noise."""
+    sampler, prior_name, _ = CASES[name]
+    prior, operator, noise = load_prior(prior_name), OPERATORS[kind], GaussianNoise(0.05)
+    names, images = drawn_from_prior(2, prior=prior)
+    x = to_tensor(images, names)
+    problem = InverseProblem(operator, noise, simulate(x, operator, noise), image_shape=SHAPE)
+    posterior = sampler.sample(problem, prior, num_samples=2, compute=Compute(device="cpu", progress=False))
+    guess = prior.centre.expand_as(x) if problem.first_guess is None else problem.first_guess
+    # The error of the mean of 2 samples, less what their number adds to it.
+    error = (posterior.mean - x).square().mean() - posterior.std.square().mean() / 2
+    assert error < (guess - x).square().mean()
+    assert float(posterior.misfit.mean()) < 2
