@@ -75,7 +75,9 @@ def check_node(node: DictConfig, path: str) -> None:
     for name, value in node.items():
         here = f"{path}.{name!s}"
         if name in hints and not can_be(value, hints[name]):
-            raise BadInput(f"{here} must be {in_words_of_config(hints[name])}, got {value}")
+            estimated = here == "noise.sigma" and value == "auto"
+            more = "; invdiff restore PHOTO estimates that of a photograph" if estimated else ""
+            raise BadInput(f"{here} must be {in_words_of_config(hints[name])}, got {value}{more}")
         if isinstance(value, DictConfig):
             check_node(value, here)
 

@@ -17,9 +17,9 @@ def config(**values: Any) -> DictConfig:
     schedule = {"_target_": "invdiff.schedules.EDM", "steps": 5} | values.pop("schedule", {})
     sampler = {"_target_": "invdiff.samplers.DAPS", "schedule": schedule} | values
     operator = {"_target_": "invdiff.operators.Inpainting", "mask": None}
-    return OmegaConf.create(
-        {"sampler": sampler, "operator": operator, "num_samples": 2, "evaluation": {"best_of": True}}
-    )
+    noise = {"_target_": "invdiff.operators.GaussianNoise", "sigma": 0.1}
+    nodes = {"sampler": sampler, "operator": operator, "noise": noise}
+    return OmegaConf.create(nodes | {"num_samples": 2, "evaluation": {"best_of": True}})
 
 
 def test_what_fits() -> None:
@@ -37,6 +37,10 @@ def test_what_fits() -> None:
         ({"sampler.tau": True}, "sampler.tau must be a number > 0 or null, got True"),
         ({"sampler.schedule": "steep"}, "sampler.schedule must be a Schedule, got steep"),
         ({"operator.mask": 3}, "operator.mask must be a word or null, got 3"),
+        (
+            {"noise.sigma": "auto"},
+            "noise.sigma must be a number, got auto; invdiff restore PHOTO estimates that of a photograph",
+        ),
         ({"num_samples": 0}, "num_samples must be an integer >= 1, got 0"),
         ({"evaluation": None}, "evaluation.best_of must be true or false, got None"),
     ],
