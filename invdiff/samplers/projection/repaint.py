@@ -4,6 +4,7 @@ Paper       Lugmayr et al., RePaint: Inpainting using Denoising Diffusion Probab
             arXiv:2201.09865, Algorithm 1, with the jumps of appendix B.
 Target      p(x | y), approximately: what is pasted in does not know the rest. Biased without resampling at any number
             of levels; repeated down and up steps between two levels draw nearer to the joint law of known and unknown.
+            Biased: on Gaussian images of independent pixels, blurred, the variance is 0.67 of the truth by default.
 Needs       an operator with its singular value decomposition (a mask, as published, is one), and Gaussian noise.
 Cost        per step and sample: 1 forward, many times more with `repeats`.
 Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; steps are the same in x.
@@ -31,7 +32,8 @@ from invdiff.schedules import EDM, Schedule
 class RePaint(Sampler):
     """Unconditional steps with the measured part pasted in, repeated until both parts fit to each other.
 
-    The defaults are invdiff's own, for fewer calls; `experiment=paper/repaint_...` has the paper's.
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 67, 32; 100 levels without resampling, as many
+    calls: 81, 68, 30; 25 levels, jumps of 4, 97 calls: 57, 67, 31. The defaults are invdiff's own, for fewer calls; `experiment=paper/repaint_...` has the paper's.
 
     schedule  noise levels
     length    levels of a jump back up; published 10 of 250

@@ -3,7 +3,8 @@
 Paper       Zhang et al., Plug-and-Play Image Restoration with Deep Denoiser Prior, TPAMI 2021, arXiv:2008.13751,
             Algorithm 1.
 Target      one image, near the mode of p(x | y): samples differ by their start alone, and their spread is no
-            uncertainty.
+            uncertainty. On Gaussian images of independent pixels, blurred, it is off the posterior mean by 0.10
+            standard deviations by default.
 Needs       a linear operator and Gaussian noise.
 Cost        per step and sample: 1 forward; of the operator a call, an adjoint and a `solve`, or 30 iterations of
             conjugate gradients, and 40 calls and Jacobian products before the first step for its norm.

@@ -3,7 +3,8 @@
 Paper       Romano, Elad and Milanfar, The Little Engine that Could: Regularization by Denoising, SIAM Journal on
             Imaging Sciences 2017, arXiv:1611.02862, section 4.2: steepest descent and fixed point.
 Target      one image with A^T (A x - y) / sigma_y^2 + lam / sigma^2 (x - D(x, sigma)) = 0, where sigma ends: near a
-            mode of p(x | y). Samples differ by their start alone, and their spread is no uncertainty.
+            mode of p(x | y). Samples differ by their start alone, and their spread is no uncertainty. On
+            Gaussian images of independent pixels it ends at the posterior mean of a prior that is wider by the level.
 Needs       a linear operator and Gaussian noise.
 Cost        per step and sample: 1 forward; of the operator a call, an adjoint and a `solve`, or 30 iterations of
             conjugate gradients; `form="gradient"`: a call and a Jacobian product, and 40 of both before the first step.
