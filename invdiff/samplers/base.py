@@ -11,17 +11,15 @@ from importlib.metadata import entry_points
 from inspect import isabstract
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-import torch
-
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
 from invdiff.integrators import named
-from invdiff.operators.noise.base import masked
 from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem, Unsupported
 from invdiff.ranges import check_fields
+from invdiff.samplers.moves import measured_numbers
 from invdiff.streams import Streams
 
 # All that a sampler file needs of the contract, in one import.
@@ -49,7 +47,7 @@ class Needs:
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
         operator, name = problem.operator, type(problem.operator).__name__
-        most, count = self.measurements, measured_numbers(problem)
+        most, count = self.measurements, int(measured_numbers(problem).max())
         lacks = {
             f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.masking,
             f"a linear operator ({name} is not)": self.linear and not operator.linear,
@@ -66,12 +64,6 @@ class Needs:
             and count > most,
         }
         return [words for words, lacking in lacks.items() if lacking]
-
-
-def measured_numbers(problem: InverseProblem) -> int:
-    """Real numbers in y that were measured, of the image that has most of them."""
-    seen = masked(torch.ones_like(problem.y.real), problem.observed).flatten(1).sum(1)
-    return int(seen.max()) * (2 if problem.y.is_complex() else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

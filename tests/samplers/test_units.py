@@ -131,8 +131,12 @@ def test_with_every_schedule(cls: Any, schedule: Any) -> None:
 
 
 # These are in the unit of y as published, and have a setting for it.
-PUBLISHED = {"dps guidance=published", "flowchef step=published", "reddiff data_term=published"}
-PUBLISHED = {"dps guidance=published", "reddiff data_term=published", "rsd data_term=published"}
+PUBLISHED = {
+    "dps guidance=published",
+    "flowchef step=published",
+    "reddiff data_term=published",
+    "rsd data_term=published",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in MODES if name not in PUBLISHED])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from invdiff.priors.ode import probability_flow
+from invdiff.integrators import Heun
 from invdiff.ranges import Count
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.ensemble.enkg import as_vectors
@@ -53,9 +53,13 @@ class EnsembleSampler(Sampler):
         return Cost(forwards=self.ensemble * (2 * self.schedule.steps - 1))
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas = self.schedule.levels(prior.scale)
-        x = prior.start(sigmas[0], rng.normal((self.ensemble, *problem.image_shape)))
-        x = each_particle(lambda _, part: probability_flow(prior, part, sigmas, heun=True), x, self.particles_at_once)
+        sigmas, scale = self.schedule.sigmas().tolist(), prior.scale
+        x = prior.start(scale * sigmas[0], rng.normal((self.ensemble, *problem.image_shape)))
+
+        def flow(_: Tensor, part: Tensor) -> Tensor:
+            return Heun().end(prior.denoise, part, sigmas, lambda: part, scale)
+
+        x = each_particle(flow, x, self.particles_at_once)
         yield Step(x[:, 0], x[:, 0], 0.0)
         for moved in self.condition(Data(problem, self.particles_at_once), prior, x, rng):
             yield Step(moved[:, 0], moved[:, 0], 0.0)
