@@ -199,10 +199,13 @@ def short(score: Score) -> str:
     return f"{score.gain:+.1f}/{number(score.misfit)}{energy}"
 
 
+def missed(score: Score, operator: str) -> bool:
+    """Whether the goal is missed, which leaves out the misfit of photon counts."""
+    return bool(score.diverged) or not score.gain >= 0 or (not score.misfit <= 2 and operator != "ct_transmission")
+
+
 def marked(score: Score, operator: str) -> str:
-    """Bold where the goal is missed, which leaves out the misfit of photon counts."""
-    missed = score.diverged or score.gain < 0 or (score.misfit > 2 and operator != "ct_transmission")
-    return f"**{short(score)}**" if missed else short(score)
+    return f"**{short(score)}**" if missed(score, operator) else short(score)
 
 
 def number(value: float) -> str:

@@ -213,7 +213,9 @@ class Job:
             for name in TENSORS
             if name in next(iter(parts.values()))
         }
-        return self.result(Posterior(cost=cost, problem=self._of(images), **tensors), images)
+        means = tensors.get("conditional_mean")
+        found = Posterior(tensors["samples"], tensors["diverged_at"], cost, self._of(images), conditional_mean=means)
+        return self.result(found, images)
 
     def _of(self, images: Sequence[int]) -> InverseProblem:
         everything = len(images) == self.problem.images

@@ -100,7 +100,8 @@ class MomentDraw(Sampler):
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
         x = prior.start(sigmas[0], rng.normal())
-        means, distances = [], []
+        means: list[Tensor] = []
+        distances: list[Tensor] = []
         for sigma_t, sigma_s in pairwise(sigmas):
             x0, mean = self.draw(problem, prior, x, sigma_t, rng)
             x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal())
