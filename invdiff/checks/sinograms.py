@@ -43,7 +43,7 @@ def check_sinogram(e: Evidence) -> Iterator[Finding]:
                 "give np.swapaxes(y, -1, -2), (detectors, views)"
             )
             yield Finding("sinogram transposed", words, True)
-        elif span > 0.9 * math.pi:
+        elif span > 0.9 * math.pi and scan.views > 2:  # three unknowns
             yield from _axis(sinogram, angles, noise, _offset(clean[0], angles)[0], ct)
 
 

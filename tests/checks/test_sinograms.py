@@ -72,6 +72,13 @@ def test_the_axis_of_scikit_image(sigma: float, brain: Tensor, found) -> None:  
     assert "leave out" in found(skimage, noisy(ours(inside), sigma), sigma)["sinogram axis"].words
 
 
+def test_two_views_do_not_tell_the_axis(found) -> None:  # type: ignore[no-untyped-def]
+    x = torch.zeros(1, 1, 64, 64)
+    x[..., 34:44, 34:50] = 0.8
+    assert "sinogram axis" not in found(CT(views=2), noisy(CT(views=2)(x), 0.1), 0.1)
+    assert "sinogram axis" not in found(CT(views=3), noisy(CT(views=3)(x), 0.1), 0.1)
+
+
 def test_images_cut_off_by_the_detector_have_no_axis(prior: Prior, found) -> None:  # type: ignore[no-untyped-def]
     operator = CT(views=60, detectors=64, size=(64, 64))
     x = torch.zeros(1, 1, 64, 64)
