@@ -32,8 +32,9 @@ from invdiff.schedules import EDM, Schedule
 class RePaint(Sampler):
     """Unconditional steps with the measured part pasted in, repeated until both parts fit to each other.
 
-    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 67, 32; 100 levels without resampling, as many
-    calls: 81, 68, 30; 25 levels, jumps of 4, 97 calls: 57, 67, 31. The defaults are invdiff's own, for fewer calls; `experiment=paper/repaint_...` has the paper's.
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 67, 32; 100 levels without resampling, as
+    many calls: 81, 68, 30; 25 levels, jumps of 4, 97 calls: 57, 67, 31. The defaults are invdiff's own, for fewer
+    calls; `experiment=paper/repaint_...` has the paper's.
 
     schedule  noise levels
     length    levels of a jump back up; published 10 of 250

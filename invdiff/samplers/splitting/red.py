@@ -41,7 +41,7 @@ class RED(Sampler):
     requires = Needs(linear=True, gaussian_noise=True)
     small: ClassVar = {"schedule": EDM(steps=5, sigma_max=1.0, sigma_min=0.02), "iterations": 2}
 
-    schedule: Schedule = EDM(steps=20, sigma_max=3.0, sigma_min=0.02)
+    schedule: Schedule = EDM(steps=20, sigma_max=1.0, sigma_min=0.02)
     iterations: Count = 2
     lam: Positive = 1.0
     form: Literal["fixed_point", "gradient"] = "fixed_point"
