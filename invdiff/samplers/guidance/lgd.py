@@ -33,7 +33,8 @@ class LGD(Guided):
 
     Besides schedule, integrator and time travel (`Guided`):
 
-    draws      n, about the clean estimate, a call of the operator and a product with its Jacobian each; published 10
+    draws      n, about the clean estimate, a call of the operator and a product with its Jacobian each; more
+               of them smooth the gradient
     prior_std  s, how far the images scatter, image units; published 0.5, which is 1 on [-1, 1]
     """
 
@@ -41,7 +42,7 @@ class LGD(Guided):
     per_step = Cost(forwards=1, vjps=1)
     small: ClassVar = {"schedule": EDM(steps=8, sigma_max=10.0, sigma_min=0.02), "draws": 3}
 
-    draws: Count = 10
+    draws: Count = 4
     prior_std: Positive = 0.25
 
     def guided(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Estimate:

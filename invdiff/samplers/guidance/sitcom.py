@@ -74,5 +74,5 @@ class SITCOM(Sampler):
             x0, pull = row_vjp(clean_estimate(prior, sigma, clip=False), v)
             misfit, product = row_vjp(problem.misfit, x0)
             gradient = pull(product(torch.ones_like(misfit))) + 2 * self.penalty / size**2 * (v - x)
-            v = torch.where(per_row(misfit > 1, v), adam.step(v, size * gradient), v)
+            v = torch.where(per_row(misfit <= 1, v), v, adam.step(v, size * gradient))  # NaN moves on, and is seen
         return v

@@ -1,0 +1,55 @@
+"""Guided samplers on digits drawn from the prior, on each kind of operator that they accept."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from invdiff import Compute, InverseProblem, load_prior
+from invdiff.io import to_tensor
+from invdiff.io.examples import drawn_from_prior
+from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, as_operator
+from invdiff.priors import Prior
+from invdiff.problem import simulate
+from invdiff.samplers import DSG, LGD, SITCOM, TMPD, FlowChef, Sampler
+from invdiff.schedules import EDM
+
+SHORT = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
+KINDS: dict[str, Operator] = {
+    "mask": Inpainting(keep=0.3),
+    "spectral": GaussianBlur(std=1.5, kernel_size=9),
+    "linear": as_operator(lambda x: x.cumsum(-1) / 4, linear=True, image_shape=(1, 32, 32)),
+    "nonlinear": as_operator(lambda x: x + x**2, image_shape=(1, 32, 32)),
+}
+SAMPLERS = [
+    DSG(schedule=SHORT),
+    FlowChef(schedule=SHORT),
+    LGD(schedule=SHORT),
+    SITCOM(iterations=10),
+    TMPD(schedule=SHORT),
+]
+
+
+@pytest.fixture(scope="module")
+def prior() -> Prior:
+    return load_prior("digits").eval()
+
+
+@pytest.fixture(scope="module")
+def digits(prior: Prior) -> Tensor:
+    names, images = drawn_from_prior(2, prior=prior)
+    return to_tensor(images, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name())
+def test_digits_gain_and_fit(sampler: Sampler, kind: str, prior: Prior, digits: Tensor) -> None:
+    operator, noise = KINDS[kind], GaussianNoise(0.05)
+    problem = InverseProblem(operator, noise, simulate(digits, operator, noise), image_shape=(1, 32, 32))
+    if sampler.needs().missing(problem, prior):
+        pytest.skip("it does not accept this kind of operator")
+    found = sampler.sample(problem, prior, num_samples=2, compute=Compute(device="cpu", progress=False))
+    guess = torch.full_like(digits, 0.5) if problem.first_guess is None else problem.first_guess
+    assert not found.diverged.any()
+    assert (found.mean - digits).square().mean() < (guess - digits).square().mean()
+    assert float(found.misfit.mean()) < 2
