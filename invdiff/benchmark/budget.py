@@ -1,7 +1,7 @@
 """Costs: of a VJP in network calls, the steps that a budget buys, and the samples that a device holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -63,12 +63,18 @@ def network_cost(sampler: Sampler, vjp_weight: float | None) -> float:
 
 
 def with_steps(sampler: Sampler, steps: int) -> Sampler:
-    """The same sampler with another number of steps in its schedule; raises ValueError where it cannot have as many."""
+    """The same sampler with another number of steps in its schedule, or of `steps` or `iterations`.
+
+    Raises ValueError where it cannot have as many, `NoFit` where it has none of the three.
+    """
     schedule: Any = getattr(sampler, "schedule", None)
-    if not isinstance(schedule, Schedule):
-        raise NoFit(f"{type(sampler).__name__} has no schedule, so its steps cannot be fitted")
-    changed: Any = replace(sampler, schedule=replace(schedule, steps=steps))  # type: ignore[call-arg, type-var]
-    return changed
+    if isinstance(schedule, Schedule):
+        changed: Any = replace(sampler, schedule=replace(schedule, steps=steps))  # type: ignore[call-arg, type-var]
+        return changed
+    for name in ("steps", "iterations"):
+        if name in {field.name for field in fields(sampler)}:
+            return replace(sampler, **{name: steps})
+    raise NoFit(f"{type(sampler).__name__} has no schedule, so its steps cannot be fitted")
 
 
 def fit_calls(sampler: Sampler, calls: float, vjp_weight: float | None) -> Sampler:
