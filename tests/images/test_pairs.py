@@ -19,6 +19,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "afdps": CLOUD,
     "lanpaint": {"schedule.steps": 10},
     "mcgdiff": CLOUD,
+    "momentdraw": {"schedule.steps": 8},
     "pigdm": {"schedule.steps": 40},
 }
 COSTLY = ("radial_mri", "space_varying_blur")  # 20 times the time of the others
@@ -33,6 +34,8 @@ OPEN = {
     ("mcgdiff", "compressed_sensing"): FEW,
     ("mcgdiff", "mri"): FEW,
     ("mcgdiff", "super_resolution"): FEW,
+    ("momentdraw", "coded_diffraction"): "8 levels: the first guess is better by 1.6 dB",
+    ("momentdraw", "hdr"): "8 levels: clipped pixels have no slope, misfit 3.4",
     ("pigdm", "compressed_sensing"): "40 steps end before y is fitted: misfit 5",
     ("pigdm", "mri"): "40 steps end before y is fitted: misfit 2.4",
 }
