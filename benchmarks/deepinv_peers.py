@@ -5,6 +5,10 @@
 Draws of the prior, 70 % of the pixels missing or a circular Gaussian blur, noise 0.05. deepinv 0.5 has no DDNM: ours
 stands beside its DDRM, the same rule but for the start. Their levels and settings are their defaults, with fewer levels
 where fewer calls are asked for; ours are the defaults with as many levels as calls, without time travel.
+
+Four digits, inpainting, 20 calls: energy score x 1000 `ddrm` 76.5, `ddnm` 76.2, `diffpir` 69.9, deepinv's ddrm 68.4,
+deepinv's diffpir 86.9; PSNR of the mean 18.27, 18.41, 19.48, 20.07, 17.04. Levels of deepinv's ddrm are even from 1 to
+0.05: with such levels `ddrm` falls from 76 to 70 (other measurement, noise 0.025). The blur has not been measured.
 """
 
 import argparse
