@@ -5,7 +5,8 @@ Paper       Dou and Song, Diffusion Posterior Sampling for Linear Inverse Proble
 Target      p(x | y) as noise of y, steps and 1 / particles go to 0. The noise of y counts as fresh at every level,
             so that levels below it measure again and again: samples are too narrow where y has noise, the more so the
             more levels there are; and steps with c fixed lose spread of the prior. On a Gaussian of 16
-            pixels the variance is 0.12 to 0.6 of the truth at default settings.
+            pixels the variance is 0.12 to 0.6 of the truth at default settings. The last step is the clean estimate
+            alone: super-resolution by 4 of digits with noise 0.005 ends at a misfit of 4, other tasks near 1.
 Needs       a linear operator with its singular value decomposition, and Gaussian noise.
 Cost        per step and particle: 1 forward. No VJPs.
 Coordinates variance exploding: y_k = y + A e_k, where e_k is noise of level k that a step keeps in part; with c the

@@ -40,7 +40,8 @@ class RDMC(Sampler):
     chains     behind each sample, averaged
     inner      steps of each chain at each level
     momentum   share of its velocity that a step keeps; 0 is Langevin
-    smoothing  the prior's score in a chain is that of this share of the level; published 0, the last level throughout
+    smoothing  the prior's score in a chain is that of this share of the level; published 0, the last level throughout.
+               2 digits, 30 % of the pixels: energy score x 1000 70 with 0.3, 47 with 0.15, 68 with 0.08
     """
 
     requires = Needs(differentiable=True, smooth=True)
