@@ -14,10 +14,10 @@ Form        D_y = D + sigma^2 J^T A^T (y - A D) / c, c = sigma_y^2 + sigma^2 v (
             these are the row sums of A J^T A^T: where none of its entries is negative, c is at least the whole matrix,
             and the change of D is on the safe side. With random signs v they are the diagonal, on average.
 Departures  a variance below the mean of all is raised to it, and the change is as long as residual and prior ask for,
-            `moves.warranted_share`: 1 where A J A^T is a multiple of the identity. Where it has entries of both signs, as that of
-            networks does, some sums are next to 0 or below, and the authors' clamp at sigma_y^2 trusts what says least
-            (misfit 5.6 on inpainted digits, 1.4 with the mean). Complex numbers are two real ones. The authors'
-            diagonal takes as many VJPs as there are measured numbers, ours one.
+            `moves.warranted_share`: 1 where A J A^T is a multiple of the identity. Where it has entries of both signs,
+            as that of networks does, some sums are next to 0 or below, and the authors' clamp at sigma_y^2 trusts what
+            says least (misfit 5.6 on inpainted digits, 1.4 with the mean). Complex numbers are two real ones. The
+            authors' diagonal takes as many VJPs as there are measured numbers, ours one.
 """
 
 from dataclasses import dataclass
