@@ -7,7 +7,25 @@ from helpers import normal
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import GaussianBlur, GaussianNoise
-from invdiff.samplers import DAPS, DPS, EKI, MCG, MMPS, RDMC, RSD, EnKG, MomentDraw, PiGDM, REDDiff, Sampler
+from invdiff.samplers import (
+    DAPS,
+    DPS,
+    DSG,
+    EKI,
+    LGD,
+    MCG,
+    MMPS,
+    RDMC,
+    RSD,
+    SITCOM,
+    TMPD,
+    EnKG,
+    FlowChef,
+    MomentDraw,
+    PiGDM,
+    REDDiff,
+    Sampler,
+)
 from invdiff.schedules import EDM, VP
 
 SEVEN = {"schedule": VP(steps=7)}
@@ -29,6 +47,14 @@ CASES: list[tuple[Sampler, int]] = [
     # A call, an adjoint and a solve; by default a call more for the length of the step.
     (PiGDM(**SEVEN), 7 * 4),
     (PiGDM(**SEVEN, weight="published"), 7 * 3),
+    # A call for the residual, two with an adjoint each for the variances and the change, one for its length.
+    (TMPD(**SEVEN), 7 * 5),
+    # A call and a Jacobian product for each draw; two calls for the length.
+    (LGD(**SEVEN, draws=3), 7 * (3 * 2 + 2)),
+    # A call and a Jacobian product; two calls more for the longest step, where there is noise to replace.
+    (DSG(**SEVEN), 7 * 2 + 6 * 2),
+    (FlowChef(**SEVEN, iterations=2), 6 * 2 * 4),
+    (SITCOM(**SEVEN, iterations=3), 7 * 3 * 2),
     (DAPS(**SEVEN, inner="closed_form"), 7 * 3),
     # A call and a Jacobian product in every step of the chain, and four times as much for the step size.
     (DAPS(**SEVEN, inner="langevin", chain_steps=5), 7 * (5 + 4) * 2),

@@ -2,17 +2,19 @@
 
 Paper       Yang et al., Guidance with Spherical Gaussian Constraint for Conditional Diffusion, ICML 2024,
             arXiv:2402.03201, Algorithm 1 and equation 13.
-Target      none that is known: most of the noise of a step is given up for the direction that explains y best. Images
-            that fit, with little spread; biased at any number of steps, on Gaussians too.
+Target      none that is known: most of the noise of a step is given up for the direction that explains y best. Biased
+            at any number of steps: on a blurred Gaussian image of 16 pixels the variances are 0.49 to 1.1 of the truth
+            and means up to 0.3 standard deviations off, at the default settings. Data stay unexplained in part: misfit
+            2.8 on 30 % of the pixels of digits at noise 0.05, in 40 steps, and 8 on sums along their rows.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators allowed.
 Cost        per step and sample: 1 forward, 1 VJP, 1 call of the operator and 1 product with its Jacobian; 2 calls more
             with `bounded`.
 Coordinates x_s - mu and the radius sqrt(n) times the standard deviation of a step both carry the factor between the
             paper's z and x, which cancels: x_s = mu + r u / |u|, u = n + rate (n* - n), n* = -r g / |g|, with mu and n
             the mean and the noise of the ancestral step, and g the gradient of |y - A(D)|.
-Departures  `bounded`: n* is no longer than the noise of y warrants (`moves.longest_step`), and the whole step is as
-            much shorter: at the published length the last steps go past the data and back. Where g is 0, the step is
-            the ancestral one. Published with "fixed-small" variances at eta = 1 of DDIM, as here.
+Departures  `bounded`: n* is no longer than the noise of y warrants (`moves.longest_step`): at the published length the
+            last steps go past the data and back, and fit noise. Where g is 0, n* is 0. The authors clamp the clean
+            estimate to the value range, and their networks learn the variance of a step; here it is "fixed-small".
 """
 
 from collections.abc import Iterator

@@ -3,8 +3,9 @@
 Paper       Patel et al., Steering Rectified Flow Models in the Vector Field for Controlled Image Generation, ICCV 2025,
             arXiv:2412.00100, Algorithm 1.
 Target      none that is known: the misfit pulls without a Jacobian, so that pixels that y says nothing about follow by
-            the denoiser alone, and deterministic steps keep what the start brought. Biased at any number of steps, on
-            Gaussians too; with `step="published"` measured pixels end at y, noise included.
+            the denoiser alone, and deterministic steps keep what the start brought. Biased at any number of steps: on a
+            blurred Gaussian image of 16 pixels the variances are 0.78 to 3 times the truth and means up to 1.2 standard
+            deviations off, at the default settings; with `step="published"` measured pixels end at y, noise included.
 Needs       a differentiable operator; any noise, and a prior without gradients.
 Cost        per step and sample but the last: 1 forward, and `iterations` times 1 call of the operator and 1 product
             with its Jacobian, and 2 calls more with `step="bounded"`. The last one is a forward.

@@ -3,7 +3,10 @@
 Paper       Song et al., Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation, ICML 2023, LGD-MC.
 Target      p(x | y), approximately: x0 given x is taken for N(D, r^2 I), r^2 = sigma^2 s^2 / (sigma^2 + s^2), and its
             likelihood is a mean over n draws. As n grows that is PiGDM with the weight `posterior`, for any operator
-            and noise; with few draws it is biased towards D, at any number of steps.
+            and noise; with few draws it is biased at any number of steps. On a blurred Gaussian image of 16 pixels the
+            variances are 0.80 to 1.3 of the truth and means up to 0.3 standard deviations off, at the default settings.
+            The noise of few draws leaves precise data unexplained in part: misfit 3.5 on 30 % of the pixels of digits
+            at noise 0.05, in 40 steps.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators and any noise.
 Cost        per step and sample: 1 forward, 1 VJP; of the operator n + 2 calls and n products with its Jacobian.
 Form        D_y = D + sigma^2 grad_x log (1 / n) sum_i p(y | D + r e_i), by logsumexp.
