@@ -33,7 +33,7 @@ def closest(name: str, known: Sequence[str]) -> str:
 def unknown(group: str, name: str, known: Sequence[str]) -> str:
     """A message for a name that a group does not have."""
     hint = closest(name, known)
-    listed = f"known: {', '.join(known) or 'none'}" if len(known) <= 30 else "invdiff list shows all"
+    listed = f"known: {', '.join(known) or 'none'}" if len(known) <= 50 else "invdiff list shows all"
     return f"unknown {group} {name!r}{hint} ({listed})"
 
 
@@ -111,7 +111,7 @@ def _choose_a_sampler(option: str, value: str) -> str:
     """Options of samplers do not reach `auto`: which sampler has the one that was meant."""
     have = {name: fields for name, fields in sampler_fields().items() if option.partition(".")[0] in fields}
     meant = option
-    if not have:
+    if not have or option == "steps":  # of a schedule, but for the few without one
         have = {name: fields for name, fields in sampler_fields().items() if "schedule" in fields}
         meant = f"schedule.{option}" if option in ("steps", "sigma_max", "sigma_min", "rho") else ""
     name = "daps" if "daps" in have else next(iter(have))
@@ -160,6 +160,7 @@ def sampler_fields() -> dict[str, list[str]]:
     """The settings of every sampler of the package by its name, those of its base classes included."""
     bases: dict[str, list[str]] = {}
     own: dict[str, list[str]] = {}
+    unfinished = {"Auto"}  # a class that leaves a method open is no sampler
     for path in sorted((Path(__file__).parents[1] / "samplers").rglob("*.py")):
         for cls in ast.parse(path.read_text()).body:
             if isinstance(cls, ast.ClassDef):
@@ -167,11 +168,13 @@ def sampler_fields() -> dict[str, list[str]]:
                 settings = [entry for entry in fields if "ClassVar" not in ast.unparse(entry.annotation)]
                 own[cls.name] = [ast.unparse(entry.target) for entry in settings]
                 bases[cls.name] = [ast.unparse(base) for base in cls.bases]
+                methods = [entry for entry in cls.body if isinstance(entry, ast.FunctionDef)]
+                if any(ast.unparse(mark) == "abstractmethod" for entry in methods for mark in entry.decorator_list):
+                    unfinished.add(cls.name)
 
     def lineage(name: str) -> list[str]:
         return [name, *(above for base in bases.get(name, []) for above in lineage(base))]
 
     lines = {name: lineage(name) for name in own}
-    inner = {above for line in lines.values() for above in line[1:]}
-    samplers = {name: line for name, line in lines.items() if "Sampler" in line[1:] and name not in {*inner, "Auto"}}
+    samplers = {name: line for name, line in lines.items() if "Sampler" in line[1:] and name not in unfinished}
     return {name.lower(): [f for cls in line for f in own.get(cls, [])] for name, line in sorted(samplers.items())}

@@ -83,7 +83,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "pickled measurement": (["measurement=objects.npy"], ["objects.npy", "run code"]),
     "wrong measurement": (["measurement=square.npy"], ["1x1x32x30", "1x32x32"]),
     "unknown operator": (["operator=mri3"], ["unknown operator 'mri3'", "inpainting"]),
-    "unknown sampler": (["sampler=dapss"], ["unknown sampler 'dapss'; did you mean daps?", "auto, callable, daps"]),
+    "unknown sampler": (
+        ["sampler=dapss"],
+        ["unknown sampler 'dapss'; did you mean daps?", "callable, daps, ddnm"],
+    ),
     "unknown option": (
         ["sampler=dps", "sampler.zta=1"],
         ["unknown option 'sampler.zta'; did you mean sampler.zeta?", "--cfg job"],

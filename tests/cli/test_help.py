@@ -39,7 +39,7 @@ def test_help_of_reconstruct(invdiff: Run) -> None:
     assert (done.code, done.err) == (0, "")
     for words in (
         "usage: invdiff reconstruct",
-        "sampler: afdps, auto, callable, daps, dps",
+        "sampler: afdps, auto, callable, daps, ddnm",
         "num_samples: 4",
         "seed: 0",
         "comparison.png",

@@ -168,7 +168,9 @@ def test_no_mutant_survives(
 def test_noise_times_root_two_is_seen_in_every_sampler(
     sampler_name: str, known_laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in those without a mutant of their own."""
+    """Also in those without a mutant of their own; dsg gives its noise the length that it should have."""
+    if sampler_name == "dsg":
+        pytest.skip("dsg scales its noise to a sphere")
     noise_times_root_two(monkeypatch)
     with pytest.raises(AssertionError):
         check_posterior(all_samplers()[sampler_name].example(), known_laws.get(sampler_name), samples=SAMPLES)

@@ -42,8 +42,8 @@ CASES: list[tuple[Sampler, int]] = [
     # A call, an adjoint and a solve, and as much in every iteration; by conjugate gradients a call, then two products.
     (MMPS(**SEVEN, iterations=1), 7 * 6),
     (MMPS(**SEVEN, iterations=3, solver="cg"), 7 * 7),
-    # Two calls, an adjoint and a solve, and a call, an adjoint and a solve in every iteration.
-    (MomentDraw(**SEVEN, root=2, iterations=3), 7 * (4 + 3 * 3)),
+    # Two calls, two adjoints and two solves, and a call, an adjoint and a solve in every iteration.
+    (MomentDraw(**SEVEN, root=2, iterations=3), 7 * (6 + 3 * 3)),
     # A call, an adjoint and a solve; by default a call more for the length of the step.
     (PiGDM(**SEVEN), 7 * 4),
     (PiGDM(**SEVEN, weight="published"), 7 * 3),
