@@ -47,12 +47,13 @@ CASES: list[tuple[Sampler, int]] = [
     # A call, an adjoint and a solve; by default a call more for the length of the step.
     (PiGDM(**SEVEN), 7 * 4),
     (PiGDM(**SEVEN, weight="published"), 7 * 3),
-    # A call for the residual, two with an adjoint each for the variances and the change, one for its length.
-    (TMPD(**SEVEN), 7 * 5),
+    # A call for the residual, two with an adjoint each for the variances and the change, one for its length;
+    # a call, an adjoint and a solve at the end, as of the next two.
+    (TMPD(**SEVEN), 7 * 5 + 3),
     # A call and a Jacobian product for each draw; two calls for the length.
-    (LGD(**SEVEN, draws=3), 7 * (3 * 2 + 2)),
+    (LGD(**SEVEN, draws=3), 7 * (3 * 2 + 2) + 3),
     # A call and a Jacobian product; two calls more for the longest step, where there is noise to replace.
-    (DSG(**SEVEN), 7 * 2 + 6 * 2),
+    (DSG(**SEVEN), 7 * 2 + 6 * 2 + 3),
     (FlowChef(**SEVEN, iterations=2), 6 * 2 * 4),
     (SITCOM(**SEVEN, iterations=3), 7 * 3 * 2),
     (DAPS(**SEVEN, inner="closed_form"), 7 * 3),

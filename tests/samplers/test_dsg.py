@@ -14,7 +14,7 @@ def test_a_run_is_the_papers() -> None:
     """DDPM's step on [-1, 1], the noise replaced by sqrt(n) std of the mixed direction; no guidance in step 2."""
     matrix, y = normal(4, 9, seed=1), normal(2, 4, seed=2)
     prior = gaussian(torch.full(SHAPE, 0.5), smooth(3, 3, std=0.4))
-    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(0.3), y)
+    problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(3.0), y)
     numbers, h = [normal(2, *SHAPE, seed=k) for k in range(4)], prior.unit
     sampler = DSG(schedule=Levels(values=LEVELS), rate=0.3, interval=2, bounded=False)
     with torch.no_grad():

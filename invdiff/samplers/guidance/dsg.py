@@ -4,17 +4,20 @@ Paper       Yang et al., Guidance with Spherical Gaussian Constraint for Conditi
             arXiv:2402.03201, Algorithm 1 and equation 13.
 Target      none that is known: most of the noise of a step is given up for the direction that explains y best. Biased
             at any number of steps: on a blurred Gaussian image of 16 pixels the variances are 0.49 to 1.1 of the truth
-            and means up to 0.3 standard deviations off, at the default settings. Data stay unexplained in part: misfit
-            2.8 on 30 % of the pixels of digits at noise 0.05, in 40 steps, and 8 on sums along their rows.
+            and means up to 0.3 standard deviations off, at the default settings. Precise data of nonlinear operators
+            stay unexplained in part: misfit 5.2 on x + x^2 of digits at noise 0.05, in 40 steps.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators allowed.
 Cost        per step and sample: 1 forward, 1 VJP, 1 call of the operator and 1 product with its Jacobian; 2 calls more
-            with `bounded`.
+            with `bounded`; of a linear operator a call, an adjoint and a `solve` at the end.
 Coordinates x_s - mu and the radius sqrt(n) times the standard deviation of a step both carry the factor between the
             paper's z and x, which cancels: x_s = mu + r u / |u|, u = n + rate (n* - n), n* = -r g / |g|, with mu and n
             the mean and the noise of the ancestral step, and g the gradient of |y - A(D)|.
 Departures  `bounded`: n* is no longer than the noise of y warrants (`moves.longest_step`): at the published length the
             last steps go past the data and back, and fit noise. Where g is 0, n* is 0. The authors clamp the clean
-            estimate to the value range, and their networks learn the variance of a step; here it is "fixed-small".
+            estimate to the value range, and their networks learn the variance of a step; here it is "fixed-small". With
+            a linear operator the last step ends at a misfit near 1, `moves.explained`, theirs at D. In 40 steps on
+            digits at noise 0.05 30 % of the pixels have a misfit of 1.6, with D of 2.8; sums along the rows, badly
+            conditioned, stay unexplained in part with 3.1, with D of 8.
 """
 
 from collections.abc import Iterator
@@ -27,7 +30,7 @@ import torch
 
 from invdiff.ranges import Count, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import ancestral_step, clean_estimate, longest_step, weighted_norm
+from invdiff.samplers.moves import ancestral_step, clean_estimate, explained, longest_step, weighted_norm
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import nonzero, per_row, row_norm, row_vjp
 
@@ -77,4 +80,6 @@ class DSG(Sampler):
                 mixed = noise + self.rate * (towards - noise)
                 noise = per_row(radius / nonzero(row_norm(mixed)), x) * mixed
             x = ancestral_step(x, x0, sigma_t, sigma_s, torch.zeros_like(x)) + std * noise
+            if sigma_s == 0 and problem.operator.linear:
+                x = explained(problem, x, prior.scale)
             yield Step(x, x0, sigma_s)

@@ -6,6 +6,8 @@ Target      none that is known: the misfit pulls without a Jacobian, so that pix
             the denoiser alone, and deterministic steps keep what the start brought. Biased at any number of steps: on a
             blurred Gaussian image of 16 pixels the variances are 0.78 to 3 times the truth and means up to 1.2 standard
             deviations off, at the default settings; with `step="published"` measured pixels end at y, noise included.
+            Badly conditioned data stay unexplained in part: misfit 2.7 on sums along the rows of digits at noise 0.05,
+            in 40 steps.
 Needs       a differentiable operator; any noise, and a prior without gradients.
 Cost        per step and sample but the last: 1 forward, and `iterations` times 1 call of the operator and 1 product
             with its Jacobian, and 2 calls more with `step="bounded"`. The last one is a forward.

@@ -5,14 +5,18 @@ Target      p(x | y), approximately: x0 given x is taken for N(D, r^2 I), r^2 = 
             likelihood is a mean over n draws. As n grows that is PiGDM with the weight `posterior`, for any operator
             and noise; with few draws it is biased at any number of steps. On a blurred Gaussian image of 16 pixels the
             variances are 0.80 to 1.3 of the truth and means up to 0.3 standard deviations off, at the default settings.
-            The noise of few draws leaves precise data unexplained in part: misfit 3.5 on 30 % of the pixels of digits
-            at noise 0.05, in 40 steps.
+            Precise data of nonlinear operators stay unexplained in part: misfit 4.7 on x + x^2 of digits at noise 0.05,
+            in 40 steps.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators and any noise.
-Cost        per step and sample: 1 forward, 1 VJP; of the operator n + 2 calls and n products with its Jacobian.
+Cost        per step and sample: 1 forward, 1 VJP; of the operator n + 2 calls and n products with its Jacobian;
+            of a linear one a call, an adjoint and a `solve` more at the end.
 Form        D_y = D + sigma^2 grad_x log (1 / n) sum_i p(y | D + r e_i), by logsumexp.
 Departures  the change of D is no longer than residual and prior ask for, `moves.warranted_share`: where y has little
             noise, the likelihood collapses to one of the draws and its gradient is too long by orders. Published s = 1
             on [-1, 1]. The gradient is that of the likelihood, with no scale to tune, which InverseBench's code has.
+            With a linear operator the last step ends at a misfit near 1, `moves.explained`, theirs at D_y. In 40
+            steps on digits at noise 0.05 30 % of the pixels have a misfit of 1.7, with D_y of 3.5; sums along the rows,
+            badly conditioned, stay unexplained in part with 3, with D_y of 7.5.
 """
 
 from dataclasses import dataclass

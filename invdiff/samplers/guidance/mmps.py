@@ -52,6 +52,8 @@ class MMPS(Guided):
     requires = Needs(linear=True, gaussian_noise=True, differentiable_prior=True)
     small: ClassVar = {"schedule": EDM(steps=8, sigma_max=10.0, sigma_min=0.02)}
 
+    ends_explained = False  # its draws of Gaussian images are exact in the limit
+
     schedule: Schedule = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
     iterations: Count = 3
     solver: Literal["gmres", "cg"] = "gmres"

@@ -30,7 +30,7 @@ from torch import Tensor
 from invdiff.ranges import Count, NotNegative, Positive
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import clean_estimate
-from invdiff.samplers.variational.reddiff import Adam
+from invdiff.samplers.optimisers import Adam
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
 

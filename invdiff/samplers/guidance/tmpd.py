@@ -6,10 +6,10 @@ Target      p(x | y), approximately: y given x is taken for a Gaussian with the 
             diagonal alone. Exact for Gaussian images as steps grow where A J A^T is a multiple of the identity, as with
             one measured number, or a mask over independent pixels of equal variance; otherwise biased at any number of
             steps. On a blurred Gaussian image of 16 pixels the variances are 0.76 to 1.2 of the truth, 0.95 on average,
-            at the default settings. Badly conditioned data stay unexplained in part: misfit 5 on sums along the rows of
-            digits at noise 0.05, in 40 steps. MMPS keeps the whole matrix, at more VJPs.
+            at the default settings. MMPS keeps the whole matrix, at more VJPs.
 Needs       a linear operator, Gaussian noise and a differentiable prior.
-Cost        per step and sample: 1 forward, 2 VJPs; of the operator 3 calls and 2 adjoints.
+Cost        per step and sample: 1 forward, 2 VJPs; of the operator 3 calls and 2 adjoints, and a call, an adjoint and
+            a `solve` at the end.
 Form        D_y = D + sigma^2 J^T A^T (y - A D) / c, c = sigma_y^2 + sigma^2 v (A J^T A^T v), entry by entry. With v = 1
             these are the row sums of A J^T A^T: where none of its entries is negative, c is at least the whole matrix,
             and the change of D is on the safe side. With random signs v they are the diagonal, on average.
@@ -17,7 +17,9 @@ Departures  a variance below the mean of all is raised to it, and the change is 
             `moves.warranted_share`: 1 where A J A^T is a multiple of the identity. Where it has entries of both signs,
             as that of networks does, some sums are next to 0 or below, and the authors' clamp at sigma_y^2 trusts what
             says least (misfit 5.6 on inpainted digits, 1.4 with the mean). Complex numbers are two real ones. The
-            authors' diagonal takes as many VJPs as there are measured numbers, ours one.
+            authors' diagonal takes as many VJPs as there are measured numbers, ours one. The last step ends at a misfit
+            near 1, `moves.explained`, theirs at D_y. Badly conditioned data stay unexplained in part: sums along the
+            rows of digits at noise 0.05, in 40 steps, with a misfit of 2.6, with D_y of 5.
 """
 
 from dataclasses import dataclass

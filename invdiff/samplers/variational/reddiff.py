@@ -30,6 +30,7 @@ from invdiff.operators.noise.base import masked
 from invdiff.ranges import NotNegative, Positive
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.moves import half_squares, mean_variance, operator_norm
+from invdiff.samplers.optimisers import Adam
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import per_row, row_gradient
 
@@ -112,20 +113,3 @@ def start(problem: InverseProblem, prior: Prior) -> Tensor:
         return centre if guess is None else centre + guess
     guess = operator.first_guess(masked(y, problem.observed))
     return centre if guess is None else guess
-
-
-class Adam:
-    """Adam, elementwise: rows never mix."""
-
-    def __init__(self, like: Tensor, learning_rate: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        self.first, self.second = torch.zeros_like(like), torch.zeros_like(like)
-        self.learning_rate, self.betas, self.count = learning_rate, betas, 0
-
-    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """x after one step against the gradient."""
-        a, b = self.betas
-        self.count += 1
-        self.first = a * self.first + (1 - a) * gradient
-        self.second = b * self.second + (1 - b) * gradient**2
-        mean, square = self.first / (1 - a**self.count), self.second / (1 - b**self.count)
-        return x - self.learning_rate * mean / (square.sqrt() + 1e-8)
