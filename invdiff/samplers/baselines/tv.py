@@ -32,7 +32,8 @@ class TV(Sampler):
 
     iterations  of the primal-dual algorithm
     weight      of TV in the negative logarithm of the posterior, for images of range 1: their differences have a mean
-                of about 2 / weight; the weight against |y - A x|^2 / 2 is this times sigma_y^2
+                of about 2 / weight; the weight against |y - A x|^2 / 2 is this times sigma_y^2; best of 1, 2, 3, 5, 10 and 20 for
+                digits in blur, near the best in inpainting, super-resolution and MRI
     ratio       step of the image, for images of range 1, over that of the dual field, for weight 1; their product is
                 1 / |D|^2
     """
