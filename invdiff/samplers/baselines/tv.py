@@ -32,8 +32,8 @@ class TV(Sampler):
 
     iterations  of the primal-dual algorithm
     weight      of TV in the negative logarithm of the posterior, for images of range 1: their differences have a mean
-                of about 2 / weight; the weight against |y - A x|^2 / 2 is this times sigma_y^2; best of 1, 2, 3, 5, 10 and 20 for
-                digits in blur, near the best in inpainting, super-resolution and MRI
+                of about 2 / weight; the weight against |y - A x|^2 / 2 is this times sigma_y^2. The default is best for
+                digits in inpainting and blur; 5 gains 2 dB in CT and 0.4 dB in MRI, and loses 1 dB in blur
     ratio       step of the image, for images of range 1, over that of the dual field, for weight 1; their product is
                 1 / |D|^2
     """
