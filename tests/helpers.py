@@ -241,11 +241,12 @@ def affine_law(sampler: Sampler, problem: InverseProblem, prior: GaussianPrior) 
     Each number of each step is 1 once, and all others 0.
     """
     shape = problem.image_shape
-    zeros = Scripted([torch.zeros(1, *shape, dtype=torch.float64)] * (4 * sampler.expected_cost().forwards + 4))
+    most = 4 * max(sampler.expected_cost().forwards, sampler.num_steps) + 4
+    zeros = Scripted([torch.zeros(1, *shape, dtype=torch.float64)] * most)
     with torch.no_grad():
         for _ in sampler.iterate(problem, prior, zeros):  # type: ignore[arg-type]
             pass
-    n, draws = torch.Size(shape).numel(), 4 * sampler.expected_cost().forwards + 4 - len(list(zeros.numbers))
+    n, draws = torch.Size(shape).numel(), most - len(list(zeros.numbers))
     numbers = torch.zeros(draws, 1 + draws * n, n, dtype=torch.float64)
     for k in range(draws):
         numbers[k, 1 + k * n : 1 + (k + 1) * n] = torch.eye(n, dtype=torch.float64)

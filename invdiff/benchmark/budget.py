@@ -71,14 +71,30 @@ def with_steps(sampler: Sampler, steps: int) -> Sampler:
     if isinstance(schedule, Schedule):
         changed: Any = replace(sampler, schedule=replace(schedule, steps=steps))  # type: ignore[call-arg, type-var]
         return changed
+    return replace(sampler, **{_count_of(sampler): steps})
+
+
+def steps_of(sampler: Sampler) -> int:
+    """The number that `with_steps` sets; raises `NoFit` where there is none."""
+    schedule: Any = getattr(sampler, "schedule", None)
+    found: int = schedule.steps if isinstance(schedule, Schedule) else getattr(sampler, _count_of(sampler))
+    return found
+
+
+def _count_of(sampler: Sampler) -> str:
     for name in ("steps", "iterations"):
         if name in {field.name for field in fields(sampler)}:
-            return replace(sampler, **{name: steps})
+            return name
     raise NoFit(f"{type(sampler).__name__} has no schedule, so its steps cannot be fitted")
 
 
 def fit_calls(sampler: Sampler, calls: float, vjp_weight: float | None) -> Sampler:
-    """The sampler with the most steps whose network calls stay within a budget; raises NoFit below `FEWEST_STEPS`."""
+    """The sampler with the most steps whose network calls stay within a budget; raises NoFit below `FEWEST_STEPS`.
+
+    A sampler without network calls keeps its steps.
+    """
+    if network_cost(sampler, vjp_weight) == 0:
+        return sampler
 
     def fits(steps: int) -> bool:
         try:
@@ -105,8 +121,12 @@ def fit_seconds(
 ) -> Sampler:
     """The sampler with as many steps as its time allows; raises NoFit below `FEWEST_STEPS`.
 
+    A sampler without network calls keeps its steps, whatever they take.
+
     seconds_of  runs a sampler and returns the seconds of one sample
     """
+    if network_cost(sampler, vjp_weight) == 0:
+        return sampler
     few, more = (with_steps(sampler, steps) for steps in PILOT)
     seconds_of(few)  # to warm up
     times = [seconds_of(s) for s in (few, more)]

@@ -18,6 +18,7 @@ from invdiff.benchmark.budget import (
     likely_rows,
     measure_speed,
     network_cost,
+    steps_of,
     with_steps,
 )
 from invdiff.benchmark.grid import Entry, Grid, Measurements, Task, in_effect, task_of
@@ -221,7 +222,7 @@ class Planner:
                 else:
                     fitted = fit_seconds(sampler, budget.amount, weight, lambda s: self._pilot(s, measurements))
                 settings = self.grid.settings(fitted, measurements.task, self.precision)
-                fit = {"steps": fitted.schedule.steps, "run": fingerprint(settings), "reason": None}  # type: ignore[attr-defined]
+                fit = {"steps": steps_of(fitted), "run": fingerprint(settings), "reason": None}
             except NoFit as error:
                 fit = {"steps": None, "run": None, "reason": str(error)}
             fits = {**base["fits"], str(budget): fit | {"kind": budget.kind, "amount": budget.amount}}

@@ -3,6 +3,8 @@
 from invdiff.engine.step import Step
 from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
+from invdiff.samplers.baselines.myula import MYULA
+from invdiff.samplers.baselines.tv import TV
 from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
@@ -53,12 +55,14 @@ __all__ = [
     "LGD",
     "MCG",
     "MMPS",
+    "MYULA",
     "RDMC",
     "RED",
     "RSD",
     "SITCOM",
     "TDS",
     "TMPD",
+    "TV",
     "Auto",
     "DiffPIR",
     "EnKG",

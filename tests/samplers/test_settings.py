@@ -108,7 +108,7 @@ def names(group: str) -> list[str]:
 
 
 # No paper has settings of these for images in pixels, or none that could be verified.
-UNPUBLISHED = {"eki", "flowchef", "lgd", "momentdraw", "rdmc", "rsd", "tmpd"}
+UNPUBLISHED = {"eki", "flowchef", "lgd", "momentdraw", "myula", "rdmc", "rsd", "tmpd", "tv"}
 
 
 @pytest.mark.parametrize("name", sorted(set(all_samplers()) - UNPUBLISHED))
