@@ -158,6 +158,7 @@ def in_a_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["half written", "before the rename", "after the rename"])
 def test_killed_while_it_stores(grid: Grid, run: Run, rows: Run, tmp_path: Path, moment: str) -> None:
     """kill -9 at each of these moments of the fourth batch, once more at the seventh, then to the end."""
@@ -221,6 +222,7 @@ def test_killed_at_random_moments(grid: Grid, run: Run, rows: Run, tmp_path: Pat
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_interrupted(grid: Grid, run: Run, rows: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(grid, tmp_path / "whole")
     plain, calls = GaussianPrior.denoise, iter(range(10_000))
@@ -241,6 +243,7 @@ def test_interrupted(grid: Grid, run: Run, rows: Run, tmp_path: Path, monkeypatc
 # -- batches and ranks -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter(grid: Grid, run: Run, rows: Run, tmp_path: Path) -> None:
     run(grid, tmp_path / "whole", max_rows=None)
     for max_rows in (1, 3):
@@ -248,6 +251,7 @@ def test_batches_do_not_matter(grid: Grid, run: Run, rows: Run, tmp_path: Path) 
         assert_same_scores(rows(tmp_path / "whole"), rows(tmp_path / f"{max_rows}"))
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_batches_and_is_remembered(
     grid: Grid, run: Run, rows: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_wrong_scale(invdiff: Callable, tmp_path: Path, y: np.ndarray) -> None
     assert ran.err == "invdiff: y.npy: a reconstruction would likely be wrong: scale of y\n"
 
 
+@pytest.mark.slow
 def test_reconstruct_refuses_it_in_one_line(reconstruct: Callable, tmp_path: Path, y: np.ndarray) -> None:
     np.save(tmp_path / "y.npy", 255 * y)
     ran = reconstruct("measurement=y.npy", "operator=denoising")

@@ -38,6 +38,7 @@ def test_all_diverge(reconstruct: Run, pictures: Path, metrics: Run, arrays: Run
     assert np.isnan(arrays("out")["mean"]).all()
 
 
+@pytest.mark.slow
 def test_one_diverges(
     reconstruct: Run, pictures: Path, metrics: Run, arrays: Run, files: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_ctrl_c_in_the_calls_of_the_verdict(
     assert scores(metrics("out")) == scores(metrics("full"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_another_configuration(invdiff: Run, pictures: Path, arrays: Run, files: Run) -> None:
     invdiff(*WORDS, "output=out")
@@ -151,6 +152,7 @@ def test_another_configuration(invdiff: Run, pictures: Path, arrays: Run, files:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_an_interruption_leaves_the_results_that_it_would_replace(
     invdiff: Run, pictures: Path, arrays: Run, calls: Calls

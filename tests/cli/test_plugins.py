@@ -124,6 +124,7 @@ def test_a_file_in_every_command(invdiff: Run) -> None:
     assert "PlugAndPlay needs a linear operator (HDR is not); compatible samplers: " in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mine")
 def test_a_file_is_tuned(invdiff: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna", reason="the extra invdiff[tune] is not installed")

@@ -399,6 +399,7 @@ def test_blur_is_the_operator_that_was_asked_for(reconstruct: Run, pictures: Pat
 # -- measurements that cannot tell some images apart -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_phase_retrieval(reconstruct: Run, pictures: Path, metrics: Load, arrays: Load) -> None:
     """Samples as the sampler gave them; mean, std and scores of aligned ones; the best of several only on demand."""
     words = ("input=pictures", "operator=phase_retrieval", "noise.sigma=0.02", "num_samples=2")

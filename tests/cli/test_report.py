@@ -48,6 +48,7 @@ def test_the_command_of_every_row_repeats_it(invdiff: Run, tmp_path: Path) -> No
         assert scores(f"again_{run}") == {run: before[run]}
 
 
+@pytest.mark.slow
 def test_a_page_after_a_kill(invdiff: Run) -> None:
     """What is resumed has its page at the end, though nothing was left to compute."""
     words = ("benchmark", "prior=digits", "samplers=[{daps:{schedule:{steps:3}}}]", "operators=[denoising]", "images=1")

@@ -41,6 +41,7 @@ def test_a_job_that_fails_stops_no_other(reconstruct: Run, pictures: Path, array
     assert np.isfinite(arrays("out/1")["samples"]).all()
 
 
+@pytest.mark.slow
 def test_sweeps_over_groups(invdiff: Run, pictures: Path, arrays: Run) -> None:
     # `++`: the samplers of a sweep are not known yet when hydra first looks at the options that they have.
     words = ("-m", "prior=digits", "input=pictures/a.png", "output=out", "num_samples=1")

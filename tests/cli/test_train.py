@@ -84,6 +84,7 @@ def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) 
     assert arrays("out")["samples"].shape == (1, 2, 1, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("images")
 def test_it_goes_on_where_it_stopped(train: Run) -> None:
     train("data=images.npz", "recipe.steps=6", "grid=1")

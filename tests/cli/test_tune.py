@@ -142,6 +142,7 @@ def test_validation_images_are_none_of_the_tests(tune: Run, invdiff: Run, monkey
     assert torch.cdist(validation.flatten(1), test.flatten(1)).min() > 1, "of 32x32 pixels from 0 to 1"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_of_a_folder_the_last_images_validate(tune: Run, pictures: Path) -> None:
     done = tune("trials=1", "images=1", f"input={pictures}")

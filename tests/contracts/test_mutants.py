@@ -168,9 +168,7 @@ def test_no_mutant_survives(
 def test_noise_times_root_two_is_seen_in_every_sampler(
     sampler_name: str, known_laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in those without a mutant of their own; dsg gives its noise the length that it should have."""
-    if sampler_name == "dsg":
-        pytest.skip("dsg scales its noise to a sphere")
+    """Also in those without a mutant of their own."""
     noise_times_root_two(monkeypatch)
     with pytest.raises(AssertionError):
         check_posterior(all_samplers()[sampler_name].example(), known_laws.get(sampler_name), samples=3 * SAMPLES // 2)

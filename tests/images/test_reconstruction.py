@@ -50,6 +50,7 @@ DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02), prior_std
 DPS_SHORT = DPS(schedule=VP(steps=60), zeta=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [DAPS_SHORT, DPS_SHORT, MomentDraw()], ids=["daps", "dps", "momentdraw"])
 def test_random_inpainting_of_photographs(sampler: Sampler, photo: Prior, photographs: Tensor) -> None:
     """Ten decibels over the pseudo-inverse, and with much noise better than interpolation, which keeps the noise."""

@@ -276,6 +276,7 @@ def test_metropolis_moves_where_the_data_are_sharp() -> None:
     assert 0.1 < sum(moved) / 20 < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
 def test_an_operator_of_large_norm_does_not_diverge(inner: str) -> None:
     """A x = 4 x: sixteen times as stiff; and with noise so small that no fixed step size would do for both."""

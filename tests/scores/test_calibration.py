@@ -94,6 +94,7 @@ def test_the_exact_posterior_passes(run: Callable[..., Calibration]) -> None:
     assert all(abs(row["spread"] - 1) < 0.15 and abs(row["mean"] - 0.5) < 0.07 for row in summary["ranks"].values())
 
 
+@pytest.mark.slow
 def test_an_exact_posterior_seldom_fails(run: Callable[..., Calibration]) -> None:
     # Twenty-one tests, corrected for their number: one in twenty at most. Four of 20 would be one in sixty.
     assert sum(run(Conditioned(), images=60, seed=s).summary()["p_value"] < 0.05 for s in range(20)) < 4
