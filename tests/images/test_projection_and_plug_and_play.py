@@ -26,8 +26,11 @@ OPERATORS: dict[str, tuple[Operator, float]] = {
 }
 SAMPLERS: list[Sampler] = [DDRM(), DDNM(), RePaint(), ILVR(), ScoreSDE(), DiffPIR(), DPIR(), RED(), TV(), MYULA()]
 QUICK = {("ddrm", "mask"), ("dpir", "blur"), ("tv", "blur")}  # the others take more than a second
-# dB over the first guess. Total variation is below interpolation where 49 numbers are measured of 784.
-GAINS = {("tv", "super-resolution"): -0.7, ("myula", "super-resolution"): -1.0}
+# dB over the first guess. Where 64 numbers are measured of 1024, interpolation is better than total variation, and than
+# the one image of red.
+GAINS = {("tv", "super-resolution"): -0.7, ("myula", "super-resolution"): -1.0, ("red", "super-resolution"): -0.6}
+# The mean of two draws carries half of their variance, which is large there.
+SAMPLES = {"super-resolution": 6}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_digits_gain_over_the_first_guess(sampler: Sampler, kind: str, prior: Pr
     operator, sigma = OPERATORS[kind]
     noise = GaussianNoise(sigma)
     problem = InverseProblem(operator, noise, simulate(digits, operator, noise))
-    posterior = sampler.sample(problem, prior, num_samples=2, compute=QUIET)
+    posterior = sampler.sample(problem, prior, num_samples=SAMPLES.get(kind, 2), compute=QUIET)
     assert not posterior.diverged.any()
     assert problem.first_guess is not None
     assert mean_psnr(posterior.mean, digits) >= mean_psnr(problem.first_guess, digits) + GAINS.get(
