@@ -16,6 +16,7 @@ from invdiff.priors import GaussianPrior, Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
 from invdiff.schedules import Schedule
+from invdiff.scores.metrics import psnr
 
 
 def assert_refused(done: Any, *said: str) -> None:
@@ -230,6 +231,14 @@ def composed(*overrides: str) -> DictConfig:
 def published(name: str) -> Sampler:
     """The published settings of a sampler, from its experiment on inpainting."""
     return made_sampler(composed(f"experiment=paper/{name}_inpainting").sampler, "sampler")
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def mean_psnr(images: Tensor, truth: Tensor) -> float:
+    """PSNR in dB, averaged over images (B, C, H, W)."""
+    return sum(psnr(a, b) for a, b in zip(images, truth, strict=True)) / len(truth)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------

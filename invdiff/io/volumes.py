@@ -66,7 +66,7 @@ def read_slices(path: str | Path, slicing: Slicing | None = None, *, measured: b
 
 
 def read_files(paths: Sequence[Path], slicing: Slicing | None = None, *, measured: bool = False) -> Slices:
-    """The chosen images of several files, as of `read_slices`; names are told apart by suffixes where they must be."""
+    """The chosen images of several files, as of `read_slices`; equal names get a suffix each."""
     found = [read_slices(path, slicing, measured=measured) for path in paths]
     names = [name for slices in found for name in slices.names]
     if len(set(names)) < len(names):  # a folder may hold a.png and a.jpg

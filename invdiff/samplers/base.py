@@ -47,7 +47,8 @@ class Needs:
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
         operator, name = problem.operator, type(problem.operator).__name__
-        most, count = self.measurements, int(measured_numbers(problem).max())
+        most = self.measurements
+        count = 0 if most is None else int(measured_numbers(problem).max())
         lacks = {
             f"an inpainting operator, a mask of pixels ({name} is none)": self.mask and not operator.masking,
             f"a linear operator ({name} is not)": self.linear and not operator.linear,

@@ -215,16 +215,16 @@ def warranted_share(
     slope     None: the share that leaves the least residual, whatever the noise
     """
     if problem.operator.linear:
-        explained = masked(problem.operator(change), problem.observed)
+        seen = masked(problem.operator(change), problem.observed)
     else:
         length = nonzero(row_norm(change))
         reach = (0.1 * scale * math.sqrt(change[0].numel()) / length).clamp(max=1)
         shifted = x0 + per_row(reach, change) * change
-        explained = (residual - problem.residual(shifted)) / per_row(reach, residual)
-    least = row_dot(explained, explained)
+        seen = (residual - problem.residual(shifted)) / per_row(reach, residual)
+    least = row_dot(seen, seen)
     if slope is not None:
         least = least + mean_variance(problem) * row_dot(slope, change).clamp(min=0)
-    return (row_dot(explained, residual) / nonzero(least)).clamp(min=0)
+    return (row_dot(seen, residual) / nonzero(least)).clamp(min=0)
 
 
 def damped_solve(problem: InverseProblem, b: Tensor, rho: Tensor, iterations: int = 10) -> Tensor:

@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute, InverseProblem, load_prior
-from invdiff.io import to_tensor
-from invdiff.io.examples import drawn_from_prior
+from invdiff import Compute, InverseProblem
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, as_operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
@@ -36,17 +34,6 @@ UNEXPLAINED = {
     ("lgd", "nonlinear"): 4.7,
     ("tmpd", "linear"): 2.6,
 }
-
-
-@pytest.fixture(scope="module")
-def prior() -> Prior:
-    return load_prior("digits").eval()
-
-
-@pytest.fixture(scope="module")
-def digits(prior: Prior) -> Tensor:
-    names, images = drawn_from_prior(2, prior=prior)
-    return to_tensor(images, names)
 
 
 @pytest.mark.slow

@@ -4,17 +4,14 @@ One operator of each kind that a method accepts: a mask, real and complex measur
 linear one without.
 """
 
-import numpy as np
 import pytest
 from torch import Tensor
 
-from invdiff import Compute, InverseProblem, load_prior, simulate
-from invdiff.io import to_tensor
-from invdiff.io.examples import drawn_from_prior
+from helpers import mean_psnr
+from invdiff import Compute, InverseProblem, simulate
 from invdiff.operators import CT, MRI, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
 from invdiff.priors import Prior
 from invdiff.samplers import DDNM, DDRM, DPIR, ILVR, MYULA, RED, TV, DiffPIR, RePaint, Sampler, ScoreSDE
-from invdiff.scores.metrics import psnr
 
 QUIET = Compute(device="cpu", progress=False)
 OPERATORS: dict[str, tuple[Operator, float]] = {
@@ -31,21 +28,6 @@ QUICK = {("ddrm", "mask"), ("dpir", "blur"), ("tv", "blur")}  # the others take 
 GAINS = {("tv", "super-resolution"): -0.7, ("myula", "super-resolution"): -1.0, ("red", "super-resolution"): -0.6}
 # The mean of two draws carries half of their variance, which is large there.
 SAMPLES = {"super-resolution": 6}
-
-
-@pytest.fixture(scope="module")
-def prior() -> Prior:
-    return load_prior("digits")
-
-
-@pytest.fixture(scope="module")
-def digits(prior: Prior) -> Tensor:
-    names, images = drawn_from_prior(2, prior=prior)
-    return to_tensor(images, names)
-
-
-def mean_psnr(images: Tensor, truth: Tensor) -> float:
-    return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 
+from helpers import mean_psnr
 from invdiff import Compute, InverseProblem, load_prior
 from invdiff.io import to_tensor
 from invdiff.io.examples import PHOTOGRAPHS, drawn_from_prior, photograph
@@ -16,7 +17,6 @@ from invdiff.priors import Prior
 from invdiff.samplers import DAPS, DPS, MomentDraw, Sampler
 from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import EDM, VP
-from invdiff.scores.metrics import psnr
 from invdiff.streams import Streams, generator, key
 
 QUIET = Compute(progress=False)
@@ -40,10 +40,6 @@ def problem_of(operator: LinearOperator, x: Tensor, sigma: float = SIGMA) -> Inv
     clean = operator(x)
     generators = [generator(0, "measure", i) for i in range(len(x))]
     return InverseProblem(operator, noise, noise.sample(clean, generators, operator.measured(tuple(clean.shape[1:]))))
-
-
-def mean_psnr(images: Tensor, truth: Tensor) -> float:
-    return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
 
 
 DAPS_SHORT = DAPS(schedule=EDM(steps=30, sigma_max=5, sigma_min=0.02), prior_std=0.25, draw_std=0.03)

@@ -1,36 +1,18 @@
 """PnP-DM and LanPaint on digits drawn from the prior, none of which it was trained on, against the pseudo-inverse."""
 
-import numpy as np
 import pytest
 from torch import Tensor
 
-from invdiff import Compute, InverseProblem, load_prior
-from invdiff.io import to_tensor
-from invdiff.io.examples import drawn_from_prior
+from helpers import mean_psnr
+from invdiff import Compute, InverseProblem
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, LinearOperator
 from invdiff.priors import Prior
 from invdiff.samplers import LanPaint, PnPDM, Sampler
-from invdiff.scores.metrics import psnr
 from invdiff.streams import generator
 
 QUIET = Compute(device="cpu", progress=False)
 SIGMA = 0.05
 PNPDM_SHORT = PnPDM(iterations=80, decay=0.95, rho_min=0.02)  # a faster fall of rho leaves the data behind
-
-
-@pytest.fixture(scope="module")
-def prior() -> Prior:
-    return load_prior("digits")
-
-
-@pytest.fixture(scope="module")
-def digits(prior: Prior) -> Tensor:
-    names, images = drawn_from_prior(2, prior=prior)
-    return to_tensor(images, names)
-
-
-def mean_psnr(images: Tensor, truth: Tensor) -> float:
-    return float(np.mean([psnr(a, b) for a, b in zip(images, truth, strict=True)]))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Proximal Langevin sampling under total variation (MYULA): error bars without a network.
 
 Paper       Durmus, Moulines and Pereyra, Efficient Bayesian Computation by Proximal Markov Chain Monte Carlo: When
-            Langevin Meets Moreau, SIAM Journal on Imaging Sciences 2018, arXiv:1612.07471, equation 3.4.
+            Langevin Meets Moreau, SIAM Journal on Imaging Sciences 2018, arXiv:1612.07471.
 Target      p(x | y), proportional to exp(-|y - A x|^2 / (2 sigma_y^2) - weight TV(x) - |x - c|^2 / (2 s^2)), c the
             centre of the prior and s = `spread`, with TV smoothed by its Moreau-Yosida envelope. Biased: along a
             direction of curvature h a Gaussian target gets a variance too large by 1 / (1 - delta h / 2), at most
@@ -36,8 +36,8 @@ class MYULA(Sampler):
     iterations  length of the chain
     weight      of TV in the negative logarithm of the posterior, for images of range 1
     spread      standard deviation of the Gaussian about the centre of the prior, for images of range 1
-    smoothing   of TV, lambda L; published 1
-    step        delta (L + 1 / lambda); published 0.2 to 0.5
+    smoothing   of TV, lambda L
+    step        delta (L + 1 / lambda)
     inner       iterations of the proximal operator in each step
     """
 

@@ -4,13 +4,13 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from invdiff.integrators import Heun
 from invdiff.ranges import Count
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
 from invdiff.samplers.ensemble.enkg import as_vectors
+from invdiff.samplers.moves import measured_numbers
 from invdiff.samplers.particles.base import each_particle
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row
@@ -83,5 +83,4 @@ class Data:
     @property
     def counts(self) -> Tensor:
         """Measured real numbers of each image, (R, 1)."""
-        y = self.problem.y
-        return as_vectors(self.problem, torch.ones_like(y) * (1 + 1j if y.is_complex() else 1)).sum(1, keepdim=True)
+        return measured_numbers(self.problem)[:, None]

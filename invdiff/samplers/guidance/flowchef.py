@@ -30,10 +30,9 @@ import torch
 from torch import Tensor
 
 from invdiff.integrators import ddim_step
-from invdiff.operators.noise.base import masked
 from invdiff.ranges import Count, Positive
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import half_squares, longest_step
+from invdiff.samplers.moves import half_squares, longest_step, mean_variance, measured_numbers
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import nonzero, per_row, row_gradient, row_norm, row_vjp
 
@@ -60,7 +59,8 @@ class FlowChef(Sampler):
     rate: Positive = 1.0
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas, noise_norm = self.schedule.levels(prior.scale), expected_norm(problem)
+        sigmas = self.schedule.levels(prior.scale)
+        noise_norm = (measured_numbers(problem) * mean_variance(problem)).sqrt()  # expected, root of the mean square
         x = prior.start(sigmas[0], rng.normal())
         for sigma_t, sigma_s in pairwise(sigmas):
             x0 = guided = prior.denoise(x, sigma_t)
@@ -72,17 +72,10 @@ class FlowChef(Sampler):
 
     def _descend(self, problem: InverseProblem, prior: Prior, x0: Tensor, sigma: float, noise_norm: Tensor) -> Tensor:
         if self.step == "published":
-            count = masked(torch.ones_like(problem.y.real), problem.observed).flatten(1).sum(1)
             gradient = row_gradient(lambda x0: half_squares(problem, x0), x0)
-            return x0 - per_row(2 * self.rate / count, x0) * gradient
+            return x0 - per_row(2 * self.rate / measured_numbers(problem), x0) * gradient
         misfit, product = row_vjp(lambda x0: row_norm(problem.residual(x0)), x0)
         slope = product(torch.ones_like(misfit))
         longest = longest_step(problem, sigma, x0, misfit, slope, slope, prior.scale)
         excess = (1 - noise_norm / nonzero(misfit)).clamp(min=0)
         return (x0 - per_row(self.rate * excess * longest, x0) * slope).clamp(*prior.value_range)
-
-
-def expected_norm(problem: InverseProblem) -> Tensor:
-    """Root of the expected square of the noise in all that was measured of each image, (B,)."""
-    y = masked(problem.y, problem.observed)
-    return masked(problem.noise.variance(y).expand(y.shape), problem.observed).flatten(1).sum(1).sqrt()
