@@ -1,6 +1,7 @@
 """What integrators share: how they walk, and their names."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,7 @@ class Integrator(ABC):
         self, denoise: Callable[[Tensor, Any], Tensor], x: Tensor, sigmas: Sequence[float], noise: Noise, scale: Any
     ) -> Tensor:
         """Where `walk` ends."""
-        *_, (end, _, _) = self.walk(denoise, x, sigmas, noise, scale)
-        return end
+        return deque(self.walk(denoise, x, sigmas, noise, scale), maxlen=1).pop()[0]
 
     def calls(self, steps: int, *, to_zero: bool = True) -> int:
         """How often `walk` calls D over so many steps, the last one to 0 or not."""

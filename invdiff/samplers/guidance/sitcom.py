@@ -5,7 +5,8 @@ Paper       Alkhouri et al., SITCOM: Step-wise Triple-Consistent Diffusion Sampl
 Target      none that is known: three conditions hold at each level. The clean estimate is an output of the network
             (backward consistency), it fits y to the noise (measurement consistency), and the next x is that estimate
             and new noise of its level (forward consistency). Images that fit, spread by the noise of the levels; biased
-            at any number of steps, on Gaussians too.
+            at any number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.4 to 1.6 of the
+            truth and means up to 1.4 standard deviations off, at the default settings.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators and any noise.
 Cost        per step and sample: `iterations` VJPs and one forward more than that; of the operator a call and a product
             with its Jacobian in each iteration. Rows that fit early stay as they are, and cost as much.

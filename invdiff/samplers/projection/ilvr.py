@@ -14,8 +14,8 @@ Coordinates the paper's z = x / sqrt(1 + (sigma / h)^2), with h = `prior.unit`; 
 Departures  the paper's phi halves and doubles an image by bicubic resizing, which is no projection: its samples
             fit the reference in part only. Its aim is variety, ours the data. y has noise: a step that removes the
             variance v of x puts it back by the share v / (v + sigma_y^2), so that y does not count once for every
-            level; the last step ends at a misfit near 1, `moves.explained`; without noise that is the projection. The
-            start is the prior's mean plus noise.
+            level; noise that is not Gaussian counts with its mean variance. The last step ends at a misfit near 1,
+            `moves.explained`; without noise that is the projection. The start is the prior's mean plus noise.
 """
 
 from collections.abc import Iterator
