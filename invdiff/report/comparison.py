@@ -196,7 +196,8 @@ def _panels(
     scores = metrics["images"][i]
     samples = posterior.samples[i]
     kept = [s for s in range(len(samples)) if not posterior.diverged[i, s]]
-    mean = posterior.mean[i]
+    averaged = "samples" if posterior.mean is posterior.mean_of_samples else "conditional means"
+    mean = samples[kept[0]] if len(kept) == 1 else posterior.mean[i]  # the error is that of the image beside it
     maps = {}
     if len(kept) > 1:
         maps["Standard deviation"] = rms(posterior.std[i])
@@ -224,7 +225,7 @@ def _panels(
         for n, s in enumerate(kept[:count]):
             heading = "Posterior sample" if count == 1 else f"Posterior sample {n + 1}"
             panels.append(Panel(heading, average and f"{average} on average", _picture(samples[s], scales)))
-        panels.append(Panel(f"Mean of {len(kept)} samples", _decibels(scores["psnr_mean"]), _picture(mean, scales)))
+        panels.append(Panel(f"Mean of {len(kept)} {averaged}", _decibels(scores["psnr_mean"]), _picture(mean, scales)))
     panels += [Panel(name, "image units", _map(values, scales), is_map=True) for name, values in maps.items()]
     return panels, top
 

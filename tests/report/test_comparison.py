@@ -235,6 +235,20 @@ def test_the_pictures_are_the_arrays() -> None:
     assert shown["Standard deviation"].get_array().mean() == pytest.approx(0.05, rel=0.2)
 
 
+@pytest.mark.parametrize(("samples", "heading"), [(1, "Posterior sample"), (2, "Mean of 2 conditional means")])
+def test_the_error_is_that_of_the_picture_beside_it(samples: int, heading: str) -> None:
+    """Conditional means are told from samples; of one sample its own error is shown."""
+    x = torch.rand(1, 1, 16, 16)
+    problem = InverseProblem(Inpainting(keep=1.0), GaussianNoise(0.05), x)
+    drawn = x[:, None].repeat(1, samples, 1, 1, 1) + 0.2
+    posterior = Posterior(drawn, torch.full((1, samples), -1), Cost(), problem, conditional_mean=x + 0.1)
+    figure = comparison(posterior, evaluate(posterior, ["a"], x), x, title="")
+    shown = {axis.texts[0].get_text(): axis.images[0].get_array() for axis in figure.axes if axis.texts and axis.images}
+    error = shown["Error of the mean" if samples > 1 else "Error"]
+    assert error.mean() == pytest.approx(0.1 if samples > 1 else 0.2, abs=1e-6)
+    assert heading in shown
+
+
 def test_what_was_not_measured_may_be_nan() -> None:
     x = torch.rand(1, 3, 16, 16)
     operator = Inpainting(keep=0.3)
