@@ -8,7 +8,7 @@ where fewer calls are asked for; ours are the defaults with as many levels as ca
 
 Four digits, inpainting, 20 calls: energy score x 1000 `ddrm` 76.5, `ddnm` 76.2, `diffpir` 69.9, deepinv's ddrm 68.4,
 deepinv's diffpir 86.9; PSNR of the mean 18.27, 18.41, 19.48, 20.07, 17.04. Levels of deepinv's ddrm are even from 1 to
-0.05: with such levels `ddrm` falls from 76 to 70 (other measurement, noise 0.025). The blur has not been measured.
+0.05, for which see `ddrm`. The blur has not been measured.
 """
 
 import argparse

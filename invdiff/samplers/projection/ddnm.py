@@ -4,7 +4,7 @@ Paper       Wang, Yu and Zhang, Zero-Shot Image Restoration Using Denoising Diff
             arXiv:2212.00490, Algorithm 3 with the decomposition of appendix I.
 Target      p(x | y), approximately: y replaces the range-space part of D, x0 given x is taken for the result. What it
             draws depends on the number of levels. Biased: on Gaussian images of independent pixels, blurred, the
-            variance is 0.29 of the truth by default.
+            variance is 0.28 of the truth by default.
 Needs       an operator with its singular value decomposition, and Gaussian noise.
 Cost        per step and sample: 1 forward, more with `repeats`; of the operator the decomposition alone.
 Form        D' = D + A^+ L (y - A D), L a weight for each singular direction: 1 above the noise of its measurement,
@@ -33,8 +33,8 @@ from invdiff.schedules import EDM, Schedule
 class DDNM(Sampler):
     """Null-space restoration: the measured part of the clean estimate is replaced, with time travel.
 
-    Energy score x 1000 of digits, inpainting, super-resolution, blur: 55, 75, 35 in 52 calls; jumps of 10 levels, 40
-    calls: 67, 67, 35; of 1: 73, 81, 40. The defaults are invdiff's own; `experiment=paper/ddnm_...` has the authors'.
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 58, 72, 36 in 52 calls; jumps of 10 levels, 40
+    calls: 65, 67, 35; of 1, 58 calls: 72, 81, 39. The defaults are invdiff's own; `experiment=paper/ddnm_...` has the authors'.
 
     schedule  noise levels
     eta       share of new noise where y does not determine a direction; published 0.85

@@ -32,8 +32,8 @@ from invdiff.schedules import EDM, Schedule
 class RePaint(Sampler):
     """Unconditional steps with the measured part pasted in, repeated until both parts fit to each other.
 
-    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 67, 32; 100 levels without resampling, as
-    many calls: 81, 68, 30; 25 levels, jumps of 4, 97 calls: 57, 67, 31. The defaults are invdiff's own, for fewer
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 53, 68, 32; 100 levels without resampling, as
+    many calls: 80, 71, 30; 25 levels, jumps of 4, 121 calls: 55, 67, 32. The defaults are invdiff's own, for fewer
     calls; `experiment=paper/repaint_...` has the paper's.
 
     schedule  noise levels

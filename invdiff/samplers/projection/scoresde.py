@@ -36,8 +36,8 @@ from invdiff.schedules import EDM, Schedule
 class ScoreSDE(Sampler):
     """Predictor and corrector steps, each followed by a projection onto the noised measurement.
 
-    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 63, 30; with snr 0.5 56, 69, 30; with 25
-    levels of three correctors each 52, 63, 31. The defaults are invdiff's own, for fewer calls;
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 51, 63, 30; with snr 0.5 56, 71, 29; with 25
+    levels of three correctors each 51, 64, 31. The defaults are invdiff's own, for fewer calls;
     `experiment=paper/scoresde_...` has the paper's.
 
     schedule     noise levels; published 2000, evenly spaced in the logarithm

@@ -3,7 +3,7 @@
 Paper       Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, CVPR workshops 2023,
             arXiv:2305.08995, Algorithm 1.
 Target      p(x | y), approximately: x0 given x is taken for N(D, sigma^2 / lam I), and its mode given y for a draw.
-            Biased: on Gaussian images of independent pixels, blurred, the variance is 0.33 of the truth by default.
+            Biased: on Gaussian images of independent pixels, blurred, the variance is 0.32 of the truth by default.
 Needs       a linear operator and Gaussian noise.
 Cost        per step and sample: 1 forward; of the operator a call, an adjoint and a `solve`, or 30 iterations of
             conjugate gradients.
@@ -30,9 +30,8 @@ from invdiff.schedules import EDM, Schedule
 class DiffPIR(Sampler):
     """Plug-and-play restoration along a diffusion: denoise, fit the data, add noise again; linear operators.
 
-    Energy score x 1000 of digits, inpainting, super-resolution, blur: 69, 75, 31; lam 0.25, zeta 0.3 89, 76, 45; lam 7,
-    zeta 1 69, 84, 35, and y is then unexplained. The defaults are invdiff's own; `experiment=paper/diffpir_...` has the
-    paper's.
+    Energy score x 1000 of digits, inpainting, super-resolution, blur: 69, 75, 31; lam 0.25 69, 74, 35. The defaults are
+    invdiff's own; `experiment=paper/diffpir_...` has the paper's.
 
     schedule  noise levels
     lam       weight of the clean estimate against the data, sigma_y^2 / sigma^2 times it; published 1 in the authors'
