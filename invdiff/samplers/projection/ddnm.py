@@ -34,7 +34,8 @@ class DDNM(Sampler):
     """Null-space restoration: the measured part of the clean estimate is replaced, with time travel.
 
     Energy score x 1000 of digits, inpainting, super-resolution, blur: 58, 72, 36 in 52 calls; jumps of 10 levels, 40
-    calls: 65, 67, 35; of 1, 58 calls: 72, 81, 39. The defaults are invdiff's own; `experiment=paper/ddnm_...` has the authors'.
+    calls: 65, 67, 35; of 1, 58 calls: 72, 81, 39. The defaults are invdiff's own; `experiment=paper/ddnm_...` has the
+    authors'.
 
     schedule  noise levels
     eta       share of new noise where y does not determine a direction; published 0.85
