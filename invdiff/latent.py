@@ -1,44 +1,108 @@
-"""Inverse problems in the space of a latent prior: samplers work on codes, results are images.
+"""Inverse problems in the space of a latent prior: samplers work on codes z, y = A(decode(z)) + noise.
 
-    problem = latent_problem(operator, noise, y, prior)            y = A(decode(z)) + noise
-    posterior = decoded(DPS().sample(problem, prior), prior)       samples of images
-
-The composed operator is nonlinear and differentiable for every differentiable A, so it needs a sampler for such
-operators (DPS, DAPS, ...). Settings in image units (step along the gradient, noise levels) are in units of codes here.
+The composed operator is nonlinear, and differentiable for every differentiable A, so that it takes a sampler for such
+operators; with a linear codec it is as linear as A.
 """
 
-from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
-from invdiff.operators import Noise, as_operator
-from invdiff.operators.combine.composition import Composition, compose
-from invdiff.posterior import Posterior
-from invdiff.priors.codecs.latent import LatentPrior
+from invdiff.operators import LinearOperator, Operator
+from invdiff.operators.combine.composition import compose
+from invdiff.priors import Codec, LinearCodec, Prior
 from invdiff.problem import InverseProblem
 
+# Pixels of images decoded at once.
+DECODED = 2**20
 
-def latent_problem(operator: Any, noise: Noise, y: Tensor, prior: LatentPrior) -> InverseProblem:
-    """The problem whose unknowns are codes; arguments and errors as of `InverseProblem`."""
-    if prior.shape is None:
-        raise ValueError("latent prior: codes must have a fixed size; give its UNet a sample_size")
-    decoder = as_operator(prior.decode, image_shape=prior.shape)
-    return InverseProblem(compose([decoder, as_operator(operator)]), noise, y, image_shape=prior.shape)
+
+class Decoder(Operator):
+    """A(z) = decode(z), codes to images."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.codec.decode(x)
+
+    def measurement_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.codec.image_shape(image_shape)
+
+    def image_shape(self, measurement_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.codec.code_shape(measurement_shape)
+
+    def first_guess(self, y: Tensor) -> Tensor:
+        return self.codec.encode(y)
+
+    @classmethod
+    def example(cls) -> tuple["Decoder", tuple[int, ...]]:
+        codec, shape = LinearCodec.example()
+        return cls(codec), shape
+
+
+class LinearDecoder(Decoder, LinearOperator):
+    """The decoder of a linear codec."""
+
+
+def in_codes(operator: Operator, codec: Codec | None) -> Operator:
+    """The operator that acts on codes; itself where there is no codec."""
+    if codec is None:
+        return operator
+    return compose([(LinearDecoder if codec.linear else Decoder)(codec), operator])
+
+
+class CodedProblem(InverseProblem):
+    """A problem whose unknowns are codes.
+
+    of_images  the same problem with images as unknowns: its operator, and `first_guess`
+    codec      of the codes
+    """
+
+    def __init__(self, of_images: InverseProblem, codec: Codec) -> None:  # its parts were checked with `of_images`
+        self.of_images, self._codec = of_images, codec
+        self.operator, self.noise, self.y = in_codes(of_images.operator, codec), of_images.noise, of_images.y
+        self.image_shape = codec.code_shape(of_images.image_shape)
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
+
+    @cached_property
+    def first_guess(self) -> Tensor | None:
+        """Codes of the first guess of images."""
+        guess = self.of_images.first_guess
+        with torch.no_grad():
+            return None if guess is None else self.codec.encode(guess)
+
+    def select(self, index: Tensor) -> Self:
+        return type(self)(self.of_images.select(index), self.codec)
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.of_images.to(device), self.codec.to(device))
+
+
+def posed(problem: InverseProblem, prior: Prior) -> tuple[InverseProblem, Prior]:
+    """What a sampler works on: problem and prior of codes for a latent prior, else both as they are.
+
+    Raises ValueError where images of the problem have no codes.
+    """
+    if prior.codec is None:
+        return problem, prior
+    return CodedProblem(problem, prior.codec), prior.diffusion
 
 
 @torch.no_grad()
-def decoded(posterior: Posterior, prior: LatentPrior) -> Posterior:
-    """The samples of a `latent_problem` as images, decoded one at a time, and the problem as one of images.
+def decoded(codes: Tensor, codec: Codec) -> Tensor:
+    """Images (R, C, H, W) of codes (R, c, h, w), few at a time."""
+    channels, height, width = codec.image_shape(tuple(codes.shape[1:]))
+    at_once = max(1, DECODED // (channels * height * width))
+    return torch.cat([codec.decode(part) for part in codes.split(at_once)])
 
-    Divergence and cost are those of the codes; the calls of the decoder here are not counted.
-    """
-    device = next(prior.parameters()).device
-    codes = posterior.samples.flatten(0, 1)
-    images = torch.cat([prior.decode(code[None].to(device)).cpu() for code in codes])
-    problem = posterior.problem
-    assert isinstance(problem.operator, Composition)
-    _, operator = problem.operator.operators
-    of_images = InverseProblem(operator, problem.noise, problem.y, image_shape=tuple(images.shape[1:]))
-    return replace(posterior, samples=images.unflatten(0, posterior.samples.shape[:2]), problem=of_images)
+
+def coded(problem: InverseProblem) -> CodedProblem:
+    """The problem as one of codes, for samplers that declare `Needs(codec=True)`."""
+    return cast(CodedProblem, problem)

@@ -20,6 +20,9 @@ class Cost:
     seconds         wall time of the sampler, callbacks and progress left out
     peak_memory_mb  of the device, or on the CPU of the process so far (`engine.device.peak_memory_mb`)
     precision       in which the network ran, `float32` or `bfloat16`
+    decodes         of a latent prior: codes to images; decoding the samples at the end counts
+    decode_vjps     vector-Jacobian products through the decoder
+    encodes         images to codes
     """
 
     forwards: int = 0
@@ -28,6 +31,9 @@ class Cost:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     precision: str = "float32"
+    decodes: int = 0
+    decode_vjps: int = 0
+    encodes: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         """Of both, one after the other."""
@@ -38,6 +44,9 @@ class Cost:
             self.seconds + other.seconds,
             max(self.peak_memory_mb, other.peak_memory_mb),
             other.precision,
+            self.decodes + other.decodes,
+            self.decode_vjps + other.decode_vjps,
+            self.encodes + other.encodes,
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from invdiff.operators import GaussianNoise, LinearOperator, Noise, Operator, SpectralOperator, as_operator
 from invdiff.operators.core.base import kind_of_measurement, of_black
+from invdiff.priors import Codec
 from invdiff.shapes import describe_shape, row_gradient, shallow_copy
 from invdiff.streams import generator
 
@@ -101,6 +102,11 @@ class InverseProblem:
                 "must be deterministic: draw random choices once, from a seed, and give noise to the problem"
             )
         return tuple(first.shape), first.is_complex()
+
+    @property
+    def codec(self) -> Codec | None:
+        """Of the codes that are unknown (`invdiff.latent`); None: images are."""
+        return None
 
     @property
     def images(self) -> int:

@@ -10,7 +10,10 @@ from .closed_form.gaussian import GaussianPrior
 from .closed_form.gaussian_field import GaussianFieldPrior
 from .closed_form.gaussian_mixture import GaussianMixturePrior
 from .closed_form.low_rank import LowRankMixturePosterior, LowRankMixturePrior
+from .codecs.autoencoder import Autoencoder
+from .codecs.base import Codec
 from .codecs.latent import LatentPrior
+from .codecs.linear import LinearCodec
 from .library import bundled, load_prior
 from .networks.adm import ADMPrior
 from .networks.deepinv_prior import DeepinvPrior
@@ -23,8 +26,10 @@ from .networks.parametrised import ParametrisedPrior
 
 __all__ = [
     "ADMPrior",
+    "Autoencoder",
     "CallablePrior",
     "ClosedFormPrior",
+    "Codec",
     "DeepinvPrior",
     "DiagonalGaussianPrior",
     "DiffusersPrior",
@@ -35,6 +40,7 @@ __all__ = [
     "GaussianMixturePrior",
     "GaussianPrior",
     "LatentPrior",
+    "LinearCodec",
     "LowRankMixturePosterior",
     "LowRankMixturePrior",
     "NCSNppPrior",

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
+from .codecs.base import Codec
+
 
 class Prior(nn.Module, ABC):
     """Base class of every prior.
@@ -42,6 +44,20 @@ class Prior(nn.Module, ABC):
         """Image units per unit of the network's normalised images, [-1, 1] for pictures: half of the value range."""
         low, high = self.value_range
         return (high - low) / 2
+
+    @property
+    def codec(self) -> Codec | None:
+        """Of a latent prior, which diffuses codes of images; None: images themselves diffuse."""
+        return None
+
+    @property
+    def diffusion(self) -> "Prior":
+        """The prior of what diffuses: of the codes of a latent prior, else itself."""
+        return self
+
+    def diffusion_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what diffuses for images (C, H, W). Raises ValueError for images without codes."""
+        return tuple(image_shape) if self.codec is None else self.codec.code_shape(image_shape)
 
     @property
     def scale(self) -> float:

@@ -19,8 +19,10 @@ def generate(
 
     They start at the prior's centre plus noise of its highest level, `Prior.start`.
 
+    noise    of a latent prior shaped like codes, see `Prior.diffusion_shape`
     on_step  called with x after every step
     """
+    codec, prior = prior.codec, prior.diffusion
     low, high = (level / prior.scale for level in prior.sigma_range)
     levels = [*karras(high, low, steps, rho).tolist(), 0.0]
     x = prior.start(prior.scale * high, noise)
@@ -28,4 +30,4 @@ def generate(
         x = moved
         if on_step is not None:
             on_step(x)
-    return x
+    return x if codec is None else codec.decode(x)

@@ -32,10 +32,12 @@ def mean_image(prior: Prior, shape: tuple[int, ...], stream: torch.Generator) ->
     """The mean of a prior's images, (C, H, W), by one call; its centre where a call would take long."""
     if sum(parameter.numel() for parameter in prior.parameters()) > MOST_PARAMETERS:
         return prior.centre.cpu().expand(shape).clone()
-    sigma = prior.sigma_range[1]
+    diffusion, codec = prior.diffusion, prior.codec
+    sigma = diffusion.sigma_range[1]
     where = next((tensor.device for tensor in [*prior.parameters(), *prior.buffers()]), torch.device("cpu"))
-    noise = torch.randn(1, *shape, generator=stream).to(where)
-    return prior.denoise(prior.start(sigma, noise), sigma)[0].float().cpu()
+    noise = torch.randn(1, *prior.diffusion_shape(shape), generator=stream).to(where)
+    mean = diffusion.denoise(diffusion.start(sigma, noise), sigma)
+    return (mean if codec is None else codec.decode(mean))[0].float().cpu()
 
 
 def smooth_images(prior: Prior, shape: tuple[int, ...], count: int) -> Tensor:

@@ -78,7 +78,7 @@ class Reporter:
 def _draw(event: Event, value_range: tuple[float, float], output: Output) -> None:
     """The mean over the samples of the clean estimates of this step, an image each."""
     low, high = value_range
-    x0 = event.step.x0.detach().float().cpu()
+    x0 = event.x0.detach().float().cpu()
     means = torch.stack([x0[event.image == i].mean(0) for i in event.image.unique()])
     drawn = BytesIO()
     thumbnails(((means - low) / (high - low)).nan_to_num(), drawn, columns=min(len(means), 4))

@@ -1,4 +1,4 @@
-"""What a run costs, counted where it happens: stand-ins around the prior and the operator that meter every call."""
+"""What a run costs, counted where it happens: stand-ins around prior, codec and operator that meter every call."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from invdiff.operators import Operator
 from invdiff.posterior import Cost
-from invdiff.priors import Prior
+from invdiff.priors import Codec, LinearCodec, Prior
 from invdiff.priors.precision import autocast
 
 
@@ -53,6 +53,40 @@ class MeteredPrior(Prior):
 
     def _count_vjp(self, rows: int) -> None:
         self._cost.vjps += rows
+
+
+class MeteredCodec(Codec):
+    """A codec that counts its calls and computes in the type of its weights."""
+
+    def __init__(self, codec: Codec, cost: Cost) -> None:
+        super().__init__()
+        self._codec, self._cost = codec, cost
+        self._dtype = next((p.dtype for p in codec.parameters() if p.is_floating_point()), None)
+        self.channels, self.value_range, self.linear = codec.channels, codec.value_range, codec.linear
+
+    def encode(self, images: Tensor) -> Tensor:
+        self._cost.encodes += len(images)
+        return self._codec.encode(images.to(self._dtype or images.dtype)).to(images.dtype)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        rows = len(codes)
+        self._cost.decodes += rows
+        images = self._codec.decode(codes.to(self._dtype or codes.dtype)).to(codes.dtype)
+        return _CountBackward.apply(images, lambda: self._count_vjp(rows)) if images.requires_grad else images
+
+    def _count_vjp(self, rows: int) -> None:
+        self._cost.decode_vjps += rows
+
+    def code_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self._codec.code_shape(image_shape)
+
+    def image_shape(self, code_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self._codec.image_shape(code_shape)
+
+    @classmethod
+    def example(cls) -> tuple["MeteredCodec", tuple[int, ...]]:
+        codec, shape = LinearCodec.example()
+        return cls(codec, Cost()), shape
 
 
 def metered_operator(operator: Operator, cost: Cost) -> Operator:

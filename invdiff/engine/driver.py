@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from invdiff.engine.cost import MeteredPrior, metered_operator
+from invdiff.engine.cost import MeteredCodec, MeteredPrior, metered_operator
 from invdiff.engine.device import peak_memory_mb, reset_peak_memory, resolve
 from invdiff.engine.progress import progress_bar
 from invdiff.engine.step import Step
+from invdiff.latent import CodedProblem, decoded
 from invdiff.posterior import Cost, Posterior
-from invdiff.priors import Prior
+from invdiff.priors import Codec, Prior
 from invdiff.priors.precision import PRECISIONS, chosen
 from invdiff.problem import InverseProblem
 from invdiff.shapes import shallow_copy
@@ -52,6 +53,7 @@ class Event:
     total  steps of the run
     image  (R,) image index of each row
     sample (R,) sample index of each row
+    codec  of a latent prior, whose `step` holds codes
     """
 
     step: Step
@@ -59,6 +61,12 @@ class Event:
     total: int
     image: Tensor
     sample: Tensor
+    codec: Codec | None = None
+
+    @property
+    def x0(self) -> Tensor:
+        """Images (R, C, H, W) of the clean estimate."""
+        return self.step.x0 if self.codec is None else decoded(self.step.x0, self.codec)
 
 
 Callback = Callable[[Event], None]
@@ -144,7 +152,9 @@ def run(
     prior.checkpoint_gradients(compute.checkpoint)
     cost = Cost(precision=chosen(compute.precision, device, bounded_error=prior.bounded_error))
     reset_peak_memory(device)  # else the peak of an earlier run would be this one's
-    metered = MeteredPrior(prior, cost, compile=compute.compile)
+    metered = MeteredPrior(prior.diffusion, cost, compile=compute.compile)
+    codec = None if prior.codec is None else MeteredCodec(prior.codec, cost)
+    shape = prior.diffusion_shape(problem.image_shape)
 
     # Row r is sample r % S of image r // S: a chunk finishes images in their order.
     total = problem.images * num_samples
@@ -158,7 +168,7 @@ def run(
             image, sample = rows // num_samples, rows % num_samples
             streams = Streams(
                 [key(seed, "sample", first_image + int(i), int(s)) for i, s in zip(image, sample, strict=True)],
-                problem.image_shape,
+                shape,
                 device,
                 problem.y.real.dtype,
             )
@@ -166,15 +176,18 @@ def run(
                 with torch.inference_mode(False):  # what a caller's inference mode makes cannot be differentiated
                     part = problem.select(image).to(device)
                 part.operator = metered_operator(part.operator, cost)
+                if codec is not None:
+                    part = CodedProblem(part, codec)
                 last, diverged_at = _run_chunk(
                     sampler.iterate(part, metered, streams),
                     sampler.num_steps,
-                    prior,
+                    prior.diffusion,
                     cost,
                     image,
                     sample,
                     callback,
                     bar,
+                    prior.codec,  # pictures of callbacks are not metered
                 )
             except torch.OutOfMemoryError:
                 if limit == 1 or compute.max_rows is not None:
@@ -186,8 +199,8 @@ def run(
                 images = start // num_samples
                 cost.peak_memory_mb = peak_memory_mb(device)
                 raise Interrupted(_assemble(done, images, num_samples, cost) if images else None, images) from stop
-            done.samples.append(last.x.cpu())
-            if last.mean is not None:
+            done.samples.append((last.x if codec is None else decoded(last.x, codec)).cpu())
+            if last.mean is not None and codec is None:  # the image of a mean of codes is no mean of images
                 done.means.append(last.mean.cpu())
             done.diverged_at.append(diverged_at.cpu())
             start += len(rows)
@@ -204,6 +217,7 @@ def _run_chunk(
     sample: Tensor,
     callback: Callback | None,
     bar: tqdm,
+    codec: Codec | None,
 ) -> tuple[Step, Tensor]:
     """Run one chunk of rows to its end: the last step, and the step at which each row diverged, -1 for never."""
     low, high = prior.value_range
@@ -224,7 +238,7 @@ def _run_chunk(
         diverged_at[bad & (diverged_at < 0)] = index
         bar.update(len(image))
         if callback is not None:
-            callback(Event(step, index, num_steps, image, sample))
+            callback(Event(step, index, num_steps, image, sample, codec))
         index += 1
         if bool((diverged_at >= 0).all()):
             break  # nothing left to save in this chunk

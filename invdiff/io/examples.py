@@ -48,7 +48,7 @@ def drawn_from_prior(
     if isinstance(prior, ClosedFormPrior):  # unclamped, so that they keep the prior's own law
         images = torch.cat([prior.sample(1, generator(seed, "generate", i)) for i in range(count)])
     else:
-        streams = Streams([key(seed, "generate", i) for i in range(count)], prior.shape)
+        streams = Streams([key(seed, "generate", i) for i in range(count)], prior.diffusion_shape(prior.shape))
         images = generate(prior, streams.normal(), steps=steps).clamp(*prior.value_range)
     return [f"generated_{i:03d}" for i in range(count)], list(torch.permute(images, (0, 2, 3, 1)).numpy())
 

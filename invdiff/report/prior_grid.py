@@ -24,7 +24,7 @@ def write_grid(prior: Prior, shape: Sequence[int], count: int, path: Path) -> Te
     if isinstance(prior, ClosedFormPrior):
         samples = torch.cat([prior.sample(1, generator(0, "generate", i)) for i in range(count)])
     else:
-        noise = Streams([key(0, "generate", i) for i in range(count)], tuple(shape)).normal()
+        noise = Streams([key(0, "generate", i) for i in range(count)], prior.diffusion_shape(tuple(shape))).normal()
         with progress_bar(STEPS, "step", "sampling") as bar:
             samples = generate(prior.cpu(), noise, steps=STEPS, on_step=lambda _: bar.update())
     low, high = prior.value_range

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from invdiff.latent import posed
 from invdiff.samplers.base import InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
@@ -45,6 +46,7 @@ class Auto(Sampler):
     goal: Literal["posterior", "picture"] = "posterior"
 
     def resolve(self, problem: InverseProblem, prior: Prior) -> tuple[Sampler, str | None]:
+        problem, prior = posed(problem, prior)
         cls, reason = self._choice(problem, prior)
         drawn = problem.operator.linear and problem.noise.gaussian
         given = PICTURE.get(cls, {}) if self.goal == "picture" and drawn else {}

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
 from invdiff.integrators import named
+from invdiff.latent import posed
 from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
@@ -33,6 +34,8 @@ class Needs:
     mask    the operator measures some of the pixels themselves, and nothing else
     smooth  the operator has no steps: long descents follow the gradients of a stand-in away from the data
     measurements  the most real numbers in y of one image; None: any number
+    codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`invdiff.latent.coded`)
+    images  the unknowns are images themselves, whose neighbouring pixels are alike
     """
 
     mask: bool = False
@@ -43,9 +46,12 @@ class Needs:
     gaussian_noise: bool = False
     differentiable_prior: bool = False
     measurements: int | None = None
+    codec: bool = False
+    images: bool = False
 
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
+        problem, prior = posed(problem, prior)
         operator, name = problem.operator, type(problem.operator).__name__
         most = self.measurements
         count = 0 if most is None else int(measured_numbers(problem).max())
@@ -61,6 +67,8 @@ class Needs:
             and not problem.noise.gaussian,
             f"a differentiable prior ({type(prior).__name__} is not)": self.differentiable_prior
             and not prior.differentiable,
+            f"a latent prior ({type(prior).__name__} has no codec)": self.codec and problem.codec is None,
+            "images themselves as unknowns (this prior is one of codes)": self.images and problem.codec is not None,
             f"at most {most} measurements (y holds {count}; a larger ensemble takes more)": most is not None
             and count > most,
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from invdiff.latent import in_codes
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.samplers.base import Sampler, all_samplers
@@ -143,7 +144,8 @@ def settings_for(
     cls = sampler_class(sampler) if isinstance(sampler, str) else sampler
     given, default = dict(given or {}), cls()
     table = RECOMMENDED.get(cls.name(), {}) if recommended else {}
-    where = next((name for name in _traits(operator, noise) if name in table), None)
+    traits = _traits(in_codes(operator, prior.codec), noise)
+    where = next((name for name in traits if name in table), None)
     advised = {} if where is None else dict(table[where])
     # A given schedule is whole: nothing inside it is advised.
     advised = {n: value for n, value in advised.items() if n not in given and n.partition(".")[0] not in given}

@@ -275,7 +275,8 @@ def _draw(
             return torch.cat(draws).cpu().float()
         device = compute.resolve_device()
         rows = len(index) if compute.max_rows is None else compute.max_rows
-        streams = Streams([key(seed, "generate", int(i), *purpose) for i in index], shape, device)
+        keys = [key(seed, "generate", int(i), *purpose) for i in index]
+        streams = Streams(keys, prior.diffusion_shape(shape), device)
         noise = streams.normal().split(min(rows, 64))
         # Not clamped to the value range, as pictures are: the law of the prior is what is compared with.
         return torch.cat([generate(prior.to(device), z, steps=ODE_STEPS).cpu() for z in noise])

@@ -50,7 +50,8 @@ def key_of(
         if probe and is_opaque(operator):
             operator["response"] = response(problem.operator.select(torch.zeros(1, dtype=torch.long))(x))
         if probe and not prior.state_dict():
-            weights["response"] = str(response(prior.denoise(x, 0.5)))
+            z = x if prior.codec is None else prior.codec.encode(x)
+            weights["response"] = str(response(prior.diffusion.denoise(z, 0.5)))
     return {
         "prior": weights,
         "operator": operator,

@@ -79,6 +79,31 @@ class DiffusersPrior(ParametrisedPrior):
         )
 
     @classmethod
+    def of_codes(
+        cls,
+        unet: nn.Module,
+        scheduler: Mapping[str, Any],
+        *,
+        class_label: int | None = None,
+        code_range: tuple[float, float] = (-5.0, 5.0),
+    ) -> "DiffusersPrior":
+        """The network of a latent model, as a prior of codes: it takes them unchanged, in units of their own.
+
+        code_range  of clean codes, which have a standard deviation of about 1; for divergence alone
+        """
+        if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
+            raise ValueError(
+                "the scheduler of a UNet on codes must be a variance-preserving chain, got ScoreSdeVeScheduler"
+            )
+        low, high = code_range
+        if not low < high:
+            raise ValueError(f"code_range must be (low, high) with low < high, got ({low}, {high})")
+        made = cls(unet, scheduler, class_label=class_label, value_range=(-1.0, 1.0))  # no change of variable
+        made.value_range = made.network_range = (float(low), float(high))
+        made.unit = 1.0
+        return made
+
+    @classmethod
     def load(
         cls,
         path: str | Path,
@@ -104,14 +129,13 @@ class DiffusersPrior(ParametrisedPrior):
 
     @classmethod
     def variants(cls) -> dict[str, Prior]:
-        if cls is not DiffusersPrior:  # a subclass has arguments of its own
-            return super().variants()
         unet, ddpm = example_unet(channels=1, sample_size=8), {"_class_name": "DDPMScheduler"}
         return {
             "example": cls.example(),
             "any size": cls(example_unet(channels=1, sample_size=None), ddpm, value_range=(-1.0, 3.0)),
             "v": cls(unet, {**ddpm, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
             "ve": cls(unet, {"_class_name": "ScoreSdeVeScheduler"}),
+            "codes": cls.of_codes(unet, ddpm),
         }
 
 
@@ -316,7 +340,7 @@ def _check_kind(folder: Path, *, latent: bool) -> None:
     if autoencoder is not None and not latent:
         raise ValueError(
             f"{folder} holds a UNet that works on the codes of a {autoencoder}; a prior of images works on pixels "
-            "(DDPMPipeline, DDIMPipeline, ScoreSdeVePipeline). In Python, LatentPrior.load reads this one"
+            "(DDPMPipeline, DDIMPipeline, ScoreSdeVePipeline). prior=latent (LatentPrior.load) reads this one"
         )
     if autoencoder is None and latent:
         raise ValueError(f"{folder} holds no autoencoder; DiffusersPrior.load reads networks on pixels")

@@ -1,78 +1,129 @@
-"""Problems in the space of a latent prior, with its stand-in of a few weights, whose decoder is linear."""
+"""Latent priors: samplers work on codes, results are images."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from invdiff import Compute
-from invdiff.latent import decoded, latent_problem
-from invdiff.operators import GaussianNoise, Inpainting
-from invdiff.priors import LatentPrior
-from invdiff.samplers import DAPS, DPS, MCG, Sampler
+import invdiff
+from invdiff import Compute, InverseProblem
+from invdiff.engine.driver import Event
+from invdiff.latent import posed
+from invdiff.operators import GaussianNoise, Inpainting, PhaseRetrieval
+from invdiff.priors import Autoencoder, GaussianPrior, LatentPrior, LinearCodec
+from invdiff.priors.ode import generate
+from invdiff.problem import simulate
+from invdiff.samplers import DAPS, DPS, MCG, TV, Auto, MomentDraw, Sampler, settings_for
 from invdiff.schedules import EDM
 
 SCHEDULE = EDM(steps=10, sigma_max=5.0, sigma_min=0.02)
 QUIET = Compute(device="cpu", progress=False)
-OPERATOR = Inpainting.random((1, 16, 16), keep=0.5, seed=0)
+OPERATOR = Inpainting.random((1, 8, 8), keep=0.5, seed=0)
+NOISE = 0.1
 
 
-class Codes(LatentPrior):
-    """The exact denoiser of independent standard normal codes."""
+class Bent(Autoencoder):
+    """An autoencoder that is not linear."""
 
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        return x / (1 + torch.as_tensor(sigma).reshape(-1, 1, 1, 1) ** 2)
-
-
-@pytest.fixture
-def prior() -> LatentPrior:
-    prior = LatentPrior.example()
-    prior.__class__ = Codes
-    return prior
+    def decode(self, codes: Tensor) -> Tensor:
+        return super().decode(codes + 0.1 * codes.tanh())
 
 
-@pytest.fixture
-def truth(prior: LatentPrior) -> Tensor:
-    return prior.decode(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+@pytest.fixture(scope="module")
+def gaussian() -> LatentPrior:
+    """Correlated Gaussian codes, two for every four pixels."""
+    root = 0.15 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance = root @ root.T + 0.02 * torch.eye(32)
+    return LatentPrior(GaussianPrior(torch.full((2, 4, 4), 0.3), covariance), LinearCodec.example()[0])
 
 
-@pytest.mark.parametrize(
-    "sampler", [DPS(schedule=SCHEDULE), DAPS(schedule=SCHEDULE, inner="hamiltonian", chain_steps=10)]
-)
-def test_samples_of_images(sampler: Sampler, prior: LatentPrior, truth: Tensor) -> None:
-    """They fit the measured pixels far better than samples of the prior."""
-    noise = GaussianNoise(0.1)
-    y = noise.sample(
-        OPERATOR(truth), [torch.Generator().manual_seed(i) for i in range(2)], OPERATOR.measured((1, 16, 16))
-    )
-    problem = latent_problem(OPERATOR, noise, y, prior)
-    assert problem.image_shape == (4, 8, 8)
-    posterior = sampler.sample(problem, prior, num_samples=2, compute=QUIET)
-    images = decoded(posterior, prior)
-    assert images.samples.shape == (2, 2, 1, 16, 16)
-    assert torch.equal(images.samples[1, 0], prior.decode(posterior.samples[1, :1])[0])
-    assert images.cost is posterior.cost
-    assert torch.allclose(images.misfit, posterior.misfit, rtol=1e-4)
-    assert not images.diverged.any()
-    drawn = prior.decode(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(9)))
-
-    def misfit(x: Tensor) -> float:
-        return float((OPERATOR(x) - y).square().mean())
-
-    assert misfit(images.samples[:, 0]) < 0.2 * misfit(drawn)
+@pytest.fixture(scope="module")
+def bent() -> LatentPrior:
+    return LatentPrior(GaussianPrior(torch.zeros(4, 4, 4), torch.eye(64)), Bent(Autoencoder.example()[0].network))
 
 
-def test_the_problem_is_that_of_the_images(prior: LatentPrior, truth: Tensor) -> None:
-    """Its likelihood is that of the decoded codes, and a sampler for linear operators refuses it."""
-    y = OPERATOR(truth)
-    problem = latent_problem(OPERATOR, GaussianNoise(0.1), y, prior)
-    codes = prior.encode(truth)
-    assert problem.nll(codes).abs().max() < 1e-6
-    assert problem.nll_gradient(codes + 1).shape == codes.shape
+def measured(prior: LatentPrior, operator: object = OPERATOR) -> InverseProblem:
+    codes = torch.cat([prior.diffusion.sample(1, torch.Generator().manual_seed(i)) for i in range(2)])  # type: ignore[operator]
+    y = simulate(prior.codec.decode(codes.float()), operator, GaussianNoise(NOISE))
+    return InverseProblem(operator, GaussianNoise(NOISE), y)
+
+
+def exact(problem: InverseProblem, prior: LatentPrior) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each pixel, (B, D), for Gaussian codes and a linear codec."""
+    codes, diffusion = posed(problem, prior)
+    units = torch.eye(32).reshape(32, 2, 4, 4)
+    forward = torch.stack([codes.operator(unit[None]).flatten() for unit in units], 1).double()
+    decode = prior.codec.decode(units).flatten(1).T.double()
+    mean, covariance = diffusion.mean.flatten().double(), diffusion.covariance.double()  # type: ignore[operator, union-attr]
+    gain = covariance @ forward.T @ torch.linalg.inv(forward @ covariance @ forward.T + NOISE**2 * torch.eye(64))
+    means = mean + (problem.y.flatten(1).double() - forward @ mean) @ gain.T
+    spread = decode @ (covariance - gain @ forward @ covariance) @ decode.T
+    return means @ decode.T, spread.diagonal().sqrt().expand(2, -1)
+
+
+@pytest.mark.parametrize("sampler", [DAPS(), MomentDraw()])
+def test_the_exact_posterior_of_images(sampler: Sampler, gaussian: LatentPrior) -> None:
+    problem = measured(gaussian)
+    found = sampler.sample(problem, gaussian, num_samples=100, compute=QUIET)
+    assert found.samples.shape == (2, 100, 1, 8, 8)
+    mean, std = exact(problem, gaussian)
+    samples = found.samples.flatten(2).double()
+    assert ((samples.mean(1) - mean) / std).square().mean() < 0.04  # 0.01 by chance
+    assert ((samples.std(1) / std).square().mean() - 1).abs() < 0.12
+    assert found.problem is problem
+    assert found.misfit.mean() < 1.2
+
+
+@pytest.mark.parametrize("sampler", [DPS(schedule=SCHEDULE), DAPS(schedule=SCHEDULE, inner="langevin", chain_steps=10)])
+def test_a_decoder_that_is_not_linear(sampler: Sampler, bent: LatentPrior) -> None:
+    """Samples fit y far better than draws of the prior; every call of the decoder is counted, chunks change nothing."""
+    problem = measured(bent)
+    found = sampler.sample(problem, bent, num_samples=2, compute=QUIET)
+    drawn = generate(bent, torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(9)))
+    assert problem.misfit(found.samples[:, 0]).mean() < 0.2 * problem.misfit(drawn).mean()
+    cost = found.cost
+    assert cost.decodes == cost.operator_calls - cost.decode_vjps + 4  # A(decode(z)) at each call, and the samples
+    assert cost.decode_vjps > 0
+    assert cost.encodes == 0
+    parts = sampler.sample(problem, bent, num_samples=2, compute=Compute(device="cpu", progress=False, max_rows=1))
+    assert torch.allclose(parts.samples, found.samples, atol=1e-4)
+    assert parts.cost.decodes == cost.decodes
+
+
+def test_requirements_are_those_of_the_operator_on_codes(bent: LatentPrior) -> None:
+    problem = measured(bent)
     with pytest.raises(ValueError, match="linear operator"):
-        MCG().sample(problem, prior, compute=QUIET)
+        MCG().sample(problem, bent, compute=QUIET)
+    with pytest.raises(ValueError, match="images themselves"):
+        TV().sample(problem, bent, compute=QUIET)
+    wrong = InverseProblem(Inpainting.random((1, 7, 7), seed=0), GaussianNoise(0.1), torch.zeros(1, 1, 7, 7))
+    with pytest.raises(ValueError, match=r"expects images of shape \(1, 8, 8\), got \(1, 7, 7\)"):
+        DPS().sample(wrong, bent, compute=QUIET)
 
 
-def test_codes_of_any_size(prior: LatentPrior, truth: Tensor) -> None:
-    prior.shape = None
-    with pytest.raises(ValueError, match="sample_size"):
-        latent_problem(OPERATOR, GaussianNoise(0.1), OPERATOR(truth), prior)
+def test_settings_are_those_of_the_operator_on_codes(bent: LatentPrior, gaussian: LatentPrior) -> None:
+    assert settings_for("daps", OPERATOR, GaussianNoise(), bent).where == "nonlinear"
+    assert settings_for("daps", OPERATOR, GaussianNoise(), gaussian).where is None
+    assert settings_for("daps", PhaseRetrieval(), GaussianNoise(), bent).where == "ambiguous"
+
+
+def test_callbacks_get_images(bent: LatentPrior) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def look(event: Event) -> None:
+        seen.append((*event.step.x0.shape, *event.x0.shape))
+
+    DPS(schedule=SCHEDULE).sample(measured(bent), bent, compute=QUIET, callback=look)
+    assert set(seen) == {(2, 4, 4, 4, 2, 1, 8, 8)}
+
+
+def test_one_line(bent: LatentPrior, tmp_path: Path) -> None:
+    """`reconstruct` chooses a sampler, stores images and counts the decoder."""
+    problem = measured(bent)
+    found = invdiff.reconstruct(
+        problem.y, OPERATOR, noise=NOISE, prior=bent, sampler=Auto(), num_samples=2, compute=QUIET
+    )
+    found.save(tmp_path / "out")
+    assert found.samples.shape == (2, 2, 1, 8, 8)
+    assert '"decodes"' in (tmp_path / "out" / "metrics.json").read_text()

@@ -70,21 +70,22 @@ def test_it_denoises_codes_as_diffusers_does(kind: str, diffusers: Any, tmp_path
     sigma = ((1 - abar) / abar).sqrt()
     z = normal(10, 2, 8, 8, dtype=torch.float32)
     z = z + sigma.reshape(-1, 1, 1, 1) * normal(*z.shape, seed=1, dtype=torch.float32)
-    found = prior.denoise(z, sigma)
+    found = prior.diffusion.denoise(z, sigma)
     for i, k in enumerate(steps):
         x_t = abar[i].sqrt() * z[i : i + 1]
         with torch.no_grad():
             out = unet(x_t, torch.tensor(k)).sample
         wanted = scheduler.step(out, k, x_t).pred_original_sample
         assert (found[i] - wanted[0]).abs().max() < 1e-4 * max(1.0, float(wanted.abs().max()))
-    assert (prior.shape, prior.value_range) == ((2, 8, 8), (-5.0, 5.0))
+    assert (prior.shape, prior.value_range) == ((3, 16, 16), (0.0, 1.0))
+    assert (prior.diffusion.shape, prior.diffusion.value_range) == ((2, 8, 8), (-5.0, 5.0))
 
 
 @pytest.mark.parametrize("kind", ["vae", "vqvae"])
 def test_codes_and_images(kind: str, diffusers: Any, tmp_path: Path, normal: Normal) -> None:
     """As the pipelines of diffusers make them; another range is the same images; gradients reach the codes."""
     _, _, autoencoder = save(diffusers, tmp_path, kind)
-    prior, symmetric = LatentPrior.load(tmp_path), LatentPrior.load(tmp_path, image_range=(-1.0, 1.0))
+    prior, symmetric = (LatentPrior.load(tmp_path, image_range=ends).codec for ends in ((0, 1), (-1, 1)))
     codes, images = normal(2, 2, 8, 8, dtype=torch.float32), normal(2, 3, 16, 16, dtype=torch.float32)
     shift = 0.1 if kind == "vae" else 0.0
     with torch.no_grad():
@@ -127,7 +128,7 @@ def test_folders_that_cannot_be_used(spoil: Callable[[Path], Any], said: str, di
 
 def test_parts_that_do_not_fit(diffusers: Any, tmp_path: Path) -> None:
     save(diffusers, tmp_path, "vae", channels=3)
-    with pytest.raises(ValueError, match="codes of the autoencoder must have 3 channels, got 2"):
+    with pytest.raises(ValueError, match="expects images of shape"):
         LatentPrior.load(tmp_path)
     with pytest.raises(ValueError, match=r"code_range must be \(low, high\)"):
         LatentPrior.load(tmp_path, code_range=(1.0, float("nan")))
@@ -152,7 +153,7 @@ def test_a_repository(diffusers: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         lambda _, **options: asked.append(options["allow_patterns"]) or str(tmp_path),
     )
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
-    assert LatentPrior.load("hf://owner/repo").shape == (2, 8, 8)
+    assert LatentPrior.load("hf://owner/repo").shape == (3, 16, 16)
     wanted = {pattern for patterns in asked for pattern in patterns}
     assert {f"{part}/diffusion_pytorch_model*.safetensors*" for part in ("unet", "vqvae")} <= wanted
     asked.clear()

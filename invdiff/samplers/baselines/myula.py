@@ -41,7 +41,7 @@ class MYULA(Sampler):
     inner       iterations of the proximal operator in each step
     """
 
-    requires = Needs(linear=True, gaussian_noise=True)
+    requires = Needs(linear=True, gaussian_noise=True, images=True)
     per_step = Cost(forwards=0)
     small: ClassVar = {"iterations": 60}
 

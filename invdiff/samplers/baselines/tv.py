@@ -38,7 +38,7 @@ class TV(Sampler):
                 1 / |D|^2
     """
 
-    requires = Needs(linear=True, gaussian_noise=True)
+    requires = Needs(linear=True, gaussian_noise=True, images=True)
     per_step = Cost(forwards=0)
     small: ClassVar = {"iterations": 20}
 

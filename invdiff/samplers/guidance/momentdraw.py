@@ -33,6 +33,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
+from invdiff.latent import posed
 from invdiff.operators import LinearOperator, Operator
 from invdiff.operators.core.conjugate_gradients import conjugate_gradients
 from invdiff.operators.noise.base import masked
@@ -90,7 +91,7 @@ class MomentDraw(Sampler):
 
     def check(self, problem: InverseProblem, prior: Prior) -> None:
         super().check(problem, prior)
-        if not twice_differentiable(problem, prior):
+        if not twice_differentiable(*posed(problem, prior)):
             name = type(problem.operator).__name__
             raise Unsupported(
                 f"MomentDraw needs an operator whose VJP autograd differentiates (a part of {name}'s is outside "
