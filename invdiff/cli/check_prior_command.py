@@ -73,7 +73,7 @@ def main(config: DictConfig, output: Path) -> None:
 def _levels(config: DictConfig, prior: Prior) -> list[float]:
     given = config.levels
     if given is None:
-        return levels_for(prior)
+        return levels_for(prior.diffusion)
     if not isinstance(given, ListConfig) or not given or not all(fits(sigma, Positive) for sigma in given):
         raise BadInput(f"levels must be a list of numbers > 0, such as [0.05,0.1], got {given}")
     return sorted(float(sigma) for sigma in given)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from invdiff.contracts.compare import normal, require
-from invdiff.contracts.toys import COMPUTE, WhitePrior, small_operator
+from invdiff.contracts.toys import COMPUTE, WhitePrior, fitting, small_operator
 from invdiff.operators import GaussianNoise
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
@@ -36,7 +36,8 @@ def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
 
     Raises AssertionError where a sample diverges.
     """
-    shape, prior, sigma = (1, 4, 4), WhitePrior(), 0.1
+    shape, white, sigma = (1, 4, 4), WhitePrior(), 0.1
+    prior = fitting(sampler, white)
     operator = small_operator(sampler)
     y = operator(0.4 + 0.25 * normal(0, 1, *shape))
     posterior = sampler.sample(
@@ -46,8 +47,8 @@ def sampled_law(sampler: Sampler, *, samples: int = 3000) -> Law:
     require(diverged == 0, f"{type(sampler).__name__}: {diverged} of {samples} samples of a Gaussian problem diverge")
 
     matrix = operator(torch.eye(16, dtype=torch.float64).reshape(16, *shape)).flatten(1).T
-    precisions, basis = _eigenbasis(torch.eye(16) / prior.std**2 + matrix.T @ matrix / sigma**2)
-    data = prior.mean / prior.std**2 + matrix.T @ y.double().flatten() / sigma**2
+    precisions, basis = _eigenbasis(torch.eye(16) / white.std**2 + matrix.T @ matrix / sigma**2)
+    data = white.mean / white.std**2 + matrix.T @ y.double().flatten() / sigma**2
     centre = basis @ (basis.T @ data / precisions)
     z = (posterior.samples[0].flatten(1).double() - centre) @ basis * precisions.sqrt()
     variance = z.var(0)

@@ -20,8 +20,8 @@ from invdiff.contracts.compare import (
     require,
     rms,
 )
-from invdiff.priors import Prior
-from invdiff.shapes import sigma_per_row
+from invdiff.priors import Codec, Prior
+from invdiff.shapes import row_vjp, sigma_per_row
 
 
 def check_prior(prior: Prior) -> None:
@@ -37,11 +37,40 @@ def check_prior(prior: Prior) -> None:
 def prior_checks(prior: Prior) -> Iterator[tuple[str, Callable[[], None]]]:
     """Name and check of every rule; a check raises AssertionError where it is broken, `NotApplicable` where it is void.
 
-    Call the checks in this order. Any other error of the prior is passed on.
+    Of a latent prior they are those of its codes, after a check of the codec. Call the checks in this order. Any other
+    error of the prior is passed on.
     """
-    trial = _Trial(prior)
+    if prior.codec is not None:
+        yield "codec", partial(check_codec, prior.codec, prior.diffusion.shape)
+    trial = _Trial(prior.diffusion)
     for name, check in _PRIOR_RULES.items():
         yield name, partial(check, trial)
+
+
+def check_codec(codec: Codec, code_shape: tuple[int, ...] | None = None) -> None:
+    """A codec maps codes to images that do not mix, with the right gradient, and images to codes of the same shape."""
+    name, shape = type(codec).__name__, code_shape or codec.code_shape((codec.channels, 16, 16))
+    codes = normal(0, 3, *shape)
+    with torch.no_grad(), global_randomness_untouched(name, "a codec draws no random numbers"):
+        images, alone = codec.decode(codes), codec.decode(codes[1:2])
+        again = codec.encode(images)
+    require(
+        tuple(images.shape[1:]) == tuple(codec.image_shape(shape)),
+        f"{name}.decode gives {tuple(images.shape[1:])}, image_shape {codec.image_shape(shape)}",
+    )
+    require(
+        tuple(again.shape) == tuple(codes.shape) and tuple(codec.code_shape(tuple(images.shape[1:]))) == tuple(shape),
+        f"{name}.encode gives codes {tuple(again.shape[1:])} of images of codes {tuple(shape)}",
+    )
+    require(bool(images.isfinite().all() and again.isfinite().all()), f"{name} gives NaN or infinity for normal codes")
+    close(images[1:2], alone, f"{name}.decode mixes images: one alone is another than in a batch")
+    direction, weights, step = normal(1, *codes.shape), normal(2, *images.shape), 1e-2
+    _, product = row_vjp(codec.decode, codes)
+    with torch.no_grad():
+        change = (codec.decode(codes + step * direction) - codec.decode(codes - step * direction)) / (2 * step)
+    found, wanted = dot(product(weights), direction), dot(weights, change)
+    tolerance = 0.02 * norm(weights) * norm(change)
+    require(abs(found - wanted) < tolerance, f"{name}.decode has another gradient than its differences")
 
 
 class _Trial:

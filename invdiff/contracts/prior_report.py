@@ -19,7 +19,7 @@ from invdiff.contracts.prior_figures import (
     with_fixed_shape,
 )
 from invdiff.contracts.verdict import Verdict, judged
-from invdiff.priors import Prior
+from invdiff.priors import Codec, Prior
 from invdiff.priors.ode import generate
 from invdiff.streams import Streams, key
 
@@ -52,6 +52,15 @@ def contract(prior: Prior, image_shape: tuple[int, ...]) -> Verdict:
     return Verdict("contract", "passed", "a pure function of each image and its level, with the right gradient")
 
 
+@torch.no_grad()
+def ceiling(codec: Codec, clean: Tensor) -> Verdict:
+    """PSNR of images that are encoded and decoded: no reconstruction by this prior has a better one."""
+    low, high = codec.value_range
+    error = (codec.decode(codec.encode(clean)).clamp(low, high) - clean).square().flatten(1).mean(1)
+    decibels = float((10 * ((high - low) ** 2 / error).log10()).mean())
+    return Verdict("codec", "passed", f"images come back with {decibels:.1f} dB, the most that this prior can reach")
+
+
 def report_on(
     prior: Prior,
     names: Sequence[str],
@@ -76,11 +85,16 @@ def report_on(
     if any(verdict.words.startswith("raises") for verdict in verdicts):
         return PriorReport(prior=prior, names=names, verdicts=verdicts, readings={})
     prior, clean = prior.to(device), clean.to(device)
+    codec, show = prior.codec, lambda x: x
+    if codec is not None:  # noise is on codes, levels are of codes, pictures of images
+        verdicts.append(ceiling(codec, clean))
+        prior, clean, show = prior.diffusion, codec.encode(clean).detach(), codec.decode
     levels, pictures = [], []
     for sigma in sigmas:
         level, estimate = measure_level(prior, clean, sigma, seed)
         levels.append(level)
-        pictures.append((sigma, noisy_images(clean[:1], sigma, seed)[0].cpu(), estimate[0].cpu()))
+        noisy = noisy_images(clean[:1], sigma, seed)
+        pictures.append((sigma, show(noisy)[0].cpu(), show(estimate[:1])[0].cpu()))
         on_step(1)
     readings = compare_readings(prior, clean, seed)
     on_step(steps)
@@ -98,5 +112,5 @@ def report_on(
         readings=readings,
         cost=cost,
         pictures=pictures,
-        samples=None if generated is None else generated.cpu(),
+        samples=None if generated is None else show(generated).cpu(),
     )

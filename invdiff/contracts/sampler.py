@@ -23,9 +23,10 @@ from invdiff.contracts.compare import (
     require,
     same_samples,
 )
-from invdiff.contracts.toys import COMPUTE, SMALL, Gain, MaskedGain, WhitePrior, accepted, small_operator
+from invdiff.contracts.toys import COMPUTE, SMALL, Gain, MaskedGain, WhitePrior, accepted, fitting, small_operator
 from invdiff.engine.driver import Event
 from invdiff.engine.step import Step
+from invdiff.latent import decoded, posed
 from invdiff.operators import (
     CallableOperator,
     GaussianNoise,
@@ -35,7 +36,7 @@ from invdiff.operators import (
     PoissonNoise,
 )
 from invdiff.posterior import Posterior
-from invdiff.priors import Prior
+from invdiff.priors import LatentPrior, Prior
 from invdiff.problem import InverseProblem, Unsupported
 from invdiff.samplers import Sampler
 from invdiff.streams import Streams, key
@@ -68,7 +69,7 @@ class _Trial:
 
     def __init__(self, sampler: Sampler, operator: Operator) -> None:
         self.sampler, self.name = sampler, type(sampler).__name__
-        self.prior = WhitePrior()
+        self.prior = fitting(sampler, WhitePrior())
         with torch.no_grad():
             clean = operator(0.4 + 0.25 * normal(0, 4, *SMALL))
         y = clean + 0.1 * normal_like(1, clean)
@@ -120,9 +121,9 @@ def _check_grad_mode(t: _Trial) -> None:
     problem = t.problem.select(torch.zeros(2, dtype=torch.long))
     mend = "no `yield` inside `no_grad` or `enable_grad`"
     for last in (1, t.sampler.num_steps):
-        rng = Streams([key(0, "sample", 0, s) for s in range(2)], SMALL, "cpu")
+        rng = Streams([key(0, "sample", 0, s) for s in range(2)], t.prior.diffusion_shape(SMALL), "cpu")
         with torch.no_grad():  # as in the driver
-            steps = cast(Generator[Step, None, None], t.sampler.iterate(problem, t.prior, rng))
+            steps = cast(Generator[Step, None, None], t.sampler.iterate(*posed(problem, t.prior), rng))
             for _ in range(last):
                 next(steps, None)
                 require(not torch.is_grad_enabled(), f"{t.name} switches gradients on for the caller; {mend}")
@@ -162,7 +163,7 @@ def _check_number_of_steps(t: _Trial) -> None:
 
 
 def _check_shape_of_steps(t: _Trial) -> None:
-    shape = (t.posterior.samples.shape[0] * 2, *SMALL)
+    shape = (t.posterior.samples.shape[0] * 2, *t.prior.diffusion_shape(SMALL))
     for step in (event.step for event in t.events):
         for state in (step.x, step.x0, *([] if step.mean is None else [step.mean])):
             require(state.shape == shape, f"{t.name} yields {tuple(state.shape)}, not {shape}")
@@ -177,8 +178,9 @@ def _check_levels(t: _Trial) -> None:
 
 
 def _check_last_step(t: _Trial) -> None:
-    found = t.posterior.samples
-    require(torch.equal(t.events[-1].step.x.reshape(found.shape), found), f"{t.name}: the last x is not the sample")
+    found, last = t.posterior.samples, t.events[-1].step.x
+    last = last if t.prior.codec is None else decoded(last, t.prior.codec)
+    require(torch.equal(last.reshape(found.shape), found), f"{t.name}: the last x is not the sample")
 
 
 def _check_converges(t: _Trial) -> None:
@@ -300,18 +302,19 @@ def _halved(x: Tensor) -> Tensor:
 def check_pair(sampler: Sampler, problem: InverseProblem, prior: Prior) -> bool:
     """A sampler runs on a problem with a prior, or names what is missing before any network call; True: it ran."""
     name = f"{type(sampler).__name__} with {type(problem.operator).__name__} and {type(prior).__name__}"
-    counted = _Counted(prior)
+    counted = _Counted(prior.diffusion)
+    given = counted if prior.codec is None else LatentPrior(counted, prior.codec)
     missing = sampler.needs().missing(problem, prior)
     if missing or prior.mismatch(problem.image_shape) is not None:
         try:
-            sampler.sample(problem, counted, compute=COMPUTE)
+            sampler.sample(problem, given, compute=COMPUTE)
         except Unsupported as error:
             require(counted.calls == 0, f"{name}: refused only after {counted.calls} network calls")
             for words in missing[:1] if prior.mismatch(problem.image_shape) is None else []:
                 require(words.split(" (")[0] in str(error), f"{name}: {error} does not name {words}")
             return False
         raise Broken(f"{name} do not fit together, but no Unsupported was raised")
-    posterior = sampler.sample(problem, counted, num_samples=2, compute=COMPUTE)
+    posterior = sampler.sample(problem, given, num_samples=2, compute=COMPUTE)
     shape = (problem.images, 2, *problem.image_shape)
     require(posterior.samples.shape == shape, f"{name}: samples are {tuple(posterior.samples.shape)}, not {shape}")
     sound = posterior.samples.flatten(2).isfinite().all(2)

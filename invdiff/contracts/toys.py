@@ -7,7 +7,7 @@ from torch import Tensor
 
 from invdiff.engine.driver import Compute
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, SpectralOperator
-from invdiff.priors import Prior
+from invdiff.priors import LatentPrior, LinearCodec, Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler
 from invdiff.shapes import sigma_per_row
@@ -79,13 +79,20 @@ class MaskedGain(Inpainting):
         return super().forward(x) * self.gain.to(x)
 
 
+def fitting(sampler: Sampler, prior: Prior) -> Prior:
+    """The prior, or for samplers of latent priors one whose codes are the pixels of images: four channels for each."""
+    if not sampler.needs().codec:
+        return prior
+    return LatentPrior(prior, LinearCodec(torch.eye(4), 2, value_range=prior.value_range))
+
+
 def accepted(sampler: Sampler, operators: Iterable[Operator]) -> Operator | None:
     """The first operator on which the sampler runs, with Gaussian noise and a differentiable prior; None: none."""
     for operator in operators:
         with torch.no_grad():
             y = operator(torch.full((operator.images, *SMALL), 0.5))
         problem = InverseProblem(operator, GaussianNoise(0.1), y, image_shape=SMALL)
-        if not sampler.needs().missing(problem, WhitePrior()):
+        if not sampler.needs().missing(problem, fitting(sampler, WhitePrior())):
             return operator
     return None
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from torch import Tensor
 
 from invdiff.operators import GaussianNoise, Inpainting, Operator, PoissonNoise, SuperResolution, as_operator
-from invdiff.priors import Prior
+from invdiff.priors import LatentPrior, LinearCodec, Prior
 from invdiff.problem import InverseProblem
 from invdiff.samplers import Sampler, all_samplers
 
@@ -32,7 +32,7 @@ class Row:
 
     operators  by kind of operator, whether it can take one, with the best of noises and priors
     noise      `any`, or `Gaussian`
-    prior      `any`, or `gradients`: it takes products with the network's Jacobian
+    prior      `any`, or `gradients`: it takes products with the network's Jacobian; `latent`: one of codes
     forwards, vjps  of the network, for one sample with the default settings
     """
 
@@ -65,7 +65,10 @@ def compatibility() -> Iterator[Row]:
     def able(sampler: Sampler, kind: str, *, poisson: bool = False, prior: Prior | None = None) -> bool:
         noise = PoissonNoise() if poisson else GaussianNoise()
         problem = InverseProblem(operators[kind], noise, measured[kind], image_shape=SHAPE)
-        return not sampler.needs().missing(problem, prior or _Flat())
+        flat: Prior = prior or _Flat()
+        if sampler.needs().codec:
+            flat = LatentPrior(flat, LinearCodec(torch.eye(4), 2))
+        return not sampler.needs().missing(problem, flat)
 
     for name, cls in all_samplers().items():
         sampler = cls()
@@ -76,7 +79,8 @@ def compatibility() -> Iterator[Row]:
             name,
             takes,
             "any" if able(sampler, one, poisson=True) else "Gaussian",
-            "any" if able(sampler, one, prior=_Flat(differentiable=False)) else "gradients",
+            ("latent, " if sampler.needs().codec else "")
+            + ("any" if able(sampler, one, prior=_Flat(differentiable=False)) else "gradients"),
             cost.forwards,
             cost.vjps,
         )

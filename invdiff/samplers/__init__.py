@@ -17,6 +17,9 @@ from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
 from invdiff.samplers.guidance.sitcom import SITCOM
 from invdiff.samplers.guidance.tmpd import TMPD
+from invdiff.samplers.latent.psld import PSLD
+from invdiff.samplers.latent.resample import ReSample
+from invdiff.samplers.latent.stsl import STSL
 from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.samplers.particles.compose import compose
@@ -56,10 +59,12 @@ __all__ = [
     "MCG",
     "MMPS",
     "MYULA",
+    "PSLD",
     "RDMC",
     "RED",
     "RSD",
     "SITCOM",
+    "STSL",
     "TDS",
     "TMPD",
     "TV",
@@ -76,6 +81,7 @@ __all__ = [
     "PnPDM",
     "REDDiff",
     "RePaint",
+    "ReSample",
     "Sampler",
     "ScoreSDE",
     "Step",

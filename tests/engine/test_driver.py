@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from invdiff import Compute, Interrupted, InverseProblem, Unsupported
-from invdiff.contracts.toys import WhitePrior, small_operator
+from invdiff.contracts.toys import WhitePrior, fitting, small_operator
 from invdiff.engine.driver import Event
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise, Inpainting, PoissonNoise
 from invdiff.posterior import Cost
-from invdiff.priors import EDMPrior, GaussianPrior, Prior
+from invdiff.priors import DiffusersPrior, EDMPrior, GaussianPrior, Prior
+from invdiff.priors.networks.diffusers_prior import example_unet
 from invdiff.samplers import DAPS, DPS, EnKG, Needs, Sampler, Step, all_samplers
 from invdiff.schedules import EDM
 from invdiff.streams import Streams, key
@@ -95,7 +96,10 @@ def test_batch_invariance_with_a_network(name: str, float32: Compute) -> None:
     operator = small_operator(sampler)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = EDMPrior(EDMPrior.example().network, shape=None)
+        network: Prior = EDMPrior(EDMPrior.example().network, shape=None)
+        if sampler.needs().codec:
+            unet = example_unet(channels=4, sample_size=None)
+            network = fitting(sampler, DiffusersPrior.of_codes(unet, {"_class_name": "DDPMScheduler"}))
     x = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
     problem = InverseProblem(operator, GaussianNoise(0.1), operator(x))
     together = sampler.sample(problem, network, compute=float32).samples
