@@ -7,6 +7,8 @@ from pathlib import Path
 
 from .base import Prior
 from .closed_form.low_rank import KIND, LowRankMixturePrior
+from .codecs.latent import KIND as LATENT
+from .codecs.latent import LatentPrior
 from .networks.edm import EDMPrior
 from .weights_file import weights_kind
 
@@ -50,7 +52,13 @@ def load_prior(name: str = "photo", *, weights: str | Path | None = None) -> Pri
 
 
 def _load(path: Path) -> Prior:
-    prior = LowRankMixturePrior.load(path) if weights_kind(path) == KIND else EDMPrior.load(path)
+    readers = {None: EDMPrior.load, KIND: LowRankMixturePrior.load, LATENT: LatentPrior.read}
+    kind = weights_kind(path)
+    if kind not in readers:
+        raise ValueError(
+            f"prior weights are of an unknown kind {str(kind)[:40]!r}: {path}; a newer invdiff may read them"
+        )
+    prior: Prior = readers[kind](path)
     prior.weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return prior
 

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tarfile import TarError
 from typing import Any, Literal
@@ -25,9 +26,10 @@ from invdiff.learning.em import Learner
 from invdiff.learning.learners import MixtureLearner, NetworkLearner
 from invdiff.learning.measured import operator_for_each
 from invdiff.operators import Noise
-from invdiff.priors import LowRankMixturePrior
+from invdiff.priors import LatentPrior, LowRankMixturePrior
 from invdiff.priors.networks.edm import EDMPrior
-from invdiff.priors.training.card import write_card, write_learned_card, write_mixture_card
+from invdiff.priors.training.card import write_card, write_latent_card, write_learned_card, write_mixture_card
+from invdiff.priors.training.codec_training import CODE_RANGE, CodecTrainer, LatentRecipe, codes_of
 from invdiff.priors.training.fields import is_fields, read_fields
 from invdiff.priors.training.images import read_images, split
 from invdiff.priors.training.mixture_fit import MixtureFit, MixtureRecipe, stack_images
@@ -66,6 +68,8 @@ def main(config: DictConfig, output: Path) -> None:
         done = _learn(config, recipe, output)
     elif config.prior == "mixture":
         done = _fit_mixture(config, recipe, output)
+    elif isinstance(recipe, LatentRecipe):
+        done = _train_latent(config, recipe, output)
     else:
         done = _train_network(config, recipe, output)
     Console(highlight=False, markup=False).print(
@@ -145,6 +149,37 @@ def _train_network(config: DictConfig, recipe: Recipe, output: Path) -> str:
         )
         lines += [] if mixture is None else [mixture]
     return "\n".join([f"{trainer.step} steps in {trainer.seconds / 60:.1f} minutes", *lines])
+
+
+def _train_latent(config: DictConfig, recipe: LatentRecipe, output: Path) -> str:
+    """First the codec, then the network on its codes, each in a folder of its own, resumed from there."""
+    if config.init is not None:
+        raise BadInput("init= needs a recipe of a network in pixels; a latent prior starts from its data")
+    images, value_range = _images(config, recipe.codec.codec.channels)
+    training, validation = split(images, recipe.codec.held_out)
+    first = CodecTrainer(replace(recipe.codec, value_range=value_range), training, validation, output / "codec")
+    with _watched("codec", config, output, ONLY_MEASUREMENTS, lambda: f"at step {first.step}") as (watch, _):
+        codec = first.run(lambda step, loss: watch.at(first.progress(), step=step, loss=f"{loss:.3f}"))
+    codes, held_out = (codes_of(codec, part, flip=recipe.codec.flip) for part in (training, validation))
+    second = Trainer(recipe.codes, codes, held_out, output / "codes", value_range=CODE_RANGE)
+    with _watched("codes", config, output, ONLY_MEASUREMENTS, lambda: f"at step {second.step}") as (watch, logger):
+
+        def on_step(step: int, loss: float) -> None:
+            watch.at(second.progress(), step=step, loss=f"{loss:.3f}")
+            logger.scalars({"loss": loss}, step)
+
+        diffusion = second.run(on_step)
+    diffusion.unit = 1.0
+    prior = LatentPrior(diffusion, codec)
+    prior.save(output / "prior.safetensors")
+    shape = prior.shape or codec.image_shape((codec.code_channels, recipe.codes.crop, recipe.codes.crop))
+    samples = write_grid(prior, shape, config.grid, output / "grid.png")
+    write_latent_card(
+        output / "card.md", name=config.name, recipe=recipe, codec=first, codes=second, images=len(training)
+    )
+    minutes = (first.seconds + second.seconds) / 60
+    lines = verdict(prior, samples, in_units(validation_set(validation, shape[-1]), value_range))
+    return "\n".join([f"codec {first.psnr():.1f} dB, {minutes:.1f} minutes", *lines])
 
 
 def _fit_mixture(config: DictConfig, recipe: MixtureRecipe, output: Path) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..base import Prior
@@ -14,8 +15,14 @@ from ..networks.diffusers_prior import (
     read_model,
     read_unet,
 )
+from ..networks.edm import EDMPrior
+from ..networks.unet import UNet, UNetSpec
+from ..weights_file import interval, read_weights, write_weights
 from .autoencoder import KINDS, Autoencoder
 from .base import Codec
+from .convolutional import ConvolutionalCodec
+
+KIND = "latent"  # in the header of weights
 
 
 class LatentPrior(Prior):
@@ -62,6 +69,44 @@ class LatentPrior(Prior):
         except ValueError as error:
             return str(error)
 
+    # -- weights of `invdiff train` ------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
+        """Write one `.safetensors` file of an `EDMPrior` of codes and a `ConvolutionalCodec`; `read` reads it."""
+        diffusion, codec = self._diffusion, self._codec
+        if not isinstance(diffusion, EDMPrior) or not isinstance(codec, ConvolutionalCodec):
+            raise TypeError("latent: only an EDMPrior of codes with a ConvolutionalCodec can be saved")
+        header = {
+            "kind": KIND,
+            "codec": codec.spec.as_dict(),
+            "value_range": codec.value_range,
+            "diffusion": diffusion.header(),
+        }
+        parts = {"codec": codec.state_dict(), "diffusion": diffusion.network.state_dict()}
+        tensors = {f"{part}.{name}": t.to(dtype) for part, named in parts.items() for name, t in named.items()}
+        write_weights(path, header, tensors)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "LatentPrior":
+        """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
+        header, tensors = read_weights(path, kind=KIND)
+        parts = {
+            part: {n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")}
+            for part in ("codec", "diffusion")
+        }
+        try:
+            value_range = interval("value_range", header["value_range"])
+            codec = ConvolutionalCodec.of_tensors(header["codec"], parts["codec"], value_range)
+            inner = header["diffusion"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            words = str(error).splitlines()[-1]
+            raise ValueError(f"prior weights have an unusable codec: {path}: {words}") from error
+        diffusion = EDMPrior.of_header(inner, parts["diffusion"], path)
+        diffusion.unit = 1.0
+        return cls(diffusion, codec).eval()
+
+    # -- pipelines of diffusers ----------------------------------------------------------------------------------------
+
     @classmethod
     def load(
         cls,
@@ -87,6 +132,14 @@ class LatentPrior(Prior):
             unet, scheduler, class_label=class_label, code_range=(code_range[0], code_range[1])
         )
         return cls(diffusion, autoencoder)
+
+    @classmethod
+    def variants(cls) -> dict[str, Prior]:
+        codec, shape = ConvolutionalCodec.example()
+        unet = UNet(UNetSpec(channels=shape[0], patch=1, widths=(8,), blocks=(1,)))
+        diffusion = EDMPrior(unet, shape=shape, sigma_data=1.0, value_range=(-6.0, 6.0))  # type: ignore[arg-type]
+        diffusion.unit = 1.0
+        return {"example": cls.example(), "trained here": cls(diffusion.eval().requires_grad_(False), codec)}
 
     @classmethod
     def example(cls) -> "LatentPrior":

@@ -7,8 +7,9 @@ Form    D(x, s) = m + c_skip (x - m) + c_out F(c_in (x - m), c_noise), with m th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,13 @@ class EDMPrior(Prior):
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
         """Write one `.safetensors` file, which `load` reads."""
-        header = {
+        write_weights(
+            path, self.header(), {name: tensor.to(dtype) for name, tensor in self.network.state_dict().items()}
+        )
+
+    def header(self) -> dict[str, Any]:
+        """All but the tensors of the network, for a weights file."""
+        return {
             "unet": self.network.spec.as_dict(),
             "shape": self.shape,
             "sigma_data": self.sigma_data,
@@ -104,12 +111,15 @@ class EDMPrior(Prior):
             "value_range": self.value_range,
             "mean": None if self.channel_means is None else self.channel_means.flatten().tolist(),
         }
-        write_weights(path, header, {name: tensor.to(dtype) for name, tensor in self.network.state_dict().items()})
 
     @classmethod
     def load(cls, path: str | Path) -> "EDMPrior":
         """Read a file written by `save`. Raises ValueError where it is missing, damaged or not of this kind."""
-        header, tensors = read_weights(path, kind=None)
+        return cls.of_header(*read_weights(path, kind=None), path)
+
+    @classmethod
+    def of_header(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> "EDMPrior":
+        """The prior of a weights file; ValueError, naming the file, where header and tensors do not fit."""
         try:
             spec = UNetSpec(**header["unet"])
             shape, mean = header["shape"], header.get("mean")
@@ -129,7 +139,7 @@ class EDMPrior(Prior):
         try:
             spec.check_fits(tensors)
             network = UNet(spec)
-            network.load_state_dict(tensors)
+            network.load_state_dict(dict(tensors))
         except (KeyError, IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"prior weights do not fit their header: {path}: {str(error).splitlines()[-1]}") from error
         prior = cls(

@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from .codec_training import CodecTrainer, LatentRecipe
 from .mixture_fit import MixtureFit
 from .training import Recipe, Trainer
 
@@ -31,6 +32,31 @@ Command: `{shlex.join(shlex.split(command))}`
 Denoising of {len(trainer.validation)} held-out images (centre crops of {recipe.crop}), one network call, average PSNR:
 
 {_levels(psnr)}
+""")
+
+
+def write_latent_card(
+    path: Path, *, name: str, recipe: LatentRecipe, codec: CodecTrainer, codes: Trainer, images: int
+) -> None:
+    """The card of a latent prior, as `write_card`."""
+    spec, unet = recipe.codec.codec, recipe.codes.unet
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (codec.codec, codes.prior)]
+    side, ceiling, held_out = 2 ** len(spec.widths), codec.psnr(), len(codec.validation)
+    trained = [f"{part.step} steps, {part.seconds / 60:.0f} minutes" for part in (codec, codes)]
+    path.write_text(f"""# Prior `{name}`
+
+![unconditional samples](grid.png)
+
+| | |
+| --- | --- |
+| images | {spec.channels} channel(s) |
+| codec | {sizes[0]:.2f} M parameters, {spec.code_channels} channels for {side}x{side} pixels |
+| encoded and decoded | {ceiling:.2f} dB, {held_out} held-out images: no reconstruction is better |
+| network on codes | U-Net, {sizes[1]:.2f} M parameters, widths {unet.widths}, blocks {unet.blocks} |
+| trained on | {images} images |
+| trained for | codec {trained[0]}; codes {trained[1]} |
+
+Command: `invdiff train recipe={name} data=IMAGES`
 """)
 
 
