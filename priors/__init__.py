@@ -10,8 +10,8 @@ from .closed_form.gaussian import GaussianPrior
 from .closed_form.gaussian_field import GaussianFieldPrior
 from .closed_form.gaussian_mixture import GaussianMixturePrior
 from .closed_form.low_rank import LowRankMixturePosterior, LowRankMixturePrior
+from .codec import Codec
 from .codecs.autoencoder import Autoencoder
-from .codecs.base import Codec
 from .codecs.latent import LatentPrior
 from .codecs.linear import LinearCodec
 from .library import bundled, load_prior

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from invdiff.shapes import sigma_per_row
 
-from .codecs.base import Codec
+from .codec import Codec
 
 
 class Prior(nn.Module, ABC):

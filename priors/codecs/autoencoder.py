@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import BlockCodec
+from ..codec import BlockCodec
 
 KINDS = ("AutoencoderKL", "VQModel")
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..codec import BlockCodec
 from ..networks.unet import channel_norm, zero
-from .base import BlockCodec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.checkpoint_gradients and torch.is_grad_enabled():
-            change: Tensor = checkpoint(self._change, x, use_reentrant=False)  # type: ignore[assignment]
+            change: Tensor = checkpoint(self._change, x, use_reentrant=False)
             return x + change
         return x + self._change(x)
 

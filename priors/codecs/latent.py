@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import Prior
+from ..codec import Codec
 from ..networks.diffusers_prior import (
     DiffusersPrior,
     autoencoder_in,
@@ -19,7 +20,6 @@ from ..networks.edm import EDMPrior
 from ..networks.unet import UNet, UNetSpec
 from ..weights_file import interval, read_weights, write_weights
 from .autoencoder import KINDS, Autoencoder
-from .base import Codec
 from .convolutional import ConvolutionalCodec
 
 KIND = "latent"  # in the header of weights

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .base import BlockCodec
+from ..codec import BlockCodec
 
 
 class LinearCodec(BlockCodec):

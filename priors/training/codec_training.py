@@ -88,7 +88,7 @@ class CodecTrainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.codec = ConvolutionalCodec(recipe.codec).to(self.device, memory_format=torch.channels_last)
+            self.codec = ConvolutionalCodec(recipe.codec).to(memory_format=torch.channels_last).to(self.device)
         self.average = copy.deepcopy(self.codec).requires_grad_(False).eval()
         self.optimiser = torch.optim.AdamW(self.codec.parameters(), weight_decay=1e-4, betas=(0.9, 0.99))
         self.validation = validation_set(validation, recipe.crop)
