@@ -46,6 +46,12 @@ MODES = {f"{name}-{mode}": sampler for name, cls in SAMPLERS.items() for mode, s
 del MODES["afdps-annealed=False"]
 
 
+def value_of(fixture: str, name: str, value: Any) -> Any:
+    """Of a sampler only the example is tried in every run, its other modes with the slow tests."""
+    slow = fixture == "mode" and not name.endswith("-example")
+    return pytest.param(value, marks=pytest.mark.slow) if slow else value
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with one of these fixtures runs for each class, variant or mode; with a sampler and an operator or prior
     for a quarter of the pairs, each sampler and each operator in its turn, and with INVDIFF_ALL=1 for all of them.
@@ -71,7 +77,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("prior_variant", PRIOR_VARIANTS),
     ):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, found.values(), ids=list(found))
+            metafunc.parametrize(fixture, [value_of(fixture, name, found[name]) for name in found], ids=list(found))
 
 
 @pytest.fixture(scope="session")

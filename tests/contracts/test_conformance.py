@@ -74,6 +74,7 @@ def test_records_are_of_samplers_that_exist(known_laws: dict[str, Law]) -> None:
 # -- everything with everything ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds())
 def test_every_kind_of_operator_with_every_sampler(kind: str, sampler_class: type[Sampler]) -> None:
     """Each trait that samplers tell apart, with Gaussian noise and with photon counts."""
