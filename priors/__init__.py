@@ -14,6 +14,7 @@ from .codec import Codec
 from .codecs.autoencoder import Autoencoder
 from .codecs.latent import LatentPrior
 from .codecs.linear import LinearCodec
+from .identify import read_prior
 from .library import bundled, load_prior
 from .networks.adm import ADMPrior
 from .networks.deepinv_prior import DeepinvPrior
@@ -50,4 +51,5 @@ __all__ = [
     "as_prior",
     "bundled",
     "load_prior",
+    "read_prior",
 ]

@@ -17,6 +17,15 @@ def write_weights(path: str | Path, header: Mapping[str, Any], tensors: Mapping[
     save_file(plain, str(path), metadata={"invdiff": json.dumps(header)})
 
 
+def has_header(path: Path) -> bool:
+    """Whether a `.safetensors` file was written by `write_weights`, whatever its kind; False for a damaged one."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return "invdiff" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def weights_kind(path: str | Path) -> str | None:
     """`kind` of the header, None for networks. Raises ValueError as `read_weights`."""
     return _read(Path(path), tensors=False)[0].get("kind")

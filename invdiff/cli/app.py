@@ -41,7 +41,8 @@ HYDRA = (
     "hydra.sweep.dir=${output}",
     "hydra.sweep.subdir=${hydra.job.num}",
 )
-OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.")  # nodes that take new keys
+OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.", "prior.settings.")  # nodes that take new keys
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin")  # of checkpoints, in prior=PATH
 _VALUES = "_values"  # where plain values travel past hydra's groups
 _ADDED = "_added"  # where the entries of `samplers+=[mine]` do
 
@@ -119,7 +120,7 @@ def command(
             OmegaConf.register_new_resolver("chosen", lambda group: chosen_name(group) or group, replace=True)
             flags, words = split_arguments(sys.argv[1:])
             flags = take_folders(flags)
-            given = [_for_hydra(word, values) for word in words]
+            given = [_for_hydra(word, values) for typed_word in words for word in checkpoint_words(typed_word)]
             fixed = [*HYDRA, *(("hydra.sweep.subdir=.",) if one_folder else ())]
             sys.argv = [sys.argv[0], *flags, *fixed, *given]
             try:
@@ -137,6 +138,17 @@ def command(
         return main
 
     return decorate
+
+
+def checkpoint_words(word: str) -> list[str]:
+    """`prior=PATH` as the two options that hydra has for it; any other word as it is."""
+    key, _, value = word.partition("=")
+    plain = value.strip("'\"")
+    is_path = plain.startswith("hf://") or "/" in plain or Path(plain).suffix in SUFFIXES
+    if key != "prior" or not is_path or plain.startswith("["):
+        return [word]
+    quoted = plain.replace("\\", "\\\\").replace("'", "\\'")
+    return ["prior=checkpoint", f"prior.path='{quoted}'"]
 
 
 def _for_hydra(word: str, values: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..base import Prior
 from .checkpoint_files import build, read_tensors, save_network
-from .network_time import DiscreteTime, Rule
+from .network_time import DiscreteTime, NetworkTime, Rule
 from .parametrised import ParametrisedPrior
 
 
@@ -236,14 +236,40 @@ class ADMPrior(ParametrisedPrior):
             raise ValueError(f"noise must be 'linear' or 'cosine', got {noise!r}")
         schedule = DiscreteTime.linear(steps, rule=rule) if noise == "linear" else DiscreteTime.cosine(steps, rule=rule)
         tensors = read_tensors(weights, sha256=sha256, trust_pickle=trust_pickle)
+        return cls.of_tensors(
+            tensors,
+            weights,
+            image_size=image_size,
+            schedule=schedule,
+            head_channels=head_channels,
+            heads=heads,
+            new_attention_order=new_attention_order,
+            class_label=class_label,
+        )
+
+    @classmethod
+    def of_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        path: str | Path,
+        *,
+        image_size: int,
+        schedule: NetworkTime | None = None,
+        head_channels: int | None = 64,
+        heads: int = 4,
+        new_attention_order: bool = False,
+        class_label: int | None = None,
+    ) -> "ADMPrior":
+        """From the tensors of a checkpoint, which is named in errors; the rest as in `load`."""
         try:
             spec = ADMSpec.of(
                 tensors, head_channels=head_channels, heads=heads, new_attention_order=new_attention_order
             )
         except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"{weights} must hold a U-Net of guided-diffusion: {error}") from error
-        network = build(lambda: ADMNetwork(spec), tensors, weights)
-        return cls(network, image_size=image_size, schedule=schedule, class_label=class_label)
+            raise ValueError(f"{path} must hold a U-Net of guided-diffusion: {error}") from error
+        network = build(lambda: ADMNetwork(spec), tensors, path)
+        levels = schedule or DiscreteTime.linear()
+        return cls(network, image_size=image_size, schedule=levels, class_label=class_label)
 
     def save(self, path: str | Path) -> None:
         """Write the weights under their own names to a `.safetensors` file, to be loaded with the same settings."""

@@ -205,9 +205,16 @@ def build(network: Callable[[], Network], weights: Mapping[str, Tensor], path: s
     return made.requires_grad_(False).eval()
 
 
-def save_network(network: nn.Module, path: str | Path) -> None:
+def save_network(network: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the weights by their own names to a `.safetensors` file, in their own precision."""
-    save_file({name: w.detach().cpu().contiguous() for name, w in network.state_dict().items()}, str(path))
+    tensors = {name: w.detach().cpu().contiguous() for name, w in network.state_dict().items()}
+    save_file(tensors, str(path), metadata=dict(metadata or {}) or None)
+
+
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """What `save_network` wrote beside the weights."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 # -- pickles -----------------------------------------------------------------------------------------------------------

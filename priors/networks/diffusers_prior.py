@@ -222,10 +222,10 @@ def _to_pure_noise(alphas_cumprod: Sequence[float]) -> tuple[float, ...]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def local_folder(path: str | Path, *, latent: bool) -> Path:
+def local_folder(path: str | Path, *, latent: bool | None) -> Path:
     """The folder of a model, from the Hub where the path is hf://owner/repo.
 
-    latent  a model of codes, with its autoencoder
+    latent  a model of codes, with its autoencoder; None: either
 
     Raises ValueError, before weights are read or downloaded, if there is none or one of another kind.
     """
@@ -330,14 +330,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return read
 
 
-def _check_kind(folder: Path, *, latent: bool) -> None:
+def _check_kind(folder: Path, *, latent: bool | None) -> None:
     """ValueError unless the folder holds the configuration of an unconditional UNet2DModel, on codes or on pixels."""
     _, config, _ = _configs(folder)
     kind = config.get("_class_name", "a network without _class_name")
     if kind != "UNet2DModel":
         raise ValueError(f"{folder} holds a {kind}; a prior of images is an unconditional UNet2DModel")
     autoencoder = autoencoder_in(folder)
-    if autoencoder is not None and not latent:
+    if autoencoder is not None and latent is False:
         raise ValueError(
             f"{folder} holds a UNet that works on the codes of a {autoencoder}; a prior of images works on pixels "
             "(DDPMPipeline, DDIMPipeline, ScoreSdeVePipeline). prior=latent (LatentPrior.load) reads this one"
@@ -354,7 +354,7 @@ def _extra(module: str) -> ModuleType:
         raise ValueError(f"this prior needs {module}: pip install 'invdiff[diffusers]' ({error})") from error
 
 
-def _download(address: str, *, latent: bool) -> Path:
+def _download(address: str, *, latent: bool | None) -> Path:
     """The folder of a repository of the Hub, from the cache where it cannot be reached."""
     hub = _extra("huggingface_hub")
     for module in ("constants", "errors"):  # some of its modules load on import only

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..base import Prior
 from .adm import check_label
-from .checkpoint_files import build, class_name, read_checkpoint, save_network, weights_of
+from .checkpoint_files import build, class_name, metadata_of, read_checkpoint, save_network, weights_of
 from .network_time import DiscreteTime, EDMTime, NetworkTime, VETime, VPTime
 from .parametrised import ParametrisedPrior
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # `deepinv` takes seconds to load, which a start of the progr
     from deepinv.models import ADMUNet, NCSNpp
 
 Preconditioning = Literal["edm", "vp", "ve", "iddpm"]
-_CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+CLASSES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 
 
 class NVLabsNetwork(nn.Module):
@@ -111,7 +111,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
 
         The weights determine the network. NVlabs' code is not needed, and no code of the pickle is run.
 
-        preconditioning  None: from the pickle, else `edm`, or `iddpm` for a network that holds its levels
+        preconditioning  None: from the pickle or a file of `save`; refused where neither tells it
         key              the entry of a file that holds several networks
         sha256           expected hash of the file, None: not checked
 
@@ -128,7 +128,12 @@ class NVLabsEDMPrior(ParametrisedPrior):
         if not any(name.startswith("model.") for name in tensors):  # the network without its preconditioning
             tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
         levels = tensors.get("u")
-        found = _CLASSES.get(class_name(content) or "", "edm" if levels is None else "iddpm")
+        found = CLASSES.get(class_name(content) or "") or (None if levels is None else "iddpm") or stated(weights)
+        if preconditioning is None and found is None:
+            raise ValueError(
+                f"{weights} does not tell its preconditioning, and its tensors are alike for edm, vp and ve: give "
+                "preconditioning="
+            )
         kind: Preconditioning = preconditioning or found  # type: ignore[assignment]
         if (kind == "iddpm") != (levels is not None):
             raise ValueError(
@@ -146,7 +151,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
 
     def save(self, path: str | Path) -> None:
         """Write the weights under their own names to a `.safetensors` file, to be loaded with the same settings."""
-        save_network(self.network, path)
+        save_network(self.network, path, {"preconditioning": self.network.preconditioning})
 
     @classmethod
     def example(cls) -> "NVLabsEDMPrior":
@@ -182,6 +187,14 @@ def _example_network(preconditioning: Preconditioning) -> NVLabsNetwork:
             nn.init.normal_(parameter, std=0.05)
     levels = torch.cat([torch.logspace(2, -2, 50), torch.zeros(1)]) if iddpm else None
     return NVLabsNetwork(model, preconditioning, levels=levels)
+
+
+def stated(path: str | Path) -> str | None:
+    """The preconditioning in a file of `save`."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    stated = metadata_of(path).get("preconditioning")
+    return stated if stated in CLASSES.values() else None
 
 
 def _schedule(network: NVLabsNetwork, sigma_data: float) -> NetworkTime:

@@ -40,7 +40,7 @@ ADAPTERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         lambda: ADMPrior.example().network,
         ["prior.image_size=8", "prior.head_channels=32", "prior.class_label=1"],
     ),
-    "edm": (lambda: NVLabsEDMPrior.example().network, ["prior.class_label=1"]),
+    "edm": (lambda: NVLabsEDMPrior.example().network, ["prior.class_label=1", "prior.preconditioning=edm"]),
     "ncsnpp": (lambda: NCSNppPrior.example().network, ["prior.image_size=8"]),
     "flow": (lambda: example_network(exploding=False), ["prior.image_size=8"]),
     "deepinv_drunet": (
@@ -310,3 +310,23 @@ def test_a_repository_without_a_network(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "HF_HUB_OFFLINE is set; path= also takes a folder" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_path_in_the_place_of_a_name(invdiff: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "it's mine.safetensors"
+    EDMPrior.example().save(mine)
+    words = ("operator=denoising", "data=generated", "sampler=daps", "sampler.schedule.steps=3", "output=out")
+    done = invdiff("reconstruct", f"prior={mine}", *words)
+    assert done.code == 0, done.err
+    done = invdiff("reconstruct", "prior=missing/thing.pt", *words)
+    assert done.code == 2
+    assert "missing/thing.pt" in done.err
+    save_file(dict(NCSNppPrior.example().network.state_dict()), "sde.safetensors")
+    done = invdiff("reconstruct", "prior=sde.safetensors", *words)
+    assert done.code == 2
+    assert "prior.format=" in done.err
+    done = invdiff(
+        "reconstruct", "prior=sde.safetensors", "prior.format=ncsnpp", "prior.settings.image_size=8", *words[:-1],
+        "output=two",
+    )  # fmt: skip
+    assert done.code == 0, done.err

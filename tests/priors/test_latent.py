@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invdiff.priors import DiffusersPrior, LatentPrior
+from invdiff.priors import DiffusersPrior, LatentPrior, read_prior
 
 Normal = Callable[..., Tensor]
 LEVELS = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
@@ -160,3 +160,10 @@ def test_a_repository(diffusers: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="LatentPrior"):
         DiffusersPrior.load("hf://owner/repo")
     assert len(asked) == 1
+
+
+def test_recognised_by_its_folder(diffusers: Any, tmp_path: Path) -> None:
+    save(diffusers, tmp_path, "vae")
+    assert isinstance(read_prior(tmp_path), LatentPrior)
+    (tmp_path / "model_index.json").unlink()
+    assert isinstance(read_prior(tmp_path), DiffusersPrior)

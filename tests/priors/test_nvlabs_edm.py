@@ -194,7 +194,9 @@ def test_a_network_without_its_preconditioning(tmp_path: Path, normal: Callable)
     torch.save(weights, tmp_path / "a.pt")
     torch.save(network.state_dict(), tmp_path / "b.pt")
     x = normal(2, CHANNELS, SIDE, SIDE, dtype=torch.float32)
-    one, other = (load(tmp_path / name, "edm, DDPM++").denoise(x, 0.3) for name in ("a.pt", "b.pt"))
+    one, other = (
+        load(tmp_path / name, "edm, DDPM++", preconditioning="edm").denoise(x, 0.3) for name in ("a.pt", "b.pt")
+    )
     assert torch.equal(one, other)
 
 
@@ -214,5 +216,5 @@ def test_what_does_not_fit_is_refused(change: Callable, settings: dict, words: s
     change(weights)
     torch.save(weights, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=words) as refusal:
-        load(tmp_path / "a.pt", "edm, ADM", **settings)
+        load(tmp_path / "a.pt", "edm, ADM", **{"preconditioning": "edm", **settings})
     assert "\n" not in str(refusal.value)
