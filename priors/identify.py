@@ -138,7 +138,9 @@ def _guided_diffusion(
         spec = ADMSpec.of(plain)
     except (KeyError, ValueError, IndexError):
         return []
-    read: Callable[..., Prior] = partial(ADMPrior.of_tensors, plain, path, **SIDES.get(len(spec.mults), {}))
+    read: Callable[..., Prior] = partial(ADMPrior.of_tensors, plain, path)
+    if len(spec.mults) in SIDES:
+        read = partial(read, image_size=SIDES[len(spec.mults)])
     if wrapped:
         vp = partial(read, schedule=VPTime(0.1, 20.0, t_min=1e-5))
         return [Candidate("adm_vp", "guided-diffusion inside VPPrecond, as InverseBench has it", vp)]
@@ -151,14 +153,14 @@ def _guided_diffusion(
 
 
 # Side of the images by the number of levels, as guided-diffusion chooses the levels.
-SIDES = {4: {"image_size": 64}, 5: {"image_size": 128}, 6: {"image_size": 256}, 7: {"image_size": 512}}
+SIDES = {4: 64, 5: 128, 6: 256, 7: 512}
 
 
 def _velocity(tensors: Mapping[str, Tensor], path: Path, *, image_size: int | None = None, **settings: Any) -> Prior:
     """A flow of PnP-Flow (OT-FM): velocity at time t, the image at 1."""
     prior = ADMPrior.of_tensors(tensors, path, image_size=image_size or 128, **settings)
     assert prior.shape is not None
-    return FlowPrior(prior.network, data_at=1, time_scale=1.0, shape=prior.shape)  # type: ignore[arg-type]
+    return FlowPrior(prior.network, data_at=1, time_scale=1.0, shape=prior.shape)
 
 
 def _nvlabs(

@@ -180,7 +180,7 @@ class ADMPrior(ParametrisedPrior):
         network: ADMNetwork,
         *,
         image_size: int = 256,
-        schedule: DiscreteTime | None = None,
+        schedule: NetworkTime | None = None,
         class_label: int | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
