@@ -82,6 +82,26 @@ class VP(Schedule):
         return torch.cat([grid[kept], torch.zeros(1, dtype=torch.float64)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Straight(Schedule):
+    """Even times t of a rectified flow (1 - t) x0 + t noise, from t_max to 0, as noise levels t / (1 - t).
+
+    Levels are in units of half the range of pictures, as flows are trained on [-1, 1].
+
+    t_max  < 1: the flow itself begins at t = 1, an infinite level
+    """
+
+    steps: Count = 50
+    t_max: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.95
+
+    def __post_init__(self) -> None:
+        check_fields(self, "schedule")
+
+    def sigmas(self) -> Tensor:
+        t = torch.linspace(self.t_max, 0, self.steps + 1, dtype=torch.float64)
+        return 0.5 * t / (1 - t)
+
+
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:
     """`steps` levels from sigma_max to sigma_min, both included, evenly spaced in sigma^(1/rho); float64."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

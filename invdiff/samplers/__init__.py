@@ -7,6 +7,9 @@ from invdiff.samplers.baselines.myula import MYULA
 from invdiff.samplers.baselines.tv import TV
 from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
+from invdiff.samplers.flow.flowdps import FlowDPS
+from invdiff.samplers.flow.flower import Flower
+from invdiff.samplers.flow.pnpflow import PnPFlow
 from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.guidance.dsg import DSG
 from invdiff.samplers.guidance.flowchef import FlowChef
@@ -72,6 +75,8 @@ __all__ = [
     "DiffPIR",
     "EnKG",
     "FlowChef",
+    "FlowDPS",
+    "Flower",
     "LanPaint",
     "MCGDiff",
     "MomentDraw",
@@ -79,6 +84,7 @@ __all__ = [
     "ParticleSampler",
     "PiGDM",
     "PnPDM",
+    "PnPFlow",
     "REDDiff",
     "RePaint",
     "ReSample",

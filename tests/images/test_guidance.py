@@ -8,7 +8,7 @@ from invdiff import Compute, InverseProblem
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, as_operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
-from invdiff.samplers import DSG, LGD, SITCOM, TMPD, FlowChef, Sampler
+from invdiff.samplers import DSG, LGD, SITCOM, TMPD, FlowChef, FlowDPS, Flower, PnPFlow, Sampler
 from invdiff.schedules import EDM
 
 SHORT = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
@@ -21,8 +21,11 @@ KINDS: dict[str, Operator] = {
 SAMPLERS = [
     DSG(schedule=SHORT),
     FlowChef(schedule=SHORT),
+    FlowDPS(),
+    Flower(),
     LGD(schedule=SHORT),
     SITCOM(iterations=10),
+    PnPFlow(),
     TMPD(schedule=SHORT),
 ]
 # Misfits measured where it is more than 2, in 40 steps.
@@ -32,6 +35,7 @@ UNEXPLAINED = {
     ("flowchef", "linear"): 2.7,
     ("lgd", "linear"): 3.0,
     ("lgd", "nonlinear"): 4.7,
+    ("pnpflow", "linear"): 3.2,
     ("tmpd", "linear"): 2.6,
 }
 
