@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SKELETONS = Path(__file__).parents[1] / "docs" / "skeletons"
 CHECKS = {
     "sampler": "check_sampler(MySampler.example())",
@@ -13,6 +15,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.slow
 def test_they_keep_the_contracts(tmp_path: Path) -> None:
     """In a process of its own: classes are registered when they are defined, and other tests walk the registry."""
     code = "from invdiff.contracts import *\n"

@@ -93,6 +93,7 @@ def test_at_a_budget_the_cost_of_a_sample_is_the_budget(benchmark: Run) -> None:
     assert costs == {"dps": "12", "daps": "12"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
 def test_stopped_it_keeps_its_rows_and_writes_its_pages(
     benchmark: Run, second_batch: Run, stop: BaseException, code: int
@@ -111,6 +112,7 @@ def test_stopped_it_keeps_its_rows_and_writes_its_pages(
     assert stored()[:2] == kept
 
 
+@pytest.mark.slow
 def test_a_full_disk(benchmark: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, dataset = os.fsync, Path("out/results.parquet")
 

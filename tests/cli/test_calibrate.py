@@ -37,6 +37,7 @@ def test_it_writes_the_answer_and_the_picture(invdiff: Callable, gaussian: list[
     assert (tmp_path / "out" / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_reconstruct_names_the_command_that_measures_and_then_states_its_result(
     invdiff: Callable, gaussian: list[str], tmp_path: Path
 ) -> None:

@@ -116,6 +116,7 @@ def verdict(rule: str) -> tuple[str, str]:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bundled_prior(invdiff: Run, pictures: Path) -> None:
     words = ("prior=digits", "images=2", "grid=1", "steps=12", f"input={pictures}", "output=out")
     done = invdiff("check-prior", *words)

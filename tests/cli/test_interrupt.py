@@ -163,6 +163,7 @@ def interrupt_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EDMPrior, "denoise", denoise)
 
 
+@pytest.mark.slow
 def test_finished_images_are_those_of_a_full_run(
     invdiff: Run, pictures: Path, metrics: Run, arrays: Run, files: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,7 @@ def test_input_is_said_to_simulate(reconstruct: Run, digits: np.ndarray, arrays:
     assert "SIMULATES" not in reconstruct("data=generated", "operator=denoising", "num_samples=1").out
 
 
+@pytest.mark.slow
 def test_each_size_by_itself(invdiff: Run, tmp_path: Any, metrics: Run, arrays: Run) -> None:
     """With a prior for images of any size; a saved configuration repeats one of them."""
     (tmp_path / "in").mkdir()

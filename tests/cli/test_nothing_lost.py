@@ -107,6 +107,7 @@ def test_resumed_after_ctrl_c(
     assert calls.count == 0, "another device or batch is the same configuration"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_ctrl_c_in_the_calls_of_the_verdict(
     invdiff: Run, pictures: Path, metrics: Run, arrays: Run, calls: Calls, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +221,7 @@ def test_two_runs_in_the_same_second(invdiff: Run, pictures: Path) -> None:
     assert len(list(Path("runs").iterdir())) == 2, "an empty folder was left"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_the_saved_configuration_runs_from_anywhere(
     invdiff: Run, digits: np.ndarray, arrays: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

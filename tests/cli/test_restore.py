@@ -36,6 +36,7 @@ def saved(folder: str = "out") -> Any:
     return OmegaConf.load(Path(folder) / "config.yaml")
 
 
+@pytest.mark.slow
 def test_restore(invdiff: Run, photo: list[str], files: Run) -> None:
     done = invdiff("restore", *photo)
     assert (done.code, done.err) == (0, "")

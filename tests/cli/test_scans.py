@@ -77,6 +77,7 @@ def test_a_mask_beside_y(reconstruct: Run, digits: np.ndarray, arrays: Run) -> N
     assert np.array_equal(arrays("out")["samples"], arrays("apart")["samples"])
 
 
+@pytest.mark.slow
 def test_volumes(reconstruct: Run, digits: np.ndarray, arrays: Run, metrics: Run) -> None:
     """As images to measure, and as measurements."""
     volume = np.stack([digits[i][::-1, ::-1].T for i in range(3)], axis=-1).astype(np.int16) - 100

@@ -98,6 +98,7 @@ def test_it_goes_on_where_it_stopped(train: Run) -> None:
     assert Path("made/checkpoint.pt").stat().st_mtime_ns == weights
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("images")
 def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Trainer.train_step

@@ -103,6 +103,7 @@ def test_the_same_command_goes_on_and_a_saved_configuration_too(tune: Run, invdi
     assert _trials()[:2] == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_ctrl_c_keeps_the_trials_that_are_finished(tune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, count = DAPS.sample, iter(range(100))
