@@ -48,7 +48,10 @@ from invdiff.shapes import per_row, row_dot, row_norm, row_vjp
 Map = Callable[[Tensor], Tensor]
 
 # Levels over which conditional means are averaged, by a Gaussian weight of log sigma: centre in units of `Prior.scale`,
-# and standard deviation. At higher ones they vary less, but have more of the error of moments and solver.
+# and standard deviation. At higher ones they vary less, but have more of the error of moments and solver. Weights of
+# any sign that sum to 1, fitted to the truth of each task alone (4 images, 4 samples), gain 0.01 dB of the mean
+# (Gaussian blur) to 0.14 dB (denoising) over these, on HDR 0.7 dB. Trust in each part of an image instead of the whole
+# gains nothing (Gaussian blur, super-resolution of photographs).
 CENTRE, WIDTH = 0.12, 0.9
 
 # The share by which the square distance of the sample from a conditional mean exceeds that of its draw where its weight
