@@ -18,7 +18,7 @@ from torch import Tensor
 from invdiff._version import __version__
 from invdiff.cli.app import VerdictFailed, chosen_name, command, config_as_yaml, report, saved_config, typed
 from invdiff.cli.inputs import make_prior, make_sampler, of_one_size, true_images_of, volume_of
-from invdiff.cli.measured import load_measured
+from invdiff.cli.measured import load_measured, settle_sigma
 from invdiff.cli.paths import without_folders
 from invdiff.cli.reporter import Reporter
 from invdiff.cli.targets import make
@@ -68,6 +68,7 @@ def reconstruct_one_size(
         operator: Operator = make(config.operator)
     else:
         given, operator = load_measured(config, prior)
+        given.notes.extend(settle_sigma(config, with_axes(given.y, operator, prior), operator))
     noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
 
