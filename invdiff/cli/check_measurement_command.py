@@ -5,13 +5,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.axes import problem_of, with_axes
 from invdiff.checks import measurement_checks
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.inputs import make_prior
 from invdiff.cli.measured import load_measured, settle_sigma
 from invdiff.cli.targets import make
 from invdiff.contracts.verdict import broken
-from invdiff.job import problem_of, with_axes
 from invdiff.ranges import Count
 from invdiff.report.tables import verdict_table
 from invdiff.shapes import describe_shape

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from invdiff import operators
+from invdiff.axes import with_axes
 from invdiff.checks import estimate_sigma
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make
@@ -21,7 +22,6 @@ from invdiff.files import is_picture
 from invdiff.io import BadInput, Measurement, image_files, load_measurement
 from invdiff.io.kspace import FULL, estimated_maps, sampled_positions
 from invdiff.io.measurement import PARAMETERS
-from invdiff.job import with_axes
 from invdiff.operators import Operator
 from invdiff.operators.core.base import Drawn
 from invdiff.operators.core.parts import OperatorOfParts

@@ -53,9 +53,8 @@ class SuperResolution(SeparableOperator):
         if fitting == tuple(shape[-2:]):
             return None
         crop = f"; crop it to {describe_shape(fitting)}" if all(fitting) else ""
-        return (
-            f"super_resolution: factor={self.factor} must divide the image, got {describe_shape(shape[-2:])} pixels{crop}"
-        )
+        size = describe_shape(shape[-2:])
+        return f"super_resolution: factor={self.factor} must divide the image, got {size} pixels{crop}"
 
     @classmethod
     def example(cls) -> tuple["SuperResolution", tuple[int, ...]]:
