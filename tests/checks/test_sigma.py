@@ -99,7 +99,11 @@ def test_the_standard_error() -> None:
 @pytest.mark.parametrize(
     ("operator", "y", "message"),
     [
-        (RandomProjection(measurements=50), torch.rand(1, 50), "no part of y of RandomProjection is known"),
+        (
+            RandomProjection(measurements=50, image_shape=(1, 8, 8)),
+            torch.rand(1, 50),
+            "no part of y of RandomProjection is known",
+        ),
         (Inpainting(keep=0.1), torch.rand(1, 1, 32, 32), "too few neighbouring numbers"),
         (Denoising(), torch.full((1, 1, 64, 64), 0.5), "parts of y are constant"),
         (Denoising(), torch.rand(1, 1, 16, 16), "no part of y is noise alone"),
