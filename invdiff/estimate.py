@@ -73,14 +73,14 @@ class Level:
 
 
 def level_of(parts: Array) -> Level:
-    """The noise in numbers (N, PART), which are noise alone, of mean 0, in the calm ones of N parts."""
-    count, size = len(parts), np.sqrt(np.square(parts).mean(1))
+    """The noise in numbers (N, n), which are noise alone, of mean 0, in the calm ones of N parts."""
+    (count, numbers), size = parts.shape, np.sqrt(np.square(parts).mean(1))
 
     def at(share: float) -> tuple[float, float]:
         """The noise by the quantile of this share, and its relative error."""
-        usual = np.sqrt(chdtri(PART, 1 - share) / PART)
+        usual = np.sqrt(chdtri(numbers, 1 - share) / numbers)
         density = np.exp(-(ndtri(share) ** 2) / 2) / np.sqrt(2 * np.pi)
-        scatter = np.sqrt(share * (1 - share) / count) / density / np.sqrt(2 * PART)
+        scatter = np.sqrt(share * (1 - share) / count) / density / np.sqrt(2 * numbers)
         return float(np.quantile(size, share) / usual), float(scatter)
 
     for share in CALM:
@@ -110,7 +110,8 @@ def in_parts(planes: Array, there: NDArray[np.bool_]) -> Array:
     order = np.argsort(square, axis=None, kind="stable")
     numbers = np.moveaxis(planes.reshape(-1, rows * columns)[:, order], 0, -1)
     kept = numbers[np.moveaxis(there.reshape(-1, rows * columns)[:, order], 0, -1)]
-    return kept[: len(kept) // PART * PART].reshape(-1, PART)
+    size = max(min(PART, len(kept)), 1)  # a tiny picture is one part
+    return kept[: len(kept) // size * size].reshape(-1, size)
 
 
 def estimate_blur(grey: Array, noise: float) -> float | None:
