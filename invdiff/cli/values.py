@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from invdiff.cli.targets import resolved
 from invdiff.io import BadInput
@@ -64,9 +64,10 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
     for key in NODES:
         value = config.get(key)
         if isinstance(value, DictConfig):
-            check_node(
-                OmegaConf.merge(value, {"sigma": 1.0}) if key == "noise" and estimates_sigma(config) else value, key
-            )
+            if key == "noise" and estimates_sigma(config):
+                value = value.copy()
+                value.sigma = 1.0  # in the place of the estimate
+            check_node(value, key)
         elif key in config and key not in ("data", "prior"):  # which are words in some commands
             raise BadInput(f"{key} must be a group of options, given as {key}.NAME=value, got {value}")
 
