@@ -219,7 +219,7 @@ def test_coil_maps_are_estimated_in_numpy_order(reconstruct: Run, image: np.ndar
     assert np.sqrt(np.mean((means[1] - means[0]) ** 2)) < 0.02
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".jpg"])
+@pytest.mark.parametrize("suffix", [".npy", pytest.param(".jpg", marks=pytest.mark.slow)])
 def test_sigma_is_estimated_from_y(invdiff: Run, colour_weights: Path, suffix: str) -> None:
     """Once from y, with a standard error, once by the tables of a JPEG; the saved configuration holds the number."""
     rng = np.random.default_rng(0)
@@ -248,6 +248,7 @@ def test_sigma_that_y_does_not_show(reconstruct: Run, image: np.ndarray) -> None
     assert_refused(done, "noise.sigma=auto: ", "; give noise.sigma=")
 
 
+@pytest.mark.slow
 def test_the_ensemble_as_samples(reconstruct: Run, pictures: Path, arrays: Run, metrics: Run) -> None:
     """Each image has one ensemble behind its samples, whose first particle is the sample without it."""
     words = ("input=pictures", "operator=denoising", "sampler=enkg", "sampler.ensemble=4")
