@@ -1,12 +1,13 @@
 """Noise and blur of a photograph, estimated from the photograph alone: arrays (C, H, W) in [0, 1].
 
-Noise  The finest diagonal details of a photograph (Donoho and Johnstone 1994) are noise alone in its calm parts. A JPEG
-       file has rounded them: the share that is zero, under the steps of its table, tells the noise before, and that
-       what is left of it.
+Noise  The finest diagonal details of a photograph (Donoho and Johnstone 1994) are noise alone in its calm parts: the
+       largest share of the parts whose sizes scatter as those of noise alone. A JPEG file has rounded the details: the
+       share that is zero, under the steps of its table, tells the noise before, and that what is left of it.
 Blur   Spectra of photographs fall as |f|^-a, with a close to 2.4 in those that come with scikit-image, and a Gaussian
        of width s makes it |f|^-a exp(-(2 pi f s)^2). A fit above the noise gives s, with a prior on a.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 from scipy.fft import dctn
-from scipy.special import chdtri, ndtr
+from scipy.special import chdtri, ndtr, ndtri
 
 Array = NDArray[np.float64]
 
@@ -24,8 +25,9 @@ SHARP = 0.6  # pixels: below, a photograph counts as sharp
 MOST_BLUR = 6.0  # pixels
 SLOPE, SLOPE_STD = 2.4, 0.15  # of spectra of photographs
 TILE = 64  # pixels: side of the pieces of which spectra are taken
-BLOCK = 16  # pixels: side of the pieces that are calm or not
-CALM = 0.25  # the share of pieces that count as calm
+PART, SQUARE = 32, 8  # details of a part, which lie together in squares of this side
+CALM = (0.5, 0.25, 0.1, 0.05)  # shares of the parts that may be noise alone, from the smallest
+LOWER = 0.4  # of a calm share: these parts must tell the same noise
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,60 @@ def estimate(image: Array, file: str | Path | IO[bytes] | None = None) -> Degrad
 
 def estimate_noise(image: Array) -> float:
     """The standard deviation of white noise in an image (C, H, W), equal in all channels."""
-    image = image[:, : image.shape[1] // 2 * 2, : image.shape[2] // 2 * 2]
-    rows = image[:, ::2] - image[:, 1::2]
-    details = (rows[..., ::2] - rows[..., 1::2]) / 2  # as large as the noise, without plain gradients
-    clipped = _in_blocks(((image <= 0) | (image >= 1)).astype(float), BLOCK).mean((1, 2, 3))
-    size = np.sqrt(np.square(_in_blocks(details, BLOCK // 2)).mean((1, 2, 3)))
-    known = size[clipped < 0.02] if (clipped < 0.02).any() else size
-    details_of_piece = len(image) * (BLOCK // 2) ** 2
-    calmest = float(np.sqrt(chdtri(details_of_piece, 1 - CALM) / details_of_piece))  # of pieces of noise alone
-    return max(float(np.quantile(known, CALM)) / calmest, LEAST_NOISE)
+    unclipped = (image > 0) & (image < 1)
+    parts = in_parts(*finest(image, unclipped if unclipped.mean() > 0.1 else np.ones_like(unclipped)))
+    return max(level_of(parts).value, LEAST_NOISE) if len(parts) else LEAST_NOISE
+
+
+@dataclass(frozen=True)
+class Level:
+    """The standard deviation of noise, and its standard error; `alone` is False where no part is noise alone."""
+
+    value: float
+    error: float
+    alone: bool
+
+
+def level_of(parts: Array) -> Level:
+    """The noise in numbers (N, n), which are noise alone, of mean 0, in the calm ones of N parts."""
+    (count, numbers), size = parts.shape, np.sqrt(np.square(parts).mean(1))
+
+    def at(share: float) -> tuple[float, float]:
+        """The noise by the quantile of this share, and its relative error."""
+        usual = np.sqrt(chdtri(numbers, 1 - share) / numbers)
+        density = np.exp(-(ndtri(share) ** 2) / 2) / np.sqrt(2 * np.pi)
+        scatter = np.sqrt(share * (1 - share) / count) / density / np.sqrt(2 * numbers)
+        return float(np.quantile(size, share) / usual), float(scatter)
+
+    for share in CALM:
+        value, error = at(share)
+        lower, margin = at(LOWER * share)
+        alone = LOWER * share * count >= 2 and lower > value * (1 - 2 * margin)
+        if alone:
+            break
+    return Level(value, value * error, alone)
+
+
+def finest(planes: Array, there: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+    """Diagonal details of planes (..., H, W), as large as the noise, without plain gradients: (..., H // 2, W // 2).
+
+    Also which of them are made of numbers that are all `there`.
+    """
+    rows, columns = (n // 2 * 2 for n in planes.shape[-2:])
+    corners = [(slice(i, rows, 2), slice(j, columns, 2)) for i in (0, 1) for j in (0, 1)]
+    a, b, c, d = (planes[..., i, j] for i, j in corners)
+    return (a - b - c + d) / 2, np.logical_and.reduce([there[..., i, j] for i, j in corners])
+
+
+def in_parts(planes: Array, there: NDArray[np.bool_]) -> Array:
+    """The numbers of planes (..., H, W) that are there, square by square, (N, PART); the last few are left out."""
+    rows, columns = planes.shape[-2:]
+    square = np.arange(rows)[:, None] // SQUARE * -(-columns // SQUARE) + np.arange(columns) // SQUARE
+    order = np.argsort(square, axis=None, kind="stable")
+    numbers = np.moveaxis(planes.reshape(-1, rows * columns)[:, order], 0, -1)
+    kept = numbers[np.moveaxis(there.reshape(-1, rows * columns)[:, order], 0, -1)]
+    size = max(min(PART, len(kept)), 1)  # a tiny picture is one part
+    return kept[: len(kept) // size * size].reshape(-1, size)
 
 
 def estimate_blur(grey: Array, noise: float) -> float | None:
@@ -97,6 +144,13 @@ def _spectrum(grey: Array) -> tuple[Array, int]:
     total /= len(starts[0]) * len(starts[1]) * np.square(window).sum()
     ring = np.round(np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)) * side).astype(int).ravel()
     return (np.bincount(ring, total.ravel()) / np.bincount(ring))[: side // 2], side
+
+
+def noise_left_by_jpeg(files: Sequence[str | Path]) -> float | None:
+    """Root mean square of the noise that JPEG files have left, [0, 1]; None where one is of another format."""
+    found = [_noise_of_jpeg(file) for file in files]
+    known = [max(noise[0], LEAST_NOISE) for noise in found if noise is not None]
+    return float(np.sqrt(np.mean(np.square(known)))) if known and len(known) == len(found) else None
 
 
 def _noise_of_jpeg(file: str | Path | IO[bytes]) -> tuple[float, float] | None:

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invdiff.checks import IMPOSSIBLE, calls_ahead, check_callable, check_measurement
+from invdiff.axes import problem_of
+from invdiff.checks import IMPOSSIBLE, calls_ahead, check_measurement
 from invdiff.correction import Correction
 from invdiff.engine.driver import Callback, Compute, Interrupted, check_num_samples, images_at_once
 from invdiff.findings import Finding
 from invdiff.io.output import Output
-from invdiff.operators import Noise, Operator, as_operator
-from invdiff.operators.core.base import kind_of_measurement
+from invdiff.operators import Noise
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior, load_prior
-from invdiff.problem import InverseProblem, as_measurement, as_noise
+from invdiff.problem import InverseProblem, as_measurement
 from invdiff.reconstruction import Reconstruction
 from invdiff.results import Format
-from invdiff.samplers import Sampler, settings_for
+from invdiff.samplers import EnKG, Sampler, all_samplers, settings_for
+from invdiff.samplers.particles.base import ParticleSampler
 from invdiff.scores.prior_fit import distance_from
 from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
 from invdiff.scores.verdict import NOTES
-from invdiff.shapes import describe_shape
 
 log = logging.getLogger("invdiff")
 verdict_log = logging.getLogger("invdiff.verdict")
@@ -54,6 +54,7 @@ def reconstruct(
     image_shape: tuple[int, ...] | None = None,
     recommended: bool = True,
     checks: bool = True,
+    clouds: bool = False,
     calibration: str | Path | None = None,
     compute: Compute | None = None,
     callback: Callback | None = None,
@@ -73,6 +74,8 @@ def reconstruct(
     image_shape  (C, H, W), where neither operator, truth nor prior determine it
     recommended  False: default settings instead of the recommended ones; `auto` always uses the latter
     checks       compare y with A of typical images of the prior before the work, see `invdiff.checks`
+    clouds       the samples of an image are particles of one ensemble, for the cost of one sample: `enkg` and particle
+                 filters. They are not independent, and their spread is too small
     calibration  a file of `invdiff calibrate`, for the intervals; None: the calibrations of the package
     compute      device, precision, chunks, progress
     callback     called after every step with an `Event`
@@ -97,6 +100,7 @@ def reconstruct(
         image_shape=image_shape,
         recommended=recommended,
         checks=checks,
+        clouds=clouds,
         calibration=calibration,
         compute=compute,
     )
@@ -120,6 +124,8 @@ def reconstruct(
 class Job:
     """A reconstruction that is checked and ready to run, all images at once or some after others.
 
+    chains  runs of the sampler for each image: num_samples, or 1 where the samples are particles of one ensemble
+
     The samples of an image are the same either way, to rounding: it keeps its index and with it its random numbers.
     """
 
@@ -127,6 +133,7 @@ class Job:
     prior: Prior
     sampler: Sampler
     num_samples: int
+    chains: int
     seed: int
     names: Sequence[str]
     truth: Tensor | None
@@ -136,7 +143,7 @@ class Job:
 
     def groups(self, done: Collection[int]) -> list[range]:
         """The images that are not done, in their order, by as many as fill the device."""
-        size = images_at_once(self.sampler, self.problem, self.num_samples, self.compute)
+        size = images_at_once(self.sampler, self.problem, self.chains, self.compute)
         found: list[range] = []
         for i in (i for i in range(self.problem.images) if i not in done):
             if found and found[-1].stop == i and len(found[-1]) < size:
@@ -147,15 +154,22 @@ class Job:
 
     def sample(self, images: range, callback: Callback | None = None) -> Posterior:
         """Samples of these images. Raises `Interrupted` on Ctrl-C."""
-        return self.sampler.sample(
-            self._of(images),
-            self.prior,
-            num_samples=self.num_samples,
-            seed=self.seed,
-            first_image=images.start,
-            compute=self.compute,
-            callback=callback,
-        )
+        together = self.chains < self.num_samples
+        draw = _of_one_ensemble(self.sampler) if together else self.sampler.sample
+        try:
+            return draw(
+                self._of(images),
+                self.prior,
+                num_samples=self.num_samples,
+                seed=self.seed,
+                first_image=images.start,
+                compute=self.compute,
+                callback=callback,
+            )
+        except Interrupted as stop:
+            if together:  # it holds the first particles alone
+                stop.posterior = None
+            raise
 
     def result(self, found: Posterior, images: Sequence[int], *, whole: bool = True) -> Reconstruction:
         """Samples of these images as a `Reconstruction`, cut to the frame of y where the images go on outside it.
@@ -263,6 +277,7 @@ def prepare(
     image_shape: tuple[int, ...] | None = None,
     recommended: bool = True,
     checks: bool,
+    clouds: bool = False,
     calibration: str | Path | None,
     compute: Compute | None,
 ) -> Job:
@@ -281,6 +296,13 @@ def prepare(
     chosen, notes = _chosen(sampler, problem, prior, recommended)
     chosen.check(problem, prior)
     check_num_samples(num_samples)
+    if clouds:
+        _of_one_ensemble(chosen)
+        if not num_samples <= chosen.particles:
+            raise ValueError(
+                f"clouds=true: num_samples must be at most the ensemble of {chosen.particles}, got {num_samples}"
+            )
+    chains = 1 if clouds else num_samples
     findings = check_measurement(problem, prior) if checks else []
     impossible = [finding.words for finding in findings if finding.kind in IMPOSSIBLE]
     if impossible:
@@ -295,12 +317,17 @@ def prepare(
     said = {"checks": [asdict(finding) for finding in findings]}
     known = read_calibrations(bundled_file() if calibration is None else Path(calibration))
     measured, words = None, "90 % intervals: need num_samples of 2 or more"
-    if num_samples > 1:
+    if clouds:
+        words = (
+            f"90 % intervals: of particles of one ensemble of {chosen.particles}, not independent: likely too narrow"
+        )
+        log.info("clouds=true: samples are particles of one ensemble, not independent; their std is likely too small")
+    elif num_samples > 1:
         key = key_of(problem, prior, chosen, num_samples, probe=calibration is not None)
         measured, words = find_calibration(key, known, problem.image_shape)
     for note in notes.values():
         log.info("sampler %s", note)
-    ahead = calls_ahead(problem, chosen, num_samples)
+    ahead = calls_ahead(problem, chosen, chains)
     if ahead is not None:
         log.info("%s", ahead)
 
@@ -309,6 +336,7 @@ def prepare(
         prior=prior,
         sampler=chosen,
         num_samples=num_samples,
+        chains=chains,
         seed=seed,
         names=names,
         truth=truth,
@@ -318,86 +346,20 @@ def prepare(
     )
 
 
-def problem_of(
-    y: Any, operator: Any, noise: Noise | float, prior: Prior, image_shape: tuple[int, ...] | None = None
-) -> InverseProblem:
-    """The problem of measurements (B, ...) on the CPU, with the axes that y lacks where they are clear.
-
-    Arguments and errors as of `reconstruct`. An operator of the user's own is tried.
-    """
-    likelihood, y = as_noise(noise), as_measurement(y).cpu()
-    operator = as_operator(operator, image_shape=image_shape or prior.shape)
-    if image_shape is None:
-        y = with_axes(y, operator, prior)
-        if operator.image_shape(tuple(y.shape[1:])) is None:
-            image_shape = prior.shape
-        problem = InverseProblem(operator, likelihood, y, image_shape=image_shape)
-        check_callable(operator, prior, problem.image_shape)
-        return problem
-    check_callable(operator, prior, image_shape)
-    scene = operator.image_shape(tuple(y.shape[1:]))
-    if scene is not None and operator.frame(torch.empty(scene, device="meta")).shape == image_shape:
-        image_shape = scene  # the truth may be that of the frame
-    return InverseProblem(operator, likelihood, y, image_shape=image_shape)
+def _of_one_ensemble(sampler: Sampler) -> Callable[..., Posterior]:
+    """The method that gives the particles of one ensemble as samples. Raises ValueError where there is none."""
+    if isinstance(sampler, EnKG):
+        return sampler.sample_of_ensemble
+    if isinstance(sampler, ParticleSampler):
+        return sampler.sample_of_cloud
+    able = [name for name, cls in all_samplers().items() if issubclass(cls, (EnKG, ParticleSampler))]
+    raise ValueError(f"clouds=true needs a sampler with an ensemble, {' or '.join(able)}, got {sampler.name()}")
 
 
 def _as_prior(prior: Any) -> Prior:
     if isinstance(prior, Path) or (isinstance(prior, str) and prior.endswith(".safetensors")):
         return load_prior(weights=prior).eval()
     return (load_prior(prior) if isinstance(prior, str) else as_prior(prior)).eval()
-
-
-def with_axes(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
-    """Measurements (B, ...), with the axis for images, and that for the channel of a grey image, where y has none.
-
-    Arrays of pictures with channels last are moved. An operator of the user's own is tried where the prior tells the
-    size of the images.
-    """
-    if prior.shape is None:  # measurements that are shaped like images
-        if y.dim() not in (2, 3, 4):
-            raise ValueError(
-                f"the measurement is {describe_shape(tuple(y.shape))}; with a prior for images of any size it must be "
-                "(H, W), (C, H, W) or (B, C, H, W); give image_shape=(C, H, W) for measurements of other shapes"
-            )
-        return _channels_first(y.reshape(*[1] * (4 - y.dim()), *y.shape), operator, prior)
-    reason = operator.mismatch(prior.shape)
-    if reason is not None:
-        raise ValueError(reason)
-    check_callable(operator, prior, prior.shape)
-    expected, _ = kind_of_measurement(operator, prior.shape)
-    readings = [y, y[None], y[:, None], y[None, None]] if y.dim() else []
-    fitting = [reading for reading in readings if tuple(reading.shape[1:]) == expected]
-    if not fitting and len(expected) == 3:
-        moved = [reading.movedim(-1, 1) for reading in readings if reading.dim() == 4]
-        fitting = [reading.contiguous() for reading in moved if tuple(reading.shape[1:]) == expected]
-        if fitting:
-            log.info(_MOVED, describe_shape(tuple(y.shape)), describe_shape(expected))
-    if not fitting:
-        turned = any(tuple(reading.mT.shape[1:]) == expected for reading in readings if reading.dim() > 2)
-        swapped = "; its last two axes the other way round it fits: give np.swapaxes(y, -1, -2)" if turned else ""
-        raise ValueError(
-            f"the measurement is {describe_shape(tuple(y.shape))}; this operator measures {describe_shape(expected)} "
-            f"from the prior's {describe_shape(prior.shape)} images, with or without an axis for several in front"
-            f"{swapped}"
-        )
-    return fitting[0]
-
-
-_MOVED = "y is %s, channels last; it is read as %s, channels first"
-
-
-def _channels_first(y: Tensor, operator: Operator, prior: Prior) -> Tensor:
-    """Image-like measurements (B, C, H, W), from (B, H, W, C) where the prior fits only these."""
-    moved = y.movedim(-1, 1)
-    for reading in (y, moved):
-        found = operator.image_shape(tuple(reading.shape[1:]))
-        if prior.channels is None or found is None or found[0] == prior.channels:
-            break
-    else:
-        return y
-    if reading is moved:
-        log.info(_MOVED, describe_shape(tuple(y.shape[1:])), describe_shape(tuple(moved.shape[1:])))
-    return reading.contiguous()
 
 
 def _numbered(name: str, count: int) -> list[str]:

@@ -9,6 +9,7 @@ transforms of y.
 
 from invdiff.checks.callables import calls_ahead, check_callable, one_at_a_time
 from invdiff.checks.measurement import CHECKS, IMPOSSIBLE, check_measurement, measurement_checks
+from invdiff.checks.sigma import estimate_sigma
 
 __all__ = [
     "CHECKS",
@@ -16,6 +17,7 @@ __all__ = [
     "calls_ahead",
     "check_callable",
     "check_measurement",
+    "estimate_sigma",
     "measurement_checks",
     "one_at_a_time",
 ]

@@ -56,7 +56,7 @@ def check_level(e: Evidence) -> Iterator[Finding]:
 
 def _per_part(e: Evidence, stated: float) -> bool:
     """Whether the outer part of k-space is flat and Gaussian, like noise, and sqrt(2) times as strong as stated."""
-    rings = [_outermost(e.given, e.observed, *edges) for edges in ((0.6, 0.8), (0.8, 1.1))]
+    rings = [outermost(e.given, e.observed, *edges) for edges in ((0.6, 0.8), (0.8, 1.1))]
     if min(ring.numel() for ring in rings) < PER_PART:
         return False
     levels = [rms(ring) / (math.sqrt(2) * stated) for ring in rings]
@@ -76,7 +76,7 @@ def _finest(y: Tensor, observed: Tensor) -> Tensor | None:
     """Numbers of y in which its noise shows most, (n,), each with the variance of the noise; None where none do."""
     if y.dim() < 2 or min(y.shape[-2:]) < 8:
         return None
-    found = _outermost(y, observed) if y.is_complex() else _diagonal(y, observed)
+    found = outermost(y, observed) if y.is_complex() else _diagonal(y, observed)
     return found if found.numel() >= ENOUGH else None
 
 
@@ -93,7 +93,7 @@ def _diagonal(y: Tensor, observed: Tensor) -> Tensor:
     return ((a - b - c + d) / 2)[there]
 
 
-def _outermost(y: Tensor, observed: Tensor, low: float = 0.8, high: float = 1.1) -> Tensor:
+def outermost(y: Tensor, observed: Tensor, low: float = 0.8, high: float = 1.1) -> Tensor:
     """Measured entries of k-space far to the sides, and between two shares of the half height from the middle row."""
     height, width = y.shape[-2:]
     ky, kx = ((torch.arange(n) - n // 2).abs() / (n / 2) for n in (height, width))

@@ -5,13 +5,13 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.axes import problem_of, with_axes
 from invdiff.checks import measurement_checks
 from invdiff.cli.app import CheckFailed, command
 from invdiff.cli.inputs import make_prior
-from invdiff.cli.measured import load_measured
+from invdiff.cli.measured import load_measured, settle_sigma
 from invdiff.cli.targets import make
 from invdiff.contracts.verdict import broken
-from invdiff.job import problem_of
 from invdiff.ranges import Count
 from invdiff.report.tables import verdict_table
 from invdiff.shapes import describe_shape
@@ -22,6 +22,7 @@ def main(config: DictConfig, output: Path) -> None:
     """Print the outcome of every rule; raises `CheckFailed` where the result would likely be wrong."""
     prior = make_prior(config)
     given, operator = load_measured(config, prior)
+    given.notes.extend(settle_sigma(config, with_axes(given.y, operator, prior), operator))
     problem = problem_of(given.y, operator, make(config.noise), prior)
     verdicts = list(measurement_checks(problem, prior, images=config.images))
     console = Console(highlight=False, markup=False)

@@ -1,5 +1,6 @@
 """Real measurements: the operator that made them, none of whose parameters is drawn at random."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,12 +12,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from invdiff import operators
+from invdiff.axes import with_axes
+from invdiff.checks import estimate_sigma
 from invdiff.cli.app import chosen_name, typed
 from invdiff.cli.targets import make
-from invdiff.io import BadInput, Measurement, load_measurement
+from invdiff.cli.values import estimates_sigma
+from invdiff.estimate import noise_left_by_jpeg
+from invdiff.files import is_picture
+from invdiff.io import BadInput, Measurement, image_files, load_measurement
 from invdiff.io.kspace import FULL, estimated_maps, sampled_positions
 from invdiff.io.measurement import PARAMETERS
-from invdiff.job import with_axes
 from invdiff.operators import Operator
 from invdiff.operators.core.base import Drawn
 from invdiff.operators.core.parts import OperatorOfParts
@@ -55,6 +60,27 @@ def load_measured(config: DictConfig, prior: Prior) -> tuple[Measurement, Operat
         operator = make(config.operator, **given.parameters, **rules, **found)
     units = given.units if y.is_complex() or _keeps_levels(operator, y, prior) else []
     return replace(given, notes=[*given.notes, *notes], units=units), operator
+
+
+def settle_sigma(config: DictConfig, y: Tensor, operator: Operator) -> list[str]:
+    """Put an estimate from y, (B, ...), in the place of noise.sigma=auto; returns a line on it.
+
+    Raises BadInput where y does not show its noise.
+    """
+    if not estimates_sigma(config):
+        return []
+    files = image_files(config.measurement if isinstance(config.measurement, str) else list(config.measurement))
+    found = noise_left_by_jpeg(files) if all(is_picture(Path(file)) for file in files) else None
+    if found is not None:
+        config.noise.sigma = float(f"{found:.3g}")
+        return [f"noise.sigma=auto: {config.noise.sigma:g}, by the tables and details of the JPEG"]
+    try:
+        level = estimate_sigma(y, operator)
+    except ValueError as error:
+        raise BadInput(f"{error}; give noise.sigma=") from error
+    unit = math.sqrt(2) if config.noise.per_component else 1.0
+    config.noise.sigma = float(f"{level.value / unit:.4g}")
+    return [f"noise.sigma=auto: {config.noise.sigma:g}, with a standard error of {level.error / unit:.1g}, by y"]
 
 
 def _with_parameters(config: DictConfig, given: Measurement) -> Operator:

@@ -16,9 +16,10 @@ from rich.text import Text
 from torch import Tensor
 
 from invdiff._version import __version__
+from invdiff.axes import with_axes
 from invdiff.cli.app import VerdictFailed, chosen_name, command, config_as_yaml, report, saved_config, typed
 from invdiff.cli.inputs import make_prior, make_sampler, of_one_size, true_images_of, volume_of
-from invdiff.cli.measured import load_measured
+from invdiff.cli.measured import load_measured, settle_sigma
 from invdiff.cli.paths import without_folders
 from invdiff.cli.reporter import Reporter
 from invdiff.cli.targets import make
@@ -27,7 +28,7 @@ from invdiff.fingerprint import fingerprint, of_image, with_contents
 from invdiff.io import BadInput, Measurement
 from invdiff.io.output import Output, opened
 from invdiff.io.placement import Volume
-from invdiff.job import Job, prepare, with_axes
+from invdiff.job import Job, prepare
 from invdiff.operators import Noise, Operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
@@ -68,6 +69,7 @@ def reconstruct_one_size(
         operator: Operator = make(config.operator)
     else:
         given, operator = load_measured(config, prior)
+        given.notes.extend(settle_sigma(config, with_axes(given.y, operator, prior), operator))
     noise: Noise = make(config.noise)
     settled = make_sampler(config, operator, noise, prior)
 
@@ -97,6 +99,7 @@ def reconstruct_one_size(
             truth=truth,
             names=names,
             checks=config.checks,
+            clouds=config.clouds,
             calibration=config.calibration,
             compute=replace(compute, progress=False),  # the reporter has the bar
         )
@@ -183,7 +186,13 @@ def _how_to_measure(config: DictConfig, given: Measurement | None, prior: Prior,
     """The command that measures the coverage of intervals, where it is not known and a command can."""
     groups = ("operator", "noise", "prior", "sampler")
     own = given is not None and given.parameters  # of the operator, in the file of the measurement
-    if result.calibration is not None or config.num_samples < 2 or own or not all(map(chosen_name, groups)):
+    if (
+        result.calibration is not None
+        or config.num_samples < 2
+        or config.clouds
+        or own
+        or not all(map(chosen_name, groups))
+    ):
         return ""
     words = [f"{group}={chosen_name(group)}" for group in groups]
     words += [

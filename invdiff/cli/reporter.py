@@ -29,7 +29,7 @@ class Reporter:
 
     def __init__(self, job: Job, output: Output, *, preview: bool, show: bool, say: Callable[[str], object]) -> None:
         self.job, self.output, self.preview, self.say = job, output, preview, say
-        self.per_image = job.num_samples * job.sampler.num_steps
+        self.per_image = job.chains * job.sampler.num_steps
         self.images, self.left = job.problem.images, job.problem.images - len(job.done(output))
         self.bar = progress_bar(self.left * self.per_image, "step", job.sampler.name(), show=show, steady=True)
         self.before = 0  # images that this run has finished
@@ -43,7 +43,7 @@ class Reporter:
         self.before += len(images)
 
         def callback(event: Event) -> None:
-            first = int(event.image[0]) * self.job.num_samples + int(event.sample[0])  # row of the group
+            first = int(event.image[0]) * self.job.chains + int(event.sample[0])  # row of the group
             done = base + first * self.job.sampler.num_steps + (event.index + 1) * len(event.image)
             self.bar.update(done - self.bar.n)
             self._estimate(done, len(images))

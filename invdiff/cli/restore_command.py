@@ -104,7 +104,7 @@ def _as_reconstruct(config: DictConfig, sigma: float, blur: float) -> DictConfig
         made.operator = _operator(blur, config.scale)
         made.noise = {"_target_": "invdiff.operators.GaussianNoise", "sigma": round(sigma, 4)}
         made.volume = {"_target_": "invdiff.io.Slicing"}
-        made.recommended = True
+        made.recommended, made.clouds = True, False
         made.evaluation = {"best_of": False}
     return made
 

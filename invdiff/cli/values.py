@@ -64,9 +64,18 @@ def check_config(config: DictConfig, options: Mapping[str, Any]) -> None:
     for key in NODES:
         value = config.get(key)
         if isinstance(value, DictConfig):
+            if key == "noise" and estimates_sigma(config):
+                value = value.copy()
+                value.sigma = 1.0  # in the place of the estimate
             check_node(value, key)
         elif key in config and key not in ("data", "prior"):  # which are words in some commands
             raise BadInput(f"{key} must be a group of options, given as {key}.NAME=value, got {value}")
+
+
+def estimates_sigma(config: DictConfig) -> bool:
+    """Whether the noise of a real measurement is to be estimated from it."""
+    gaussian = str(config.noise.get("_target_")).endswith(".GaussianNoise")
+    return gaussian and config.noise.get("sigma") == "auto" and config.get("measurement") is not None
 
 
 def check_node(node: DictConfig, path: str) -> None:
@@ -76,7 +85,7 @@ def check_node(node: DictConfig, path: str) -> None:
         here = f"{path}.{name!s}"
         if name in hints and not can_be(value, hints[name]):
             estimated = here == "noise.sigma" and value == "auto"
-            more = "; invdiff restore PHOTO estimates that of a photograph" if estimated else ""
+            more = "; only Gaussian noise of a real measurement= is estimated from it" if estimated else ""
             raise BadInput(f"{here} must be {in_words_of_config(hints[name])}, got {value}{more}")
         if isinstance(value, DictConfig):
             check_node(value, here)

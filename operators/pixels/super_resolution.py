@@ -49,11 +49,12 @@ class SuperResolution(SeparableOperator):
         return measured * self.factor
 
     def mismatch(self, shape: tuple[int, ...]) -> str | None:
-        if any(n % self.factor for n in shape[-2:]):
-            return (
-                f"super_resolution: factor={self.factor} must divide the image, got {describe_shape(shape[-2:])} pixels"
-            )
-        return None
+        fitting = tuple(n - n % self.factor for n in shape[-2:])
+        if fitting == tuple(shape[-2:]):
+            return None
+        crop = f"; crop it to {describe_shape(fitting)}" if all(fitting) else ""
+        size = describe_shape(shape[-2:])
+        return f"super_resolution: factor={self.factor} must divide the image, got {size} pixels{crop}"
 
     @classmethod
     def example(cls) -> tuple["SuperResolution", tuple[int, ...]]:

@@ -21,7 +21,8 @@ from invdiff.io import BadInput
 
 Run = Callable[..., Any]
 
-SECONDS, MEMORY = 150, 6 << 30  # of one command, and of the address space beyond what the process has
+SECONDS, MEMORY = 150, 6 << 30  # of the processor for one command; address space beyond what the process has
+WAIT = 1500  # seconds on the clock: a command that waits for ever
 NUMBERS = [
     "nan",
     "inf",
@@ -189,14 +190,17 @@ def limited() -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, stop)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, WAIT))
+    handlers = [signal.signal(sent, stop) for _, sent, _ in timers]
     resource.setrlimit(resource.RLIMIT_AS, (pages + MEMORY, before[1]))
-    signal.alarm(SECONDS)
+    for timer, _, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        for (timer, sent, _), handler in zip(timers, handlers, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(sent, handler)
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
@@ -215,7 +219,7 @@ def fuzz(invdiff: Run, seed: int, count: int) -> list[str]:
             with limited():
                 done = invdiff(*words, *([] if words[0] in ("list", "help") else ["output=out"]))
         except Hang:
-            wrong.append(f"{number}: {words}: no end after {SECONDS} s")
+            wrong.append(f"{number}: {words}: no end after {SECONDS} s of the processor")
             continue
         except Exception as error:
             wrong.append(f"{number}: {words}: {type(error).__name__}: {str(error)[:300]}")

@@ -217,3 +217,62 @@ def test_coil_maps_are_estimated_in_numpy_order(reconstruct: Run, image: np.ndar
         means.append(arrays(name)["mean"][0, 0])
     assert np.sqrt(np.mean((means[0] - image) ** 2)) < 0.1
     assert np.sqrt(np.mean((means[1] - means[0]) ** 2)) < 0.02
+
+
+@pytest.mark.parametrize("suffix", [".npy", pytest.param(".jpg", marks=pytest.mark.slow)])
+def test_sigma_is_estimated_from_y(invdiff: Run, colour_weights: Path, suffix: str) -> None:
+    """Once from y, with a standard error, once by the tables of a JPEG; the saved configuration holds the number."""
+    rng = np.random.default_rng(0)
+    smooth = 0.5 + 0.3 * np.sin(np.linspace(0, 6, 96))[:, None, None] * np.ones((1, 96, 3))
+    noisy = smooth + 0.05 * rng.standard_normal(smooth.shape)
+    if suffix == ".jpg":
+        Image.fromarray(np.rint(255 * noisy.clip(0, 1)).astype(np.uint8)).save("y.jpg", quality=75)
+    else:
+        np.save("y.npy", noisy)
+    words = (f"prior.weights={colour_weights}", "operator=denoising", "sampler=daps", "sampler.schedule.steps=2")
+    done = invdiff("reconstruct", f"measurement=y{suffix}", "noise.sigma=auto", "num_samples=1", *words, "output=out")
+    assert (done.code, done.err) == (0, "")
+    found = float(OmegaConf.load("out/config.yaml").noise.sigma)
+    assert f"noise.sigma=auto: {found:g}, " in done.out
+    if suffix == ".jpg":
+        assert found < 0.045
+        assert "JPEG" in done.out
+    else:
+        assert found == pytest.approx(0.05, rel=0.05)
+        assert "with a standard error of 0.000" in done.out
+
+
+def test_sigma_that_y_does_not_show(reconstruct: Run, image: np.ndarray) -> None:
+    np.save("y.npy", image)
+    done = reconstruct("measurement=y.npy", "operator=denoising", "noise.sigma=auto")
+    assert_refused(done, "noise.sigma=auto: ", "; give noise.sigma=")
+
+
+@pytest.mark.slow
+def test_the_ensemble_as_samples(reconstruct: Run, pictures: Path, arrays: Run, metrics: Run) -> None:
+    """Each image has one ensemble behind its samples, whose first particle is the sample without it."""
+    words = ("input=pictures", "operator=denoising", "sampler=enkg", "sampler.ensemble=4")
+    assert reconstruct(*words, "num_samples=1", "output=one").code == 0
+    done = reconstruct(*words, "num_samples=3", "clouds=true")
+    assert done.code == 0
+    assert "particles of one ensemble, not independent" in done.out
+    assert "90 % intervals: of particles of one ensemble of 4, not independent: likely too narrow" in done.out
+    assert "invdiff calibrate" not in done.out
+    found, one = arrays("out")["samples"], arrays("one")["samples"]
+    assert found.shape[1] == 3
+    np.testing.assert_allclose(found[:, :1], one, atol=1e-4)
+    assert metrics("out")["cost"]["forwards"] == metrics("one")["cost"]["forwards"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sampler=daps"], "clouds=true needs a sampler with an ensemble, afdps or enkg or "),
+        (
+            ["sampler=enkg", "sampler.ensemble=2", "num_samples=3"],
+            "num_samples must be at most the ensemble of 2, got 3",
+        ),
+    ],
+)
+def test_no_such_ensemble(reconstruct: Run, words: list[str], said: str) -> None:
+    assert_refused(reconstruct("data=generated", "data.steps=1", "clouds=true", *words), said)

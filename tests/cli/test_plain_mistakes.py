@@ -119,6 +119,8 @@ def test_a_bare_name_keeps_the_settings_of_the_experiment(invdiff: Run, monkeypa
     invdiff(*words, "samplers+=[mine]")
     assert [*map(str, seen[0])][-1] == "mine"
     assert len(seen.pop()) == 11
+    invdiff("benchmark", "experiment=posterior/gmm_small", "samplers=[dps]", "output=out")
+    assert seen.pop()[0]["dps"]["schedule"]["steps"] == 30
     invdiff("benchmark", "samplers+=[mcg]", "output=out")
     assert seen.pop() == ["dps", "daps", "mcg"]
 

@@ -27,6 +27,7 @@ def job(images: int, done: int = 0) -> Any:
         prior=SimpleNamespace(value_range=(0.0, 2.0)),
         sampler=SimpleNamespace(num_steps=STEPS, name=lambda: "dps"),
         num_samples=SAMPLES,
+        chains=SAMPLES,
         done=lambda output: set(range(done)),
     )
 

@@ -39,7 +39,7 @@ def test_what_fits() -> None:
         ({"operator.mask": 3}, "operator.mask must be a word or null, got 3"),
         (
             {"noise.sigma": "auto"},
-            "noise.sigma must be a number, got auto; invdiff restore PHOTO estimates that of a photograph",
+            "noise.sigma must be a number, got auto; only Gaussian noise of a real measurement= is estimated from it",
         ),
         ({"num_samples": 0}, "num_samples must be an integer >= 1, got 0"),
         ({"evaluation": None}, "evaluation.best_of must be true or false, got None"),

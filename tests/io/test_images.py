@@ -13,7 +13,18 @@ import tifffile
 import torch
 from PIL import Image
 
-from invdiff.io import SUFFIXES, BadInput, image_files, match_channels, read_image, square, to_tensor, write_image
+from invdiff.io import (
+    SUFFIXES,
+    BadInput,
+    Slicing,
+    image_files,
+    match_channels,
+    read_image,
+    square,
+    to_tensor,
+    write_image,
+)
+from invdiff.io.volumes import read_files
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -359,3 +370,17 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match="No space left") as caught:
         write_image(tmp_path / "a.png", torch.zeros(1, 2, 2))
     assert caught.value.filename == str(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("bits", "suffix"), [(10, ".png"), (12, ".tif"), (14, ".png")])
+def test_fewer_bits_than_the_file_has(bits: int, suffix: str, tmp_path: Path) -> None:
+    """A camera of 10, 12 or 14 bits in a file of 16: white is not 65535."""
+    white, path = 2**bits - 1, tmp_path / f"a{suffix}"
+    levels = np.linspace(0, white, 256).round().astype(np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(path)
+    assert f"if {white} is white, give volume.window=[{white / 2:g},{white}]" in read_files([path]).notes[0]
+    found = read_files([path], Slicing(window=[white / 2, white]))
+    assert "is white" not in found.notes[0]
+    assert found.units == [(white, 0.0)]
+    image = found.images[0].squeeze()
+    np.testing.assert_allclose(image / image.max() * white, levels, atol=0.01)

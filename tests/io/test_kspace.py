@@ -89,6 +89,23 @@ def test_one_coil(tmp_path: Path) -> None:
     torch.testing.assert_close(MRI(**found.parameters)(in_unit_of(scale_of(found))), found.y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stored", ["alone", "pairs", "mask and maps"])
+def test_three_axes_are_coils_for_an_operator_of_coils(tmp_path: Path, stored: str) -> None:
+    """One slice (coils, H, W); without such an operator they are slices of one coil."""
+    more = {"mask": LINES, "sens_maps": MAPS[0]} if stored == "mask and maps" else {}
+    one = KSPACE[1] * (LINES if more else 1)
+    path = write(tmp_path / "a.h5", kspace=torch.view_as_real(one).numpy() if stored == "pairs" else one, **more)
+    found = load_measurement(path, parameters=["maps", "mask"], of_coils=True)
+    assert found.y.shape == (1, 3, *SIZE)
+    assert any("read as one slice of 3 coil(s)" in note for note in found.notes)
+    if more:
+        torch.testing.assert_close(
+            MulticoilMRI(**found.parameters)(in_unit_of(scale_of(found))[1:2]), found.y, rtol=1e-5, atol=1e-5
+        )
+    else:
+        assert load_measurement(path, slicing=ALL).y.shape == (3, 1, *SIZE)
+
+
 def test_the_middle_slice_is_taken_and_said(tmp_path: Path) -> None:
     found = load_measurement(write(tmp_path / "scan.h5", kspace=KSPACE))
     assert found.names == ["scan_002"]

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import HTJ2KLossless, JPEGBaseline8Bit, JPEGLSLossless
 
 from invdiff.io import BadInput, Slicing, image_files, read_image, read_slices
 
@@ -228,6 +228,14 @@ REFUSED: dict[str, tuple[Callable[[Path, Write], Path], str]] = {
     "compressed": (
         lambda d, w: w(d / "a.dcm", CT.view(np.uint8), coding=JPEGLSLossless),
         r"compressed as JPEG-LS.*pip install 'pylibjpeg\[all\]'",
+    ),
+    "compressed anew": (
+        lambda d, w: w(d / "a.dcm", CT.view(np.uint8), coding=HTJ2KLossless),
+        r"compressed as High-Throughput JPEG 2000.*pip install 'pylibjpeg\[all\]'",
+    ),
+    "damaged JPEG": (
+        lambda d, w: w(d / "a.dcm", CT.view(np.uint8), coding=JPEGBaseline8Bit),
+        r"compressed as JPEG Baseline.*cannot be decoded \(.*[a-z]",
     ),
     "no NIfTI": (lambda d, w: _bytes(d / "a.nii", b"text"), "NIfTI file cannot be read"),
     "no gzip": (lambda d, w: _bytes(d / "a.nii.gz", b"text"), "NIfTI file cannot be read"),

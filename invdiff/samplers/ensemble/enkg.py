@@ -130,8 +130,9 @@ class EnKG(Sampler):
         problem: InverseProblem,
         prior: Prior,
         *,
-        num_samples: int,
+        num_samples: int = 1,
         seed: int = 0,
+        first_image: int = 0,
         compute: Compute | None = None,
         callback: Callback | None = None,
     ) -> Posterior:
@@ -150,7 +151,7 @@ class EnKG(Sampler):
             assert isinstance(event.step, EnsembleStep)
             kept[int(event.image[0])] = event.step.ensemble
 
-        found = self.sample(problem, prior, num_samples=1, seed=seed, compute=compute, callback=keep)
+        found = self.sample(problem, prior, seed=seed, first_image=first_image, compute=compute, callback=keep)
         whole = torch.cat([kept[first].cpu() for first in sorted(kept)])
         spread = float(whole.std(1, correction=0).mean())
         log.warning(
@@ -158,7 +159,8 @@ class EnKG(Sampler):
             "sample() draws each from an ensemble of its own",
             spread,
         )
-        return Posterior(whole[:, :num_samples], found.diverged_at.expand(-1, num_samples), found.cost, problem)
+        diverged_at = found.diverged_at.expand(-1, num_samples).contiguous()
+        return Posterior(whole[:, :num_samples].contiguous(), diverged_at, found.cost, problem)
 
     def _guided(self, i: int) -> bool:
         return self.skip_start * self.num_steps < i < self.num_steps - int(self.skip_end * self.num_steps)

@@ -297,6 +297,39 @@ def test_mask_file(tmp_path: Path) -> None:
             assert torch.equal(operator.mask_of((3, 6, 5))[0, 0], mask)
 
 
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA"])
+def test_a_mask_of_a_picture_is_cut_at_half(mode: str, tmp_path: Path) -> None:
+    """Soft edges and the greys of a JPEG are no values of their own."""
+    mask = bits(32, 32)
+    soft = Image.fromarray(np.where(mask.numpy(), 190, 60).astype(np.uint8))
+    soft.convert(mode, dither=Image.Dither.NONE).save(tmp_path / "m.png")
+    assert torch.equal(Inpainting(mask=tmp_path / "m.png").mask_of((1, 32, 32))[0, 0], mask)
+    if mode in ("L", "RGB"):
+        wide = mask.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        Image.fromarray(wide.numpy().astype(np.uint8) * 255).convert(mode).save(tmp_path / "m.jpg", quality=75)
+        assert torch.equal(Inpainting(mask=tmp_path / "m.jpg").mask_of((1, 256, 256))[0, 0], wide)
+
+
+@pytest.mark.parametrize("operator", [Inpainting, MRI])
+def test_the_array_named_mask(operator: type, tmp_path: Path) -> None:
+    """Of several; without one of this name they are listed."""
+    mask = bits(6, 5).numpy()
+    np.savez(tmp_path / "m.npz", other=~mask, mask=mask)
+    assert torch.equal(operator(mask=tmp_path / "m.npz").mask.squeeze(), torch.from_numpy(mask))
+    np.savez(tmp_path / "m.npz", left=mask, right=mask)
+    with pytest.raises(ValueError, match="left, right; name one 'mask'"):
+        operator(mask=tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("operator", [Inpainting, MRI])
+def test_nan_in_a_mask_is_not_measured(operator: type, tmp_path: Path) -> None:
+    mask = bits(6, 5)
+    holed = np.where(mask.numpy(), 1.0, np.nan)
+    np.save(tmp_path / "m.npy", holed)
+    for given in (tmp_path / "m.npy", holed, torch.from_numpy(holed)):
+        assert torch.equal(operator(mask=given).mask.squeeze(), mask)
+
+
 @pytest.mark.parametrize("shape", [(3, 6, 5), (3, 1, 6, 5)])
 def test_mask_file_per_image(shape: tuple[int, ...], tmp_path: Path) -> None:
     mask = bits(*shape)

@@ -45,10 +45,13 @@ def test_keeps_constants(factor: int, kernel: str) -> None:
     torch.testing.assert_close(y, torch.full((1, 1, 12 // factor, 24 // factor), 0.7))
 
 
-@pytest.mark.parametrize("shape", [(1, 15, 16), (3, 16, 18), (1, 2, 4)])
-def test_refuses_a_size_that_factor_does_not_divide(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "crop"),
+    [((1, 15, 16), "; crop it to 12x16"), ((3, 16, 18), "; crop it to 16x16"), ((1, 2, 4), "")],
+)
+def test_refuses_a_size_that_factor_does_not_divide(shape: tuple[int, ...], crop: str) -> None:
     operator = SuperResolution(factor=4)
-    words = f"super_resolution: factor=4 must divide the image, got {shape[1]}x{shape[2]} pixels"
+    words = f"super_resolution: factor=4 must divide the image, got {shape[1]}x{shape[2]} pixels{crop}"
     assert operator.mismatch(shape) == words
     with pytest.raises(ValueError, match="factor=4 must divide"):
         operator(torch.zeros(1, *shape))
