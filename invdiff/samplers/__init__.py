@@ -25,11 +25,13 @@ from invdiff.samplers.latent.resample import ReSample
 from invdiff.samplers.latent.stsl import STSL
 from invdiff.samplers.particles.afdps import AFDPS
 from invdiff.samplers.particles.base import ParticleSampler
+from invdiff.samplers.particles.bffg import BFFG
 from invdiff.samplers.particles.compose import compose
 from invdiff.samplers.particles.fkc import FKC
 from invdiff.samplers.particles.fps import FPS
 from invdiff.samplers.particles.mcgdiff import MCGDiff
 from invdiff.samplers.particles.rdmc import RDMC
+from invdiff.samplers.particles.smc import SMC
 from invdiff.samplers.particles.tds import TDS
 from invdiff.samplers.projection.ddnm import DDNM
 from invdiff.samplers.projection.ddrm import DDRM
@@ -48,6 +50,7 @@ from invdiff.samplers.variational.rsd import RSD
 
 __all__ = [
     "AFDPS",
+    "BFFG",
     "DAPS",
     "DDNM",
     "DDRM",
@@ -67,6 +70,7 @@ __all__ = [
     "RED",
     "RSD",
     "SITCOM",
+    "SMC",
     "STSL",
     "TDS",
     "TMPD",

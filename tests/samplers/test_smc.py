@@ -17,7 +17,7 @@ from invdiff.contracts.toys import Gain, WhitePrior
 from invdiff.engine.driver import Event
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting
 from invdiff.priors import Prior
-from invdiff.samplers import AFDPS, FKC, TDS, MCGDiff, ParticleSampler
+from invdiff.samplers import AFDPS, BFFG, FKC, SMC, TDS, MCGDiff, ParticleSampler
 from invdiff.samplers.particles.base import ParticleStep
 from invdiff.samplers.particles.cloud import Cloud
 from invdiff.samplers.particles.weights import Weights
@@ -33,6 +33,8 @@ SAMPLERS: dict[str, ParticleSampler] = {
     "afdps": AFDPS(),
     "mcgdiff": MCGDiff(),
     "tds": TDS(prior_std=5.0),
+    "smc": SMC(prior_std=5.0),
+    "bffg": BFFG(prior_std=5.0),
 }
 
 
@@ -137,7 +139,15 @@ def test_the_error_falls_with_the_root_of_the_number_of_particles(name: str, tru
 
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"),
-    [("fkc", 100, 0.3), ("fkc_plain", 100, 0.3), ("afdps", 200, 0.35), ("mcgdiff", 100, 0.35), ("tds", 200, 0.05)],
+    [
+        ("fkc", 100, 0.3),
+        ("fkc_plain", 100, 0.3),
+        ("afdps", 200, 0.35),
+        ("mcgdiff", 100, 0.35),
+        ("tds", 200, 0.05),
+        ("smc", 200, 0.05),
+        ("bffg", 100, 0.1),
+    ],
 )
 def test_the_evidence_is_that_of_the_measurement(name: str, steps: int, tolerance: float, truth: Truth) -> None:
     """Tolerances from 240 chains of each: the remaining error plus the scatter of 24; a missing constant is 0.56 here.
@@ -163,7 +173,7 @@ def test_shorter_steps_bring_the_evidence_to_its_value(name: str, truth: Truth) 
 # -- planted faults ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fkc", "afdps", "mcgdiff", "tds"])
+@pytest.mark.parametrize("name", ["fkc", "afdps", "mcgdiff", "tds", "bffg"])
 def test_without_its_weights_none_is_right(name: str, truth: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Weights, "multiply", lambda self, factor: None)
     found = clouds(SAMPLERS[name], truth, steps=40, ensemble=300, chains=12)
@@ -197,7 +207,9 @@ def test_the_likelihood_twice_is_too_narrow(truth: Truth) -> None:
 
 # -- chains and clouds -------------------------------------------------------------------------------------------------
 
-SMALL: dict[str, ParticleSampler] = {cls.__name__: cls.example() for cls in (FKC, AFDPS, MCGDiff, TDS)}
+SMALL: dict[str, ParticleSampler] = {cls.__name__: cls.example() for cls in (FKC, AFDPS, MCGDiff, TDS, BFFG)} | {
+    "SMC": replace(SMC.example(), proposal="lgd"),  # which draws, for each particle
+}
 
 
 def blurred(images: int) -> InverseProblem:

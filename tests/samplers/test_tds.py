@@ -1,6 +1,7 @@
-"""TDS: a run particle by particle in the paper's variance-preserving coordinates, and its limit at any twist."""
+"""TDS and SMC: a run particle by particle in the variance-preserving coordinates of the paper, and its limits."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from helpers import Dense, Levels, Remembering, Scripted, gaussian, normal, smoo
 from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import CallableOperator, Denoising, GaussianNoise
-from invdiff.samplers import TDS
+from invdiff.samplers import MMPS, SMC, TDS
 from invdiff.samplers.moves import largest_curvature
 from invdiff.samplers.particles.weights import Weights
 from invdiff.schedules import EDM
@@ -26,18 +27,30 @@ def alpha_bar(sigma: float) -> float:
     return 1 / (1 + (2 * sigma) ** 2)  # levels are halved for images in [0, 1]
 
 
-def test_a_run_equals_the_algorithm_of_the_paper() -> None:
-    """Images in [-1, 1], z = sqrt(alpha_bar) (2 x - 1) + sqrt(1 - alpha_bar) n; Algorithm 1 without its resampling."""
+class Keyed(Scripted):
+    """Scripted streams of one row from which streams of particles can be made, for proposals that draw nothing."""
+
+    keys, shape, device, dtype = (0,), SHAPE, torch.device("cpu"), torch.float64
+
+
+@pytest.mark.parametrize("cls", [TDS, SMC])
+def test_a_run_equals_the_algorithm_of_the_paper(cls: type[TDS]) -> None:
+    """Images in [-1, 1], z = sqrt(alpha_bar) (2 x - 1) + sqrt(1 - alpha_bar) n; Algorithm 1 without its resampling.
+
+    The proposal follows the twist, or the posterior mean of Bayes' rule.
+    """
     count, sigmas, spread, prior_std = 3, (3.0, 1.2, 0.4, 0.0), 0.3, 0.25
     matrix, mean, covariance = normal(3, 4, seed=1), 0.1 * normal(4, seed=2), smooth(2, 2, std=0.3)
     y = normal(1, 3, seed=3)
     numbers = [normal(1, count, *SHAPE, seed=10 + k) for k in range(3)]
 
-    sampler = TDS(schedule=Levels(values=sigmas), ensemble=count, resample_below=0.0, prior_std=prior_std)
+    sampler = cls(schedule=Levels(values=sigmas), ensemble=count, resample_below=0.0, prior_std=prior_std)
+    if isinstance(sampler, SMC):
+        sampler = replace(sampler, proposal=MMPS(iterations=4))
     problem = InverseProblem(Dense(matrix, SHAPE), GaussianNoise(spread), y)
     prior = Remembering(gaussian(mean.reshape(SHAPE), covariance))  # as of a network: grey is its centre
     weights, zero = Weights(1, count, 0.0), torch.zeros(1, 1).double()
-    rng = Scripted([numbers[0], zero, numbers[1], zero, numbers[2]])
+    rng = Keyed([numbers[0], zero, numbers[1], zero, numbers[2]])
     with torch.no_grad():
         found = [(x, weights.log_weights) for x, _, _ in sampler.evolve(problem, prior, rng, weights)]
 
@@ -48,6 +61,12 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
     def clean(z: Tensor, a: float) -> Tensor:
         marginal = a * z_covariance + (1 - a) * torch.eye(4, dtype=torch.float64)
         return (z - (1 - a) * torch.linalg.solve(marginal, z - a**0.5 * z_mean)) / a**0.5
+
+    def posterior_mean(z: Tensor, a: float) -> Tensor:
+        precision = torch.linalg.inv(z_covariance) + a / (1 - a) * torch.eye(4) + matrix.T @ matrix / (4 * noise)
+        away = y[0] - matrix @ torch.full((4,), 0.5, dtype=torch.float64)
+        seen = torch.linalg.solve(z_covariance, z_mean) + a**0.5 / (1 - a) * z + matrix.T @ away / (2 * noise)
+        return torch.linalg.solve(precision, seen)
 
     def log_twist(z: Tensor, a: float) -> Tensor:
         level = (1 - a) / a / 4  # the variance of the noise, for images in [0, 1]
@@ -69,7 +88,8 @@ def test_a_run_equals_the_algorithm_of_the_paper() -> None:
             with torch.enable_grad():
                 leaf = z.clone().requires_grad_(True)
                 (gradient,) = torch.autograd.grad(log_twist(leaf, a), leaf)
-            twisted = plain + b**0.5 * beta / (1 - a) * (1 - a) / a**0.5 * gradient
+            shift = (1 - a) / a**0.5 * gradient if cls is TDS else posterior_mean(z, a) - estimate
+            twisted = plain + b**0.5 * beta / (1 - a) * shift
             following = twisted + variance**0.5 * numbers[k + 1][0, n].flatten()
             ratio = ((following - twisted).square() - (following - plain).square()).sum() / (2 * variance)
             untwisted = log_weight + float(ratio - log_twist(z, a))

@@ -16,7 +16,7 @@ Departures  the authors' twists are this with the noise of y left out and prior_
             p(y | x) over the last twist, is there, without which the limit is another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -31,6 +31,8 @@ from invdiff.samplers.particles.base import ParticleSampler, dot, each_particle,
 from invdiff.samplers.particles.weights import Weights, take
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_vjp
+
+Estimator = Callable[[Tensor, float, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,7 @@ class TDS(ParticleSampler):
         sigmas = self.schedule.levels(prior.scale)
         prior_std = self.prior_std * prior.scale
         curvature = largest_curvature(problem, prior)[:, None]
+        estimate = self.estimator(problem, prior, rng)
         x = prior.start(sigmas[0], rng.normal((self.ensemble, *problem.image_shape)))
         for sigma, after in pairwise(sigmas):
             softness = 1 / (1 + (sigma * prior_std) ** 2 / (sigma**2 + prior_std**2) * curvature)
@@ -72,28 +75,37 @@ class TDS(ParticleSampler):
                 weights.multiply(-nll)  # the twist of this level would come in and go out again
                 yield x, x, after
                 return
-            x0, nll, gradient = self._estimate(problem, prior, x, sigma)
+            x0, nll, pull = estimate(x, sigma, softness)
             weights.multiply(-softness * nll)
             ancestors = weights.resample(rng)
-            x, x0, nll, gradient = (take(values, ancestors) for values in (x, x0, nll, gradient))
+            x, x0, nll, pull = (take(values, ancestors) for values in (x, x0, nll, pull))
 
             shrink = (after / sigma) ** 2
             variance = after**2 * (1 - shrink)
-            shift = -(sigma**2 - after**2) * per_row(softness.flatten(), x) * gradient
+            shift = (1 - shrink) * pull
             noise = rng.normal((self.ensemble, *problem.image_shape))
             x = x0 + shrink * (x - x0) + shift + variance**0.5 * noise
             # log N(x; mean, variance) - log N(x; mean + shift, variance), and the twist, which the next one replaces
             weights.multiply(-dot(shift, shift / 2 + variance**0.5 * noise) / variance + softness * nll)
             yield x, x0, after
 
-    def _estimate(
-        self, problem: InverseProblem, prior: Prior, x: Tensor, sigma: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean estimates of all particles, their negative log-likelihood (R, N), and its gradient by x."""
-        parts = []
-        for index, part in parts_of(x, self.particles_at_once):
-            x0, pull = row_vjp(clean_estimate(prior, sigma, clip=False), part)
-            nll, of_x0 = row_vjp(problem.select(index).nll, x0)
-            parts.append((x0, nll.double(), pull(of_x0(torch.ones_like(nll)))))
-        x0, nll, gradient = (torch.cat(values).unflatten(0, x.shape[:2]) for values in zip(*parts, strict=True))
-        return x0, nll, gradient
+    def estimator(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Estimator:
+        """(x, sigma, softness (R, 1)) -> of all particles (R, N, ...) the clean estimates, their negative
+        log-likelihoods, and how far the clean estimates move towards y in the next step.
+        """
+
+        def estimate(x: Tensor, sigma: float, softness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            parts = []
+            for index, part in parts_of(x, self.particles_at_once):
+                x0, pull = row_vjp(clean_estimate(prior, sigma, clip=False), part)
+                nll, of_x0 = row_vjp(problem.select(index).nll, x0)
+                parts.append((x0, nll.double(), pull(of_x0(torch.ones_like(nll)))))
+            x0, nll, gradient = joined(parts, x)
+            return x0, nll, -(sigma**2) * per_row(softness.flatten(), x) * gradient
+
+        return estimate
+
+
+def joined(parts: list[tuple[Tensor, ...]], x: Tensor) -> Iterator[Tensor]:
+    """What was found for parts of the particles x, (R, N, ...) each."""
+    return (torch.cat(values).unflatten(0, x.shape[:2]) for values in zip(*parts, strict=True))
