@@ -32,8 +32,8 @@ from invdiff.streams import key
 class SMC(TDS):
     """Particle filter with the steps of a guided method: exact as the ensemble grows, whatever the method.
 
-    proposal   a guided method or its name: `mmps`, `tmpd`, `lgd`. Its guided denoiser is used; levels and steps are
-               those of the filter
+    proposal   a guided method, `mmps` with one iteration by default, or its name: `mmps`, `tmpd`, `lgd`. Its guided
+               denoiser is used; levels and steps are those of the filter
 
     schedule, prior_std, ensemble, resample_below, particles_at_once  as in `TDS`
     """

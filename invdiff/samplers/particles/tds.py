@@ -16,7 +16,7 @@ Departures  the authors' twists are this with the noise of y left out and prior_
             p(y | x) over the last twist, is there, without which the limit is another.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -106,6 +106,6 @@ class TDS(ParticleSampler):
         return estimate
 
 
-def joined(parts: list[tuple[Tensor, ...]], x: Tensor) -> Iterator[Tensor]:
+def joined(parts: Sequence[tuple[Tensor, ...]], x: Tensor) -> Iterator[Tensor]:
     """What was found for parts of the particles x, (R, N, ...) each."""
     return (torch.cat(values).unflatten(0, x.shape[:2]) for values in zip(*parts, strict=True))
