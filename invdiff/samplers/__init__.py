@@ -45,6 +45,7 @@ from invdiff.samplers.splitting.dpir import DPIR
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
 from invdiff.samplers.splitting.red import RED
+from invdiff.samplers.variational.dsd import DSD
 from invdiff.samplers.variational.reddiff import REDDiff
 from invdiff.samplers.variational.rsd import RSD
 
@@ -56,6 +57,7 @@ __all__ = [
     "DDRM",
     "DPIR",
     "DPS",
+    "DSD",
     "DSG",
     "EKI",
     "FKC",

@@ -11,6 +11,7 @@ from invdiff.samplers import (
     DAPS,
     DPS,
     DSG,
+    DSD,
     EKI,
     LGD,
     MCG,
@@ -69,6 +70,7 @@ CASES: list[tuple[Sampler, int]] = [
     (RDMC(**SEVEN, inner=5), 7 * (5 + 4) * 2),
     # That of every particle.
     (RSD(**SEVEN, ensemble=3), 3 * (NORM + 7 * 2 + 1)),
+    (DSD(**SEVEN), NORM + 7 * 2 + 1),
     # A call in every update.
     (EKI(schedule=EDM(steps=7), ensemble=128, updates=3), 128 * 3),
     # Two updates of six particles in every step but the first.

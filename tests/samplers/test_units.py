@@ -143,6 +143,7 @@ def test_with_every_schedule(cls: Any, schedule: Any) -> None:
 # These are in the unit of y as published, and have a setting for it.
 PUBLISHED = {
     "dps guidance=published",
+    "dsd data_term=published",
     "flowchef step=published",
     "psld step=published",
     "reddiff data_term=published",

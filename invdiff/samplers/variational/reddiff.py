@@ -34,6 +34,8 @@ from invdiff.samplers.optimisers import Adam
 from invdiff.schedules import VP, Schedule
 from invdiff.shapes import per_row, row_gradient
 
+Distillation = Callable[[Tensor, float, float], tuple[Tensor, Tensor]]
+
 # Weight of the noise difference as a function of sigma / alpha, the inverse root of the signal-to-noise ratio: the
 # paper's choice is `linear`, the others are its ablation.
 WEIGHTINGS: dict[str, Callable[[float], float]] = {
@@ -85,12 +87,21 @@ class REDDiff(Sampler):
             norm = operator_norm(problem, prior)
             lam = lam * mean_variance(problem).sqrt() / (norm * half)
         adam = Adam(mu, self.learning_rate * prior.scale)
+        distilled = self._distillation(prior, noise)
         for sigma, after in pairwise(self.schedule.levels(prior.scale)):
-            x0 = prior.denoise(mu + sigma * noise(), sigma)
+            x0, pull = distilled(mu, sigma, after)
             weight = lam * (WEIGHTINGS[self.weighting](sigma / half) * half / sigma)
-            pull = mu - x0 - self._repulsion(mu, sigma, half)
             mu = adam.step(mu, self._data_gradient(problem, mu, norm) + per_row(weight, mu) * pull)
             yield Step(mu, x0, after)
+
+    def _distillation(self, prior: Prior, noise: Callable[[], Tensor]) -> Distillation:
+        """(mu, level, next level) -> a clean estimate and the gradient of the regulariser, sigma (eps_hat - eps)."""
+
+        def distilled(mu: Tensor, sigma: float, after: float) -> tuple[Tensor, Tensor]:
+            x0 = prior.denoise(mu + sigma * noise(), sigma)
+            return x0, mu - x0 - self._repulsion(mu, sigma, prior.unit)
+
+        return distilled
 
     def _repulsion(self, mu: Tensor, sigma: float, half: float) -> Tensor | float:
         """What keeps particles apart, added to the clean estimates; RED-Diff has one particle."""
