@@ -48,6 +48,7 @@ from invdiff.samplers.splitting.red import RED
 from invdiff.samplers.variational.dsd import DSD
 from invdiff.samplers.variational.reddiff import REDDiff
 from invdiff.samplers.variational.rsd import RSD
+from invdiff.samplers.variational.scorepriorvi import ScorePriorVI
 
 __all__ = [
     "AFDPS",
@@ -95,6 +96,7 @@ __all__ = [
     "RePaint",
     "ReSample",
     "Sampler",
+    "ScorePriorVI",
     "ScoreSDE",
     "Step",
     "all_samplers",

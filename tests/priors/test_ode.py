@@ -8,7 +8,9 @@ from torch import Tensor
 
 from invdiff.contracts.toys import WhitePrior
 from invdiff.priors import GaussianPrior, Prior, load_prior
-from invdiff.priors.ode import generate
+from invdiff.priors.ode import flow_log_prob, generate
+from invdiff.schedules import karras
+from invdiff.shapes import row_gradient
 from invdiff.streams import Streams, key
 
 S, MEAN = 0.25, 0.4
@@ -39,6 +41,19 @@ def test_generate_draws_the_prior() -> None:
 def test_generate_from_a_gaussian_prior(normal: Callable) -> None:
     prior: Prior = GaussianPrior.example()
     assert generate(prior, normal(2, 1, 16, 16, dtype=torch.float32)).isfinite().all()
+
+
+def test_the_flow_has_the_probability_of_a_gaussian() -> None:
+    """And its gradient; the factor 2 pi is left out."""
+    x = 0.4 + torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 1, 3, 4)
+    probe = torch.where(torch.arange(12).reshape(1, 3, 4) % 3 == 0, 1.0, -1.0).double().expand(2, 1, 3, 4)
+    levels = karras(50.0, 0.01, 80, 7.0).flip(0).tolist()
+    prior, variance = WhitePrior(MEAN, S), S**2 + 0.01**2
+    found = flow_log_prob(prior, x, levels, probe)
+    exact = -6 * torch.tensor(variance).log() - (x - MEAN).square().flatten(1).sum(1) / (2 * variance)
+    assert torch.allclose(found, exact, rtol=0.01)
+    gradient = row_gradient(lambda x: flow_log_prob(prior, x, levels, probe), x)
+    assert torch.allclose(gradient, -(x - MEAN) / variance, atol=0.02 * float(gradient.abs().max()))
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from invdiff.samplers import (
     PiGDM,
     REDDiff,
     Sampler,
+    ScorePriorVI,
 )
 from invdiff.schedules import EDM, VP
 
@@ -71,6 +72,8 @@ CASES: list[tuple[Sampler, int]] = [
     # That of every particle.
     (RSD(**SEVEN, ensemble=3), 3 * (NORM + 7 * 2 + 1)),
     (DSD(**SEVEN), NORM + 7 * 2 + 1),
+    # A call and a Jacobian product in every update, and one call for the start.
+    (ScorePriorVI(schedule=EDM(steps=3), updates=5), 5 * 2 + 1),
     # A call in every update.
     (EKI(schedule=EDM(steps=7), ensemble=128, updates=3), 128 * 3),
     # Two updates of six particles in every step but the first.
