@@ -3,7 +3,8 @@
 Paper       Xu, Srinivasa, Liu and Tulsiani, Diverse Score Distillation, CVPR 2025, arXiv:2412.06780, its interpolation,
             for images themselves; theirs generate scenes without a measurement.
 Target      the mode to which the flow of the prior from one random start leads, near the data: a start, not a law. The
-            spread over starts is that of the flow as far as the data leave it, and is no uncertainty.
+            spread over starts is that of the flow as far as the data leave it, and is no uncertainty: in 12 steps on
+            a blurred Gaussian image of 16 pixels the variance is 0.11 to 0.26 of the truth.
 Needs       as RED-Diff: a differentiable operator without steps. No network VJP.
 Cost        per step and sample: 3 forwards, 1 call of the operator and 1 product with its Jacobian; at the last step no
             forwards.
