@@ -5,6 +5,7 @@ from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
 from invdiff.samplers.baselines.myula import MYULA
 from invdiff.samplers.baselines.tv import TV
+from invdiff.samplers.ensemble.aldi import ALDI
 from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.flow.flowdps import FlowDPS
@@ -52,6 +53,7 @@ from invdiff.samplers.variational.scorepriorvi import ScorePriorVI
 
 __all__ = [
     "AFDPS",
+    "ALDI",
     "BFFG",
     "DAPS",
     "DDNM",

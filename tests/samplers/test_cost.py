@@ -8,10 +8,11 @@ from invdiff import Compute, InverseProblem
 from invdiff.contracts.toys import WhitePrior
 from invdiff.operators import GaussianBlur, GaussianNoise
 from invdiff.samplers import (
+    ALDI,
     DAPS,
     DPS,
-    DSG,
     DSD,
+    DSG,
     EKI,
     LGD,
     MCG,
@@ -75,6 +76,7 @@ CASES: list[tuple[Sampler, int]] = [
     # A call and a Jacobian product in every update, and one call for the start.
     (ScorePriorVI(schedule=EDM(steps=3), updates=5), 5 * 2 + 1),
     # A call in every update.
+    (ALDI(schedule=EDM(steps=7), ensemble=128, updates=3), 128 * 3),
     (EKI(schedule=EDM(steps=7), ensemble=128, updates=3), 128 * 3),
     # Two updates of six particles in every step but the first.
     (EnKG(schedule=EDM(steps=7), ensemble=6, ode_steps=3), 6 * 6 * 2),

@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from invdiff.integrators import Heun
@@ -84,3 +86,38 @@ class Data:
     def counts(self) -> Tensor:
         """Measured real numbers of each image, (R, 1)."""
         return measured_numbers(self.problem)[:, None]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The Gaussian of the draws of an ensemble, in coordinates in which it is white; float64.
+
+    An image is mean + z axes. The coordinates may be rotated by rounding, so that no method may tell them apart.
+
+    start  coordinates of the draws, (R, J, K), zero where they do not scatter
+    mean   (R, 1, C, H, W)
+    axes   (R, K, C, H, W), as many as J particles or the pixels allow
+    rank   dimensions in which they scatter, (R, 1, 1)
+    """
+
+    start: Tensor
+    mean: Tensor
+    axes: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Self:
+        """Of draws (R, J, C, H, W)."""
+        mean = x.double().mean(1, keepdim=True)
+        away = (x - mean).flatten(2)
+        most = min(x.shape[1] - 1, away.shape[2])
+        values, vectors = (part[..., -most:] for part in torch.linalg.eigh(away @ away.mT))
+        seen = (values > 1e-9 * values[:, -1:])[:, None]
+        vectors = torch.where(seen, vectors, 0)
+        count = (x.shape[1] - 1) ** 0.5
+        axes = (vectors.mT @ away / count).unflatten(2, x.shape[2:])
+        return cls(count * vectors, mean, axes, seen.sum(2, keepdim=True))
+
+    def images(self, z: Tensor) -> Tensor:
+        """(R, J, K) -> (R, J, C, H, W)."""
+        return self.mean + torch.einsum("rjk,rkchw->rjchw", z, self.axes)
