@@ -15,7 +15,8 @@ from invdiff.operators import (
     SuperResolution,
 )
 from invdiff.problem import simulate
-from invdiff.samplers import EKI, FPS, RDMC, RSD, Sampler
+from invdiff.samplers import ALDI, BFFG, DSD, EKI, FPS, RDMC, RSD, SMC, Sampler, ScorePriorVI
+from invdiff.schedules import EDM
 
 SHAPE = (1, 32, 32)
 
@@ -32,12 +33,19 @@ OPERATORS: dict[str, Operator] = {
     "nonlinear": CallableOperator(lambda x: torch.tanh(2 * x), image_shape=SHAPE),
     "black box": CallableOperator(lambda x: blocks(x) ** 2, differentiable=False, image_shape=SHAPE),
 }
+FIFTY = EDM(steps=50, sigma_max=20.0, sigma_min=0.003)
 # Ensembles need few measurements and a fast prior.
 CASES: dict[str, tuple[Sampler, str, tuple[str, ...]]] = {
+    "aldi": (ALDI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
+    "bffg": (BFFG(ensemble=16), "digits", ("mask", "SVD")),
+    "dsd": (DSD(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "eki": (EKI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
     "fps": (FPS(ensemble=4), "digits", ("mask", "SVD")),
     "rdmc": (RDMC(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "rsd": (RSD(ensemble=2), "digits", ("mask", "SVD", "linear", "nonlinear")),
+    "scorepriorvi": (ScorePriorVI(), "digits_mixture", ("mask", "SVD", "linear", "nonlinear")),
+    "smc": (SMC(ensemble=8, schedule=FIFTY), "digits", ("mask", "SVD", "linear")),
+    "smc of lgd": (SMC(ensemble=8, schedule=FIFTY, proposal="lgd"), "digits", ("mask", "nonlinear")),
 }
 
 
