@@ -51,9 +51,9 @@ def test_the_flow_has_the_probability_of_a_gaussian() -> None:
     prior, variance = WhitePrior(MEAN, S), S**2 + 0.01**2
     found = flow_log_prob(prior, x, levels, probe)
     exact = -6 * torch.tensor(variance).log() - (x - MEAN).square().flatten(1).sum(1) / (2 * variance)
-    assert torch.allclose(found, exact, rtol=0.01)
+    assert torch.allclose(found, exact, rtol=0.02)
     gradient = row_gradient(lambda x: flow_log_prob(prior, x, levels, probe), x)
-    assert torch.allclose(gradient, -(x - MEAN) / variance, atol=0.02 * float(gradient.abs().max()))
+    assert torch.allclose(gradient, -(x - MEAN) / variance, atol=0.03 * float(gradient.abs().max()))
 
 
 @pytest.mark.slow
