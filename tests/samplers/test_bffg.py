@@ -91,7 +91,7 @@ def test_the_posterior_of_gaussian_images() -> None:
     centre = torch.linalg.solve(precision, torch.full((4,), 8.0, dtype=torch.float64) + matrix.T @ y[0] / 0.04)
     for prior_std in (0.25, 0.4):
         sampler = BFFG(
-            schedule=EDM(steps=40, sigma_max=20.0, sigma_min=0.01),
+            schedule=EDM(steps=100, sigma_max=20.0, sigma_min=0.01),
             ensemble=1000,
             particles_at_once=100_000,
             prior_std=prior_std,
