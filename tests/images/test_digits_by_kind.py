@@ -37,7 +37,7 @@ FIFTY = EDM(steps=50, sigma_max=20.0, sigma_min=0.003)
 # Ensembles need few measurements and a fast prior.
 CASES: dict[str, tuple[Sampler, str, tuple[str, ...]]] = {
     "aldi": (ALDI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
-    "bffg": (BFFG(ensemble=16), "digits", ("mask", "SVD")),
+    "bffg": (BFFG(ensemble=16), "digits", ("mask",)),
     "dsd": (DSD(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "eki": (EKI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
     "fps": (FPS(ensemble=4), "digits", ("mask", "SVD")),

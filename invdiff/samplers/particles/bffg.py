@@ -6,7 +6,8 @@ Paper       van der Meulen and Schauer, Automatic Backward Filtering Forward Gui
             Continuous-Discrete Smoothing of Diffusions, EJS 2021, arXiv:1712.03807.
 Target      p(x | y) under the discrete chain of ancestral steps, exactly as the ensemble grows, for any auxiliary
             process and any number of steps; more steps bring that chain's own law to the prior's. With 6 particles
-            and 10 levels the variance is 0.54 to 0.85 of the truth on a blurred Gaussian image of 16 pixels.
+            and 10 levels the variance is 0.54 to 0.85 of the truth on a blurred Gaussian image of 16 pixels. On digits
+            at a quarter of the resolution 16 particles are too few: mean square error 0.033, first guess 0.024.
 Needs       a linear operator with its singular value decomposition, and Gaussian noise.
 Cost        per step and particle: 1 forward. No VJPs.
 Form        in a coordinate c of the decomposition, measured as u = s c + noise of variance w, the auxiliary images are
