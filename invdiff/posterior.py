@@ -1,7 +1,8 @@
 """The result of a sampler: samples, their statistics, and their cost."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ class Cost:
     decodes: int = 0
     decode_vjps: int = 0
     encodes: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name, for files; calls of a codec only where there were any."""
+        found = asdict(self)
+        of_codec = ("decodes", "decode_vjps", "encodes")
+        return {name: value for name, value in found.items() if name not in of_codec or any(found[n] for n in of_codec)}
 
     def __add__(self, other: "Cost") -> "Cost":
         """Of both, one after the other."""

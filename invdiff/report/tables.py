@@ -71,8 +71,9 @@ def scores_in_words(metrics: dict[str, Any], title: str) -> tuple[list[Table], l
     more = {heading: key for heading, key in more.items() if key in metrics["mean"]}
     second = [_scores(metrics, {"image": "name", **more}, "samples, PSNR in dB")] if more else []
     cost = metrics["cost"]
+    of_codec = f"{cost['decodes']} decodings, {cost['decode_vjps']} VJPs of the decoder, " if "decodes" in cost else ""
     lines = [
-        f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, "
+        f"{cost['forwards']} network calls, {cost['vjps']} VJPs, {cost['operator_calls']} operator calls, {of_codec}"
         f"{cost['seconds']:.1f} s, {cost['peak_memory_mb']:.0f} MB",
         "energy score, CRPS: lower is better · spread / error: 1 is right · misfit: 1 fits to the noise",
         "PSNR in dB, of the posterior mean and of the first guess, which uses no prior",

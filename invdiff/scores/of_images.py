@@ -1,7 +1,7 @@
 """Scores of a batch of reconstructions, as `metrics.json` states them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -204,7 +204,7 @@ def evaluate(
         "images": images,
         "mean": means,
         "standard_error": errors,
-        "cost": asdict(posterior.cost),
+        "cost": posterior.cost.as_dict(),
         "notes": notes,
     }
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from invdiff.benchmark.budget import Budget
 from invdiff.benchmark.grid import Entry, Grid, Measurements
 from invdiff.benchmark.store import Store
@@ -14,6 +16,7 @@ from invdiff.samplers import Auto
 Run = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_equal_settings_are_one_row_under_all_their_names(grid: Grid, run: Run, tmp_path: Path) -> None:
     """`auto` chooses MomentDraw here; `long` is another run until a budget gives it the steps of the others."""
     auto = Auto().resolve(Measurements(grid, grid.tasks[1]).problem([0]), grid.prior)[0]

@@ -63,6 +63,7 @@ def test_a_row_for_each_sample(grid: Grid, run: Run, tmp_path: Path) -> None:
     assert {row["sampler"] for row in Store(tmp_path).all_records().values()} == {"dps", "daps"}
 
 
+@pytest.mark.slow
 def test_the_same_measurements_for_all(grid: Grid, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[Tensor]] = {}
     for cls in (DPS, DAPS):
@@ -112,6 +113,7 @@ def test_nothing_is_computed_twice(grid: Grid, run: Run, rows: Run, tmp_path: Pa
     assert Store(tmp_path).table() == before
 
 
+@pytest.mark.slow
 def test_more_images_are_added(grid: Grid, run: Run, rows: Run, first_images: Run, tmp_path: Path) -> None:
     run(grid, tmp_path / "whole")
     assert run(first_images(grid, 3), tmp_path / "grown").rows == ROWS * 3 // 5
@@ -140,6 +142,7 @@ def test_other_settings_do_not_mix(grid: Grid, run: Run, rows: Run, tmp_path: Pa
     assert [row for row in rows(tmp_path).to_pylist() if row["run"] in known] == before.to_pylist()
 
 
+@pytest.mark.slow
 def test_another_image_under_the_same_number(grid: Grid, run: Run, tmp_path: Path) -> None:
     run(grid, tmp_path)
     keys = ["another", *grid.images.keys[1:]]
@@ -411,6 +414,7 @@ def test_equal_network_calls(grid: Grid, run: Run, tmp_path: Path) -> None:
     assert run(grid, tmp_path, vjp_weight=2.0).rows == 0
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_by_a_resumed_run(
     grid: Grid, run: Run, rows: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +439,7 @@ def test_a_budget_that_is_what_the_sampler_does_anyway(grid: Grid, run: Run, tmp
     assert run(grid, tmp_path).rows == 10, "computed twice"
 
 
+@pytest.mark.slow
 def test_the_measured_columns_are_the_only_ones_that_differ(grid: Grid, run: Run, tmp_path: Path) -> None:
     run(grid, tmp_path / "a", vjp_weight=None)
     run(grid, tmp_path / "b", vjp_weight=None)

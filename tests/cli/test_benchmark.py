@@ -77,6 +77,7 @@ def test_a_grid_and_the_same_command_again(benchmark: Run) -> None:
     assert stored() == before
 
 
+@pytest.mark.slow
 def test_what_is_in_effect_is_on_the_page_and_changes_no_run(benchmark: Run) -> None:
     """Inpainting of which nothing is said keeps 0.3 of the pixels; its fingerprint is that of what was said."""
     assert benchmark("operators=[inpainting]").code == 0
@@ -85,6 +86,7 @@ def test_what_is_in_effect_is_on_the_page_and_changes_no_run(benchmark: Run) -> 
         assert record["settings"]["operator"]["keep"] is None
 
 
+@pytest.mark.slow
 def test_at_a_budget_the_cost_of_a_sample_is_the_budget(benchmark: Run) -> None:
     done = benchmark("operators=[denoising]", "budget.calls=[12]", "budget.own=false")
     assert (done.code, done.err) == (0, "")
@@ -168,6 +170,7 @@ def test_a_folder_that_another_run_has(benchmark: Run) -> None:
             os.close(end)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_record(benchmark: Run) -> None:
     """Found before anything is computed, and not in the way of the pages at the end."""
     words = ("operators=[denoising]", "samplers=[{dps:{schedule:{steps:2}}}]")
@@ -178,6 +181,7 @@ def test_a_file_that_is_no_record(benchmark: Run) -> None:
     assert done.err == "invdiff: runs/x.json is damaged: moved to damaged/, the record of the run is made again\n"
 
 
+@pytest.mark.slow
 def test_without_what_fid_needs_it_says_so_before_it_begins(
     benchmark: Run, second_batch: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

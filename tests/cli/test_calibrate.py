@@ -62,6 +62,7 @@ def test_reconstruct_names_the_command_that_measures_and_then_states_its_result(
     assert notes["calibration"]["images"] == 40
 
 
+@pytest.mark.slow
 def test_images_of_a_folder_are_the_truths(invdiff: Callable, gaussian: list[str], tmp_path: Path) -> None:
     (tmp_path / "slices").mkdir()
     for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (22, 5, 5), dtype=np.uint8)):

@@ -249,6 +249,7 @@ def test_bad_input(invdiff: Run, files: Run, words: list[str], said: list[str]) 
     assert files() == before
 
 
+@pytest.mark.slow
 def test_help(invdiff: Run) -> None:
     done = invdiff("check-operator", "--help")
     assert (done.code, done.err) == (0, "")

@@ -200,6 +200,7 @@ def test_the_hash_of_a_well_known_file(invdiff: Run, tmp_path: Path) -> None:
 # -- the published experiments on a network of the DPS paper's kind ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [

@@ -34,6 +34,7 @@ def test_version(invdiff: Run, words: list[str]) -> None:
     assert invdiff(*words).out == f"invdiff {__version__}\n"
 
 
+@pytest.mark.slow
 def test_help_of_reconstruct(invdiff: Run) -> None:
     done = invdiff("reconstruct", "--help")
     assert (done.code, done.err) == (0, "")
@@ -51,6 +52,7 @@ def test_help_of_reconstruct(invdiff: Run) -> None:
     assert "zeta: " in invdiff("reconstruct", "sampler=dps", "--help").out
 
 
+@pytest.mark.slow
 def test_help_of_train(invdiff: Run) -> None:
     done = invdiff("train", "--help")
     assert (done.code, done.err) == (0, "")
@@ -132,6 +134,7 @@ def test_waiting_threads_give_up_their_core_soon_unless_told_otherwise(
     assert os.environ.get("GOMP_SPINCOUNT") == waits
 
 
+@pytest.mark.slow
 def test_what_the_package_exports_is_there_when_it_is_asked_for() -> None:
     """Though importing it imports nothing slow."""
     code = (
@@ -145,6 +148,7 @@ def test_what_the_package_exports_is_there_when_it_is_asked_for() -> None:
     assert (done.stdout, done.stderr) == ("module 'invdiff' has no attribute 'nothing'\n", "")
 
 
+@pytest.mark.slow
 def test_help_of_names(invdiff: Run) -> None:
     done = invdiff("help", "ct", "daps", "quantisation")
     assert (done.code, done.err) == (0, "")
@@ -164,6 +168,7 @@ def test_help_of_names(invdiff: Run) -> None:
     assert "did you mean samplers?" in invdiff("list", "sampler").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options"),
     [

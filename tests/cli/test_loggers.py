@@ -41,6 +41,7 @@ def scalars(found: Any, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in found.Scalars(tag)]
 
 
+@pytest.mark.slow
 def test_a_benchmark_in_tensorboard(invdiff: Run) -> None:
     done = invdiff(*BENCHMARK, "log=[tensorboard]")
     assert (done.code, done.err) == (0, "")

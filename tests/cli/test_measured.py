@@ -30,6 +30,7 @@ def image(tmp_path: object, digits: np.ndarray) -> np.ndarray:
     return np.maximum(digits[0], 3) / 255
 
 
+@pytest.mark.slow
 def test_exact_zeros_of_y_are_the_mask(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
     np.save("y.npy", np.where(MASK, image, 0))
     np.save("nan.npy", np.where(MASK, image, np.nan))
@@ -69,6 +70,7 @@ def test_a_stated_draw_is_a_choice(reconstruct: Run, image: np.ndarray) -> None:
     assert "leaves some of it out" in reconstruct(*words, "operator.keep=0.5").out
 
 
+@pytest.mark.slow
 def test_kspace_in_an_array(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
     """Its mask is told by its zeros, its coil maps by its centre; sampled everywhere, no line is left out."""
     lines = torch.ones(32, dtype=torch.bool)
@@ -118,6 +120,7 @@ def test_a_picture_is_refused_where_the_prior_has_another_unit(
     assert "a.tif: read as the measurement itself\n" in done.out
 
 
+@pytest.mark.slow
 def test_a_picture_is_y_itself(reconstruct: Run, digits: np.ndarray, arrays: Run, metrics: Run) -> None:
     """Grey and in disguise, restored in grey levels, scored by truth=."""
     Image.fromarray(digits[0]).save("a.png")
@@ -148,6 +151,7 @@ def test_a_folder_of_pictures(reconstruct: Run, digits: np.ndarray, arrays: Run,
     np.testing.assert_allclose(kept["y"][:, 0], digits[[1, 0, 2]] / 255, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_input_is_said_to_simulate(reconstruct: Run, digits: np.ndarray, arrays: Run) -> None:
     Image.fromarray(digits[0].astype(np.uint16) * 16).save("twelve.png")
     done = reconstruct("input=twelve.png", "operator=denoising", "num_samples=1")
@@ -199,6 +203,7 @@ def test_a_photograph_goes_on_outside_its_frame(reconstruct: Run, arrays: Run) -
     assert OmegaConf.load("own/config.yaml").operator.boundary == "zero"
 
 
+@pytest.mark.slow
 def test_coil_maps_are_estimated_in_numpy_order(reconstruct: Run, image: np.ndarray, arrays: Run) -> None:
     """The same scan in both conventions gives the same image, mask and maps told by y."""
     coils = simulated_maps(4, (32, 32))[0].to(torch.complex64) * torch.from_numpy(image).float()

@@ -76,6 +76,7 @@ def pictures_of(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if name != "comparison.png"}  # its title has the seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["daps", "momentdraw"])  # the second one gives conditional means
 @pytest.mark.usefixtures("without_comparison")
 def test_resumed_after_ctrl_c(

@@ -139,6 +139,7 @@ def test_folder(reconstruct: Run, tmp_path: Path, pictures: Path, files: Run, me
     is_picture(tmp_path / "out/comparison.png", (1500, 800))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_names_stay_apart(reconstruct: Run, pictures: Path, arrays: Load) -> None:
     with Image.open(pictures / "a.png") as image:
@@ -151,6 +152,7 @@ def test_names_stay_apart(reconstruct: Run, pictures: Path, arrays: Load) -> Non
     assert all(name in done.out for name in names)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_in_the_same_folder(reconstruct: Run, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "out/samples").mkdir(parents=True)
     (tmp_path / "out/samples/mine_000.png").write_bytes(b"kept")
@@ -175,6 +177,7 @@ def test_seeds(reconstruct: Run, pictures: Path, arrays: Load) -> None:
     assert not np.array_equal(runs["first"]["samples"][0, 0], runs["first"]["samples"][0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_comparison")
 def test_image_i_depends_on_nothing_but_seed_and_i(reconstruct: Run, pictures: Path, arrays: Load) -> None:
     """The first image alone, in a folder, with more samples, and in other chunks: same measurement, same samples."""
@@ -220,6 +223,7 @@ def test_the_saved_configuration_repeats_the_run(
 # -- one sample, no truth, other channels ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_sample_has_no_spread(reconstruct: Run, pictures: Path, metrics: Load, arrays: Load, files: Run) -> None:
     done = reconstruct("input=pictures/a.png", "num_samples=1")
     assert (done.code, done.err) == (0, "")

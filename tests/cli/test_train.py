@@ -118,6 +118,7 @@ def test_interrupted(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["step"] for row in rows()] == [5, 8]
 
 
+@pytest.mark.slow
 def test_folder_and_tar(train: Run, images: np.ndarray) -> None:
     Path("folder").mkdir()
     for i, image in enumerate(images):

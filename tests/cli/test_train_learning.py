@@ -47,6 +47,7 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("made/log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_from_masked_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) -> None:
     done = train("prior=mixture", "data=images.npz", "operator.keep=0.5", "noise.sigma=0.02")
     assert (done.code, done.err) == (0, "")

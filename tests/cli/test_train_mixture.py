@@ -41,6 +41,7 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("made/log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_from_images_to_a_reconstruction(train: Run, invdiff: Run, arrays: Run) -> None:
     done = train("data=images.npz", "size=8", "mixture.iterations=3", "mixture.tolerance=0")
     assert (done.code, done.err) == (0, "")
@@ -136,6 +137,7 @@ def test_errors_teach(train: Run, words: tuple[str, ...], error: str) -> None:
     assert not Path("made").exists()
 
 
+@pytest.mark.slow
 def test_a_fit_and_a_network_do_not_share_a_folder(train: Run) -> None:
     train("data=images.npz", "mixture.iterations=1")
     done = train("data=images.npz", "mixture.components=3")
@@ -147,12 +149,14 @@ def test_a_fit_and_a_network_do_not_share_a_folder(train: Run) -> None:
     assert done.err == "invdiff: error: made/checkpoint.pt holds another network: a mixture, no network\n"
 
 
+@pytest.mark.slow
 def test_help_names_both(invdiff: Run) -> None:
     done = invdiff("train", "--help")
     assert "prior=mixture" in done.out
     assert "components: 100" in done.out
 
 
+@pytest.mark.slow
 def test_fields_in_units_of_their_own(train: Run, invdiff: Run) -> None:
     rng = np.random.default_rng(0)
     fields = 280 + 20 * np.sin(np.linspace(0, 6, 16) + rng.uniform(0, 6, (40, 1)))[:, None] * np.ones((16, 1))

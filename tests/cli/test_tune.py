@@ -82,6 +82,7 @@ def test_what_it_finds_the_other_commands_take(tune: Run, invdiff: Run, files: C
     assert OmegaConf.load("picture/config.yaml").sampler == OmegaConf.load("out/sampler/best.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_picture")
 def test_published_settings_that_no_budget_reaches_are_left_out_and_it_says_so(tune: Run) -> None:
     done = tune("trials=2")
@@ -235,6 +236,7 @@ def test_without_optuna_it_says_what_to_install(tune: Run, monkeypatch: pytest.M
     )
 
 
+@pytest.mark.slow
 def test_help_of_tune(invdiff: Run) -> None:
     done = invdiff("tune", "sampler=reddiff", "--help")
     assert (done.code, done.err) == (0, "")

@@ -165,6 +165,7 @@ def test_no_mutant_survives(
     assert not survives(SAMPLERS[name], laws[name])
 
 
+@pytest.mark.slow
 def test_noise_times_root_two_is_seen_in_every_sampler(
     sampler_name: str, known_laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
 ) -> None:

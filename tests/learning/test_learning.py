@@ -70,6 +70,7 @@ def distance(prior: LowRankMixturePrior, reference: Tensor) -> float:
 # -- what it learns ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mixture_is_recovered_from_masked_images(tmp_path: Path) -> None:
     """The distance to the truth falls from round to round, and ends near that of two sets of true images."""
     truth = three_lines()
@@ -98,6 +99,7 @@ def projected(truth: GaussianPrior, count: int, seed: int) -> InverseProblem:
     return InverseProblem(operator, GaussianNoise(0.01), operator(x) + 0.01 * torch.randn(count, 2, generator=rng))
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_recovered_from_random_projections(tmp_path: Path) -> None:
     """Unseen measurements are nearly as likely as under the truth: 0.2 of what the first guess lacks is left."""
     root = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double()
