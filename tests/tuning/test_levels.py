@@ -55,7 +55,7 @@ def test_levels_of_the_flow_are_even_in_the_angle(prior: GaussianPrior) -> None:
 
 def test_fitted_levels_are_better_than_those_of_edm(prior: GaussianPrior) -> None:
     """Euler's steps on the flow; the deviation of images is S."""
-    start = dict(sigma_max=5.0, sigma_min=0.02)
+    start = {"sigma_max": 5.0, "sigma_min": 0.02}
     x = 0.4 + (S**2 + 25.0) ** 0.5 * torch.ones(1, 1, 3, 3, dtype=torch.float64)
 
     def missed(levels: list[float]) -> float:
