@@ -1,4 +1,4 @@
-"""TV, wavelets, graph Laplacian and MYULA: whole runs by other code, the minimiser, the law without TV, and budgets of network calls."""
+"""Baselines without a network: whole runs by other code, the minimiser, the law without TV, and budgets of calls."""
 
 import numpy as np
 import pytest
