@@ -117,6 +117,7 @@ class Table(Schedule):
     steps: Count
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))  # a configuration has lists
         check_fields(self, "schedule")
         falling = all(low < high for high, low in pairwise(self.values))
         if len(self.values) < 2 or not falling or not self.values[-1] > 0:

@@ -60,7 +60,8 @@ class DPMSolverV3(Integrator):
         def rest(x: Tensor, sigma: float) -> Tensor:
             return denoise(x, sigma) - float(np.interp(-log(sigma), times, linear)) * x
 
-        drift, offset = [], []
+        drift: list[float] = []
+        offset: list[float] = []
         for sigma, t in zip(levels, times, strict=True):
             x, after = images + sigma * noise, exp(-t - AHEAD)
             r = rest(x, sigma)

@@ -84,7 +84,9 @@ def diffusion_cost(prior: Prior, levels: NDArray[np.float64], draws: int, seed: 
 
 def flow_cost(prior: Prior, levels: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
     """(n, n): the error of an Euler step from level i to level j > i; infinite elsewhere."""
-    x, slopes, states = levels[0] * _streams(prior, draws, seed).normal(), [], []
+    x = levels[0] * _streams(prior, draws, seed).normal()
+    states: list[Tensor] = []
+    slopes: list[Tensor] = []
     denoise = centred(prior.denoise, prior.scale, prior.centre)
     for sigma, after in pairwise([*levels.tolist(), 0.0]):
         states.append(x)
@@ -101,7 +103,8 @@ def flow_cost(prior: Prior, levels: NDArray[np.float64], draws: int, seed: int) 
 
 def cheapest(cost: NDArray[np.float64], steps: int) -> list[int]:
     """The indices of the path of `steps` nodes from the first to the last that costs least."""
-    total, came = np.full(len(cost), np.inf), []
+    total = np.full(len(cost), np.inf)
+    came: list[NDArray[np.intp]] = []
     total[0] = 0.0
     for _ in range(steps - 1):
         sums = total[:, None] + cost
