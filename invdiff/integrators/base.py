@@ -53,7 +53,7 @@ class Integrator(ABC):
                 the flow depend on it
         """
         factor = per_row(scale, x) if isinstance(scale, Tensor) else scale
-        middle = torch.as_tensor(centre).to(x)
+        middle = torch.as_tensor(centre, dtype=x.dtype, device=x.device)
         for u, u0, sigma in self.steps(centred(denoise, scale, centre), (x - middle) / factor, sigmas, noise):
             yield middle + factor * u, middle + factor * u0, scale * sigma
 
@@ -81,7 +81,8 @@ def centred(denoise: Callable[[Tensor, Any], Tensor], scale: Any, centre: Tensor
     """
 
     def scaled(u: Tensor, sigma: float) -> Tensor:
-        factor, middle = per_row(scale, u) if isinstance(scale, Tensor) else scale, torch.as_tensor(centre).to(u)
+        factor = per_row(scale, u) if isinstance(scale, Tensor) else scale
+        middle = torch.as_tensor(centre, dtype=u.dtype, device=u.device)
         return (denoise(middle + factor * u, scale * sigma) - middle) / factor
 
     return scaled

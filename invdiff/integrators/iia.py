@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class IIA(Integrator):
         return cls(levels=tuple(levels), weights=tuple(weights))
 
     def steps(self, denoise: Denoiser, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Iterator[Walked]:
-        if not torch.allclose(torch.tensor(sigmas[: len(self.levels)]), torch.tensor(self.levels[: len(sigmas)])):
+        if len(sigmas) > len(self.levels) or not np.allclose(sigmas, self.levels[: len(sigmas)]):
             raise ValueError(f"iia: it was fitted at the levels {self.levels}, got {tuple(sigmas)}; fit it at these")
         found: list[Tensor] = []
         kept = max(map(len, self.weights), default=0)

@@ -117,7 +117,7 @@ def test_space_variant_tv_is_weighted_by_its_first_half() -> None:
     tau, sigma, bar = 0.2 / 3.0 / 8**0.5, 3.0 / 0.2 / 8**0.5, first[-1]
     for k in range(4):
         p = p + sigma * d @ bar
-        p *= np.minimum(1, weight / np.hypot(*p.T))[:, None]
+        p *= (weight / np.maximum(weight, np.hypot(*p.T)))[:, None]
         pulled = x - tau * np.einsum("kai,ka->i", d, p) + tau * a.T @ y / SIGMA**2
         new = np.linalg.solve(np.eye(12) + tau * a.T @ a / SIGMA**2, pulled)
         x, bar = new, 2 * new - x

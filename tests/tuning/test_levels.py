@@ -7,18 +7,28 @@ import pytest
 import torch
 
 from helpers import gaussian
-from invdiff.integrators import DDIM
+from invdiff.integrators import DDIM, Integrator
 from invdiff.io import BadInput
 from invdiff.priors import GaussianPrior
 from invdiff.schedules import EDM, Table
 from invdiff.tuning.levels import cheapest, diffusion_cost, fit_dpm_v3, fit_iia, fit_levels
 
-S = 0.2
+S = 0.3  # in units of `Prior.scale`
+ENDS = {"sigma_max": 5.0, "sigma_min": 0.02}
 
 
 @pytest.fixture(scope="module")
 def prior() -> GaussianPrior:
-    return gaussian(torch.full((1, 3, 3), 0.4), S**2 * torch.eye(9))
+    prior = gaussian(torch.full((1, 3, 3), 0.4), 0.2**2 * torch.eye(9))
+    prior.unit = 0.1 / S
+    return prior
+
+
+def missed(integrator: Integrator, levels: list[float], prior: GaussianPrior) -> float:
+    """Distance to the end of the flow, over `Prior.scale`."""
+    x = 0.4 + prior.scale * (S**2 + levels[0] ** 2) ** 0.5 * torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    end = integrator.end(prior.denoise, x, levels, lambda: x, prior.scale, prior.centre)
+    return abs(float((end - 0.4).mean()) / prior.scale - (S**2 + levels[-1] ** 2) ** 0.5)
 
 
 def test_the_bound_is_that_of_a_gaussian(prior: GaussianPrior) -> None:
@@ -46,7 +56,7 @@ def test_the_path_is_the_cheapest() -> None:
 
 def test_levels_of_the_flow_are_even_in_the_angle(prior: GaussianPrior) -> None:
     """Euler's steps on a Gaussian are shortest in sum where arctan(sigma / S) moves evenly."""
-    found = fit_levels(prior, 8, by="flow", sigma_max=5.0, sigma_min=0.02, draws=4)
+    found = fit_levels(prior, 8, by="flow", draws=4, **ENDS)
     turns = -np.diff(np.arctan(np.array(found.values) / S))
     assert found.values[0] == pytest.approx(5.0)
     assert found.values[-1] == pytest.approx(0.02)
@@ -54,16 +64,10 @@ def test_levels_of_the_flow_are_even_in_the_angle(prior: GaussianPrior) -> None:
 
 
 def test_fitted_levels_are_better_than_those_of_edm(prior: GaussianPrior) -> None:
-    """Euler's steps on the flow; the deviation of images is S."""
-    start = {"sigma_max": 5.0, "sigma_min": 0.02}
-    x = 0.4 + (S**2 + 25.0) ** 0.5 * torch.ones(1, 1, 3, 3, dtype=torch.float64)
-
-    def missed(levels: list[float]) -> float:
-        end = DDIM(eta=0.0).end(prior.denoise, x, levels, lambda: x, 1.0)
-        return abs(float((end - 0.4).mean()) - (S**2 + 0.02**2) ** 0.5)
-
-    fitted = fit_levels(prior, 8, by="flow", draws=4, **start)
-    assert missed(fitted.sigmas().tolist()[:-1]) < 0.8 * missed(EDM(steps=8, **start).sigmas().tolist()[:-1])
+    """For Euler's steps on the flow."""
+    fitted, edm = fit_levels(prior, 8, by="flow", draws=4, **ENDS), EDM(steps=8, **ENDS)
+    found, usual = (missed(DDIM(eta=0.0), schedule.sigmas().tolist()[:-1], prior) for schedule in (fitted, edm))
+    assert found < 0.8 * usual
 
 
 def test_a_table_is_a_schedule() -> None:
@@ -78,17 +82,11 @@ def test_a_table_is_a_schedule() -> None:
 
 def test_integrators_fitted_to_a_prior(prior: GaussianPrior) -> None:
     """Both learn that the flow is affine: nearer to its end than Euler's steps by far."""
-    schedule = EDM(steps=6, sigma_max=5.0, sigma_min=0.02)
+    schedule = EDM(steps=6, **ENDS)
     levels = schedule.sigmas().tolist()[:-1]
-    x = 0.4 + (S**2 + 25.0) ** 0.5 * torch.ones(1, 1, 3, 3, dtype=torch.float64)
-
-    def missed(integrator: object) -> float:
-        end = integrator.end(prior.denoise, x, levels, lambda: x, prior.scale, prior.centre)  # type: ignore[attr-defined]
-        return abs(float((end - 0.4).mean()) - (S**2 + 0.02**2) ** 0.5)
-
-    euler = missed(DDIM(eta=0.0))
-    assert missed(fit_dpm_v3(prior, schedule)) < 0.3 * euler
-    assert missed(fit_iia(prior, schedule)) < 0.3 * euler
+    euler = missed(DDIM(eta=0.0), levels, prior)
+    assert missed(fit_dpm_v3(prior, schedule, draws=2000), levels, prior) < 0.3 * euler
+    assert missed(fit_iia(prior, schedule), levels, prior) < 0.3 * euler
 
 
 def test_the_number_of_levels_is_checked(prior: GaussianPrior) -> None:
