@@ -7,7 +7,8 @@ Form        dx/dt = D - x = -(1 - l) x + r with r = D - l x. l is taken out exac
             DPM-Solver++.
 Departures  l, s and b are numbers, theirs one for each pixel. l, the mean of the diagonal of the Jacobian of D, comes
             from E|x0 - D|^2 = sigma^2 tr(dD/dx), which is exact for exact denoisers, theirs from products with the
-            Jacobian. No corrector and no pseudo-order. The step to level 0 ends at D.
+            Jacobian. s is shrunk where the rest is small. No corrector and no pseudo-order. The step to level 0 ends
+            at D.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from invdiff.integrators.base import Denoiser, Integrator, Noise, Walked
 
 POINTS = 33  # of the integrals over a step
 AHEAD = 0.02  # in time, of the differences that give dr/dt
+LEAST = 0.01  # share of the variance of D below which the rest is the chance of few images, and its drift is not used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ class DPMSolverV3(Integrator):
             x0 = r + float(np.interp(t, times, linear)) * x
             change = (rest(x + (after / sigma - 1) * (x - x0), after) - r) / AHEAD
             away = r - r.mean()
-            drift.append(float((away * change).mean() / away.square().mean().clamp(min=1e-20)))
+            size = away.square().mean() + LEAST * x0.var()
+            drift.append(float((away * change).mean() / size))
             offset.append(float(change.mean()) - drift[-1] * float(r.mean()))
         return cls(levels=tuple(levels), linear=tuple(linear), drift=tuple(drift), offset=tuple(offset), order=order)
 

@@ -35,7 +35,8 @@ class GraphLa(Sampler):
     """Graph Laplacian about the image of `tv`; one image, no posterior; linear operators, Gaussian noise.
 
     iterations  of the primal-dual algorithm, half of them for the image of `tv`
-    weight      of |L x|_1 in the negative logarithm of the posterior, for images of range 1
+    weight      of |L x|_1 in the negative logarithm of the posterior, for images of range 1. Digits, noise 0.05:
+                18.3 dB in inpainting, 19.5 in blur, below the 18.8 and 20.5 of `tv`
     tv_weight   of TV in the image that the graph is built on
     width       difference of two pixels at which their edge has the weight 1 / e, for images of range 1
     window      pixels at most this many rows and columns apart are neighbours

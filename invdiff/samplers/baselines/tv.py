@@ -40,7 +40,8 @@ class TV(Sampler):
                 digits in inpainting and blur; 5 gains 2 dB in CT and 0.4 dB in MRI, and loses 1 dB in blur
     ratio       step of the image, for images of range 1, over that of the dual field, for weight 1; their product is
                 1 / |D|^2
-    space_variant  the second half of the iterations has a weight for each pixel, low where the first half found edges
+    space_variant  the second half of the iterations has a weight for each pixel, low where the first half found edges.
+                Digits lose 0.8 dB in inpainting and 0.6 in blur; the paper's gains are in CT
     """
 
     requires = Needs(linear=True, gaussian_noise=True, images=True)

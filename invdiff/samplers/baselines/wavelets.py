@@ -33,7 +33,8 @@ class Wavelets(Sampler):
 
     iterations  of the primal-dual algorithm
     weight      of |W x|_1 in the negative logarithm of the posterior, for images of range 1; the weight against
-                |y - A x|^2 / 2 is this times sigma_y^2
+                |y - A x|^2 / 2 is this times sigma_y^2. Digits, noise 0.05: 14.5 dB in inpainting with 1 and 2, 14.3
+                with 8, where `tv` has 18.8; in blur 19.1 with 2, 17.6 with 8, `tv` 20.5
     scales      of the transform: details of 1, 2, 4 ... pixels
     ratio       step of the image, for images of range 1, over that of the dual field, for weight 1
     """
@@ -43,7 +44,7 @@ class Wavelets(Sampler):
     small: ClassVar = {"iterations": 20, "scales": 2}
 
     iterations: Count = 300
-    weight: Positive = 4.0
+    weight: Positive = 1.0
     scales: Count = 3
     ratio: Positive = 0.1
 
