@@ -3,8 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,6 +102,31 @@ class Straight(Schedule):
     def sigmas(self) -> Tensor:
         t = torch.linspace(self.t_max, 0, self.steps + 1, dtype=torch.float64)
         return 0.5 * t / (1 - t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Schedule):
+    """Levels of a table, such as those that `invdiff.tuning.levels.fit_levels` finds for a prior.
+
+    values  falling, above 0, image units of pictures in [0, 1]
+    steps   levels; with another number than that of `values`, the logarithm of the level is interpolated over its
+            place in the table (Sabour et al., Align Your Steps, ICML 2024, arXiv:2404.14507, section 4)
+    """
+
+    values: tuple[float, ...]
+    steps: Count
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))  # a configuration has lists
+        check_fields(self, "schedule")
+        falling = all(low < high for high, low in pairwise(self.values))
+        if len(self.values) < 2 or not falling or not self.values[-1] > 0:
+            raise ValueError(f"schedule: values must be 2 or more falling levels > 0, got {self.values}")
+
+    def sigmas(self) -> Tensor:
+        places = np.linspace(0, len(self.values) - 1, self.steps)
+        logs = np.interp(places, np.arange(len(self.values)), np.log(self.values))
+        return torch.tensor([*np.exp(logs), 0.0], dtype=torch.float64)
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Tensor:

@@ -29,7 +29,7 @@ def generate(
     low, high = (level / prior.scale for level in prior.sigma_range)
     levels = [*karras(high, low, steps, rho).tolist(), 0.0]
     x = prior.start(prior.scale * high, noise)
-    for moved, _, _ in Heun().walk(prior.denoise, x, levels, lambda: noise, prior.scale):
+    for moved, _, _ in Heun().walk(prior.denoise, x, levels, lambda: noise, prior.scale, prior.centre):
         x = moved
         if on_step is not None:
             on_step(x)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from invdiff.ranges import check_fields
@@ -36,27 +37,52 @@ class Integrator(ABC):
         """
 
     def walk(
-        self, denoise: Callable[[Tensor, Any], Tensor], x: Tensor, sigmas: Sequence[float], noise: Noise, scale: Any
+        self,
+        denoise: Callable[[Tensor, Any], Tensor],
+        x: Tensor,
+        sigmas: Sequence[float],
+        noise: Noise,
+        scale: Any,
+        centre: Tensor | float = 0.0,
     ) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """`steps` for images of another scale: x, the estimates and the levels that D sees are in the unit of x.
 
         sigmas  of pictures in [0, 1]
         scale   how much larger the unit of x is, `Prior.scale`: a float, or one for each image, (B,)
+        centre  what `steps` sees as 0, `Prior.centre`, broadcastable to x: methods that take an affine map of x out of
+                the flow depend on it
         """
         factor = per_row(scale, x) if isinstance(scale, Tensor) else scale
-
-        def scaled(u: Tensor, sigma: float) -> Tensor:
-            return denoise(factor * u, scale * sigma) / factor
-
-        for u, u0, sigma in self.steps(scaled, x / factor, sigmas, noise):
-            yield factor * u, factor * u0, scale * sigma
+        middle = torch.as_tensor(centre, dtype=x.dtype, device=x.device)
+        for u, u0, sigma in self.steps(centred(denoise, scale, centre), (x - middle) / factor, sigmas, noise):
+            yield middle + factor * u, middle + factor * u0, scale * sigma
 
     def end(
-        self, denoise: Callable[[Tensor, Any], Tensor], x: Tensor, sigmas: Sequence[float], noise: Noise, scale: Any
+        self,
+        denoise: Callable[[Tensor, Any], Tensor],
+        x: Tensor,
+        sigmas: Sequence[float],
+        noise: Noise,
+        scale: Any,
+        centre: Tensor | float = 0.0,
     ) -> Tensor:
         """Where `walk` ends."""
-        return deque(self.walk(denoise, x, sigmas, noise, scale), maxlen=1).pop()[0]
+        return deque(self.walk(denoise, x, sigmas, noise, scale, centre), maxlen=1).pop()[0]
 
     def calls(self, steps: int, *, to_zero: bool = True) -> int:
         """How often `walk` calls D over so many steps, the last one to 0 or not."""
         return steps
+
+
+def centred(denoise: Callable[[Tensor, Any], Tensor], scale: Any, centre: Tensor | float) -> Denoiser:
+    """D for images about 0 with levels of pictures in [0, 1], as `Integrator.steps` sees it.
+
+    scale, centre  as in `Integrator.walk`
+    """
+
+    def scaled(u: Tensor, sigma: float) -> Tensor:
+        factor = per_row(scale, u) if isinstance(scale, Tensor) else scale
+        middle = torch.as_tensor(centre, dtype=u.dtype, device=u.device)
+        return (denoise(middle + factor * u, scale * sigma) - middle) / factor
+
+    return scaled

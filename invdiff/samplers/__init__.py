@@ -3,8 +3,10 @@
 from invdiff.engine.step import Step
 from invdiff.samplers.auto import Auto
 from invdiff.samplers.base import Needs, Sampler, all_samplers
+from invdiff.samplers.baselines.graphla import GraphLa
 from invdiff.samplers.baselines.myula import MYULA
 from invdiff.samplers.baselines.tv import TV
+from invdiff.samplers.baselines.wavelets import Wavelets
 from invdiff.samplers.ensemble.aldi import ALDI
 from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
@@ -86,6 +88,7 @@ __all__ = [
     "FlowChef",
     "FlowDPS",
     "Flower",
+    "GraphLa",
     "LanPaint",
     "MCGDiff",
     "MomentDraw",
@@ -101,6 +104,7 @@ __all__ = [
     "ScorePriorVI",
     "ScoreSDE",
     "Step",
+    "Wavelets",
     "all_samplers",
     "compose",
     "settings_for",

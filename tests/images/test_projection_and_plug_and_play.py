@@ -11,7 +11,21 @@ from helpers import mean_psnr
 from invdiff import Compute, InverseProblem, simulate
 from invdiff.operators import CT, MRI, GaussianBlur, GaussianNoise, Inpainting, Operator, SuperResolution
 from invdiff.priors import Prior
-from invdiff.samplers import DDNM, DDRM, DPIR, ILVR, MYULA, RED, TV, DiffPIR, RePaint, Sampler, ScoreSDE
+from invdiff.samplers import (
+    DDNM,
+    DDRM,
+    DPIR,
+    ILVR,
+    MYULA,
+    RED,
+    TV,
+    DiffPIR,
+    GraphLa,
+    RePaint,
+    Sampler,
+    ScoreSDE,
+    Wavelets,
+)
 
 QUIET = Compute(device="cpu", progress=False)
 OPERATORS: dict[str, tuple[Operator, float]] = {
@@ -21,7 +35,20 @@ OPERATORS: dict[str, tuple[Operator, float]] = {
     "mri": (MRI(acceleration=4), 0.05),
     "ct": (CT(views=30), 0.6),
 }
-SAMPLERS: list[Sampler] = [DDRM(), DDNM(), RePaint(), ILVR(), ScoreSDE(), DiffPIR(), DPIR(), RED(), TV(), MYULA()]
+SAMPLERS: list[Sampler] = [
+    DDRM(),
+    DDNM(),
+    RePaint(),
+    ILVR(),
+    ScoreSDE(),
+    DiffPIR(),
+    DPIR(),
+    RED(),
+    TV(),
+    Wavelets(),
+    GraphLa(),
+    MYULA(),
+]
 QUICK = {("ddrm", "mask"), ("dpir", "blur"), ("tv", "blur")}  # the others take more than a second
 # dB over the first guess. Where 64 numbers are measured of 1024, interpolation is better than total variation, and than
 # the one image of red.

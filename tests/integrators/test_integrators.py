@@ -1,7 +1,10 @@
 """Integrators: order of convergence and law on a Gaussian, formulas of a step, calls, scale, and use in samplers."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
-from math import exp, log, log2, sqrt
+from math import atan, exp, log, log2, sqrt
+from typing import Literal
 
 import pytest
 import torch
@@ -9,7 +12,21 @@ from torch import Tensor
 
 from helpers import Dense, Normals, affine_law, gaussian, normal, smooth
 from invdiff import InverseProblem
-from invdiff.integrators import DDIM, DEIS, ERSDE, NAMED, DPMSolver, Heun, Integrator, named
+from invdiff.integrators import (
+    BDIA,
+    DDIM,
+    DEIS,
+    ERSDE,
+    IIA,
+    NAMED,
+    Conjugate,
+    DPMSolver,
+    DPMSolverV3,
+    Heun,
+    Integrator,
+    centred,
+    named,
+)
 from invdiff.integrators.deis import adams_bashforth
 from invdiff.operators import GaussianNoise
 from invdiff.samplers import DAPS, MMPS, PnPDM
@@ -17,7 +34,7 @@ from invdiff.schedules import EDM, karras
 
 S, MEAN, HIGH, LOW = 0.25, 0.4, 5.0, 0.02
 NOISY = {name: NAMED[name] for name in ("ancestral", "dpm_2m_sde", "er_sde")} | {"churn": Heun(churn=20.0)}
-FLOWS = {"euler": 1, "heun": 2, "dpm_2m": 2, "dpm_3m": 3, "deis": 3}
+FLOWS = {"euler": 1, "heun": 2, "dpm_2m": 2, "dpm_3m": 3, "deis": 3, "bdia": 1}
 
 
 class Gaussian:
@@ -47,6 +64,34 @@ def test_order_of_convergence(name: str, order: int) -> None:
     errors = [error(NAMED[name], steps) for steps in (64, 128, 256)]
     slopes = [log2(a / b) for a, b in pairwise(errors)]
     assert all(order - 0.25 < slope < order + 0.25 for slope in slopes), slopes
+
+
+def statistics(order: Literal[1, 2]) -> DPMSolverV3:
+    """Of other Gaussian images: MEAN is off 0, so that there is a rest."""
+    images = MEAN + 0.6 * S * normal(50, 1, 4, 4, seed=1)
+    return DPMSolverV3.fitted(Gaussian(), images, normal(50, 1, 4, 4, seed=2), karras(6.0, 0.01, 40), order=order)
+
+
+def fitted(steps: int) -> IIA:
+    return IIA.fitted(Gaussian(), MEAN + HIGH * normal(9, 1, 2, 2, seed=1), karras(HIGH, LOW, steps + 1), order=2)
+
+
+@pytest.mark.parametrize(
+    ("made", "order"),
+    [
+        (lambda _: Conjugate(order=1, spread=0.4), 1),
+        (lambda _: Conjugate(order=2, spread=0.4), 2),
+        (lambda _: Conjugate(order=3, spread=0.4), 3),
+        (lambda _: BDIA(gamma=1.0), 2),
+        (lambda _: statistics(1), 1),
+        (lambda _: statistics(2), 2),
+        (fitted, 2),
+    ],
+    ids=["conjugate", "conjugate 2", "conjugate 3", "bdia", "dpm_v3", "dpm_v3 2", "iia"],
+)
+def test_order_of_convergence_with_settings(made: Callable[[int], Integrator], order: int) -> None:
+    slope = log2(error(made(48), 48) / error(made(96), 96))
+    assert order - 0.25 < slope < order + 0.75, slope
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -86,6 +131,22 @@ def test_steps_are_the_formulas() -> None:
     assert two_steps(DEIS(order=2)) == pytest.approx(
         first + (r - s) * n1 + (r - s) ** 2 / 2 * (n0 - n1) / (t - s), abs=1e-6
     )
+    # Conjugate: the angle moves on, v stays; in the coordinates of Karras et al. with sigma_data = c.
+    c = 0.8
+    v = (d0 - c**2 / (c**2 + t**2) * x) / (t * c / sqrt(c**2 + t**2))
+    turned = x / sqrt(c**2 + t**2) - (atan(s / c) - atan(t / c)) * v
+    next(estimates)
+    conjugate = Conjugate(order=1, spread=c)
+    assert float(conjugate.end(lambda *_: d0 * one, x * one, [t, s], no_noise, 1.0)) == pytest.approx(
+        sqrt(c**2 + s**2) * turned, abs=1e-6
+    )
+    next(estimates)
+    # BDIA: the step back from level s to t is subtracted, the step from t to s that was made is added.
+    first = x + (s - t) * (x - d0) / t
+    n1 = (first - d1) / s
+    assert two_steps(BDIA(gamma=0.3)) == pytest.approx(
+        first + (r - s) * n1 + 0.3 * (x - (first + (t - s) * n1)), abs=1e-6
+    )
     # Heun's slope is the mean of two; the last estimate is taken at the end of the step.
     assert float(Heun().end(lambda *_: next(estimates), x * one, [t, s], lambda: one, 1.0)) == pytest.approx(
         x + (s - t) / 2 * ((x - d0) / t + (x + (s - t) * (x - d0) / t - d1) / s), abs=1e-6
@@ -95,6 +156,67 @@ def test_steps_are_the_formulas() -> None:
 def test_weights_of_adams_bashforth_are_those_of_equal_steps() -> None:
     found = adams_bashforth([3.0, 4.0, 5.0, 6.0], 2.0)
     assert found == pytest.approx([-55 / 24, 59 / 24, -37 / 24, 9 / 24])
+
+
+def test_a_flow_that_is_affine_is_solved_in_one_step() -> None:
+    """Images about 0, of the deviation of the conjugate integrator, or that the statistics saw."""
+    denoise = centred(Gaussian(), 1.0, MEAN)
+    images = S * normal(2000, 1, 1, 1, seed=1)
+    solver = DPMSolverV3.fitted(denoise, images, normal(2000, 1, 1, 1, seed=2), karras(6.0, 0.01, 50), order=1)
+    solver = replace(solver, drift=(0.0,) * 50, offset=(0.0,) * 50)  # there is no rest but noise
+    for integrator, tolerance in ((Conjugate(spread=S), 1e-9), (solver, 0.05)):
+        found = integrator.end(Gaussian(), MEAN + torch.full((1, 1), HIGH).double(), [HIGH, 0.3], no_noise, 1.0, MEAN)
+        assert float(found) - MEAN == pytest.approx(HIGH * sqrt((S**2 + 0.09) / (S**2 + HIGH**2)), rel=tolerance)
+
+
+def test_statistics_of_zero_are_dpm_solver() -> None:
+    x, levels, zeros = normal(2, 1, 2, 2, seed=1), karras(HIGH, LOW, 6).tolist(), (0.0, 0.0)
+    solver = DPMSolverV3(levels=(9.0, 0.01), linear=zeros, drift=zeros, offset=zeros)
+    found = solver.end(Gaussian(), x, levels, no_noise, 1.0)
+    assert (found - DPMSolver(order=2).end(Gaussian(), x, levels, no_noise, 1.0)).abs().max() < 1e-3
+
+
+def test_a_drift_of_the_rest_is_followed() -> None:
+    """D = s-th power of time: r grows by s, from b / s at the start; order 1 follows it."""
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return torch.ones_like(x) * (3.0 * sigma**-0.7 - 2.0 / 0.7)
+
+    solver = DPMSolverV3(levels=(9.0, 0.01), linear=(0.0, 0.0), drift=(0.7, 0.7), offset=(2.0, 2.0), order=1)
+    x, sigmas = torch.full((1, 1), 4.0).double(), karras(2.0, 0.5, 300).tolist()
+    assert float(solver.end(denoise, x, [2.0, 0.5], no_noise, 1.0)) == pytest.approx(
+        float(DPMSolver(order=2).end(denoise, x, sigmas, no_noise, 1.0)), rel=1e-3
+    )
+
+
+def test_bdia_is_reversed_exactly() -> None:
+    x, levels = normal(2, 1, 2, 2, seed=1), karras(HIGH, LOW, 8).tolist()
+    for gamma in (0.5, 1.0):
+        walked = [u for u, *_ in BDIA(gamma=gamma).walk(curved, x, levels, no_noise, 1.0)]
+        assert (BDIA(gamma=gamma).back(curved, walked[-1], walked[-2], levels) - x).abs().max() < 1e-10
+
+
+def curved(x: Tensor, sigma: float) -> Tensor:
+    return Gaussian()(x, sigma) + 0.1 * (6 * x).sin()
+
+
+def test_weights_of_iia_are_those_of_least_squares() -> None:
+    """Of the second step, against a fine walk from where the first one ended; other levels are refused."""
+    (t, s, r), x = (5.0, 2.0, 1.0), HIGH * normal(30, 1, 2, 2, seed=1)
+    integrator = IIA.fitted(curved, x, [t, s, r], order=2, finer=50)
+    first = (x - curved(x, t)) / t
+    x = x + (s - t) * first
+    second = (x - curved(x, s)) / s
+    exact = Heun().end(curved, x, karras(s, r, 400).tolist(), no_noise, 1.0)
+    wanted, change = exact - x - (r - s) * second, second - first
+    assert integrator.weights == (
+        (),
+        (pytest.approx(float((wanted * change).sum() / change.square().sum()), rel=1e-3),),
+    )
+    ended = integrator.end(curved, HIGH * normal(30, 1, 2, 2, seed=1), [t, s, r], no_noise, 1.0)
+    assert torch.allclose(ended, x + (r - s) * second + integrator.weights[1][0] * change)
+    with pytest.raises(ValueError, match="iia: it was fitted at the levels"):
+        integrator.end(curved, x, [s, r], no_noise, 1.0)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -118,11 +240,12 @@ def test_images_of_another_scale(name: str, scale: float | Tensor) -> None:
 
     def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
         level = sigma.reshape(-1, 1, 1, 1) if isinstance(sigma, Tensor) else sigma
-        return factor * Gaussian()(x / factor, level / factor)  # type: ignore[operator,arg-type]
+        return 3 + factor * Gaussian()((x - 3) / factor, level / factor)  # type: ignore[operator,arg-type]
 
-    plain = NAMED[name].end(Gaussian(), x, levels, Normals(3, (1, 2, 2)).normal, 1.0)
-    scaled = NAMED[name].end(denoise, factor * x, levels, Normals(3, (1, 2, 2)).normal, scale)
-    assert torch.allclose(scaled, factor * plain, rtol=1e-6)
+    plain = NAMED[name].end(Gaussian(), x, levels, Normals(3, (1, 2, 2)).normal, 1.0, 0.4)
+    centre = 3 + 0.4 * factor
+    scaled = NAMED[name].end(denoise, 3 + factor * x, levels, Normals(3, (1, 2, 2)).normal, scale, centre)
+    assert torch.allclose(scaled, 3 + factor * plain, rtol=1e-6)
 
 
 # -- in samplers -------------------------------------------------------------------------------------------------------
@@ -138,7 +261,7 @@ def test_a_name_stands_for_an_integrator() -> None:
         DPMSolver(order=5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [*FLOWS, "ancestral", "er_sde"])
+@pytest.mark.parametrize("name", [*FLOWS, "ancestral", "er_sde", "conjugate"])
 def test_mmps_draws_the_posterior_of_a_gaussian_with_any_integrator(name: str) -> None:
     """Levels that are fine enough, and a solver that converges: mean and covariance are the exact ones."""
     prior = gaussian(0.5 + 0.1 * normal(1, 2, 2, seed=3), smooth(2, 2, std=0.4))

@@ -108,7 +108,7 @@ def names(group: str) -> list[str]:
 
 
 # No paper has settings of these for images in pixels, or none that could be verified.
-UNPUBLISHED = {"eki", "flowchef", "lgd", "momentdraw", "myula", "rdmc", "rsd", "tmpd", "tv"}
+UNPUBLISHED = {"eki", "flowchef", "graphla", "lgd", "momentdraw", "myula", "rdmc", "rsd", "tmpd", "tv", "wavelets"}
 
 
 @pytest.mark.parametrize("name", sorted(set(all_samplers()) - UNPUBLISHED))

@@ -55,7 +55,7 @@ class Guided(Sampler):
         x = prior.start(scale * sigmas[0], rng.normal())
         for run, times in self._parts(sigmas):
             for left in reversed(range(times)):
-                for moved, x0, sigma in integrator.walk(estimate, x, run, rng.normal, scale):
+                for moved, x0, sigma in integrator.walk(estimate, x, run, rng.normal, scale, prior.centre):
                     x = moved
                     if sigma == 0 and self.ends_explained and problem.operator.linear:
                         x = explained(problem, x, scale)

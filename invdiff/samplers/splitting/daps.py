@@ -87,7 +87,8 @@ class DAPS(Sampler):
         conditional = chosen(self.inner, problem, rng, self.chain_steps, self.step_size, self.momentum, scale)
         for k, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             levels = self._ode_levels(sigma / scale)
-            x0_hat = named(self.integrator).end(prior.denoise, x, levels, rng.normal, scale)  # step 1: where x flows to
+            # Step 1: where x flows to.
+            x0_hat = named(self.integrator).end(prior.denoise, x, levels, rng.normal, scale, prior.centre)
             width = conditional_std(sigma, self.prior_std, scale)
             spread = conditional_std(sigma, self.draw_std or self.prior_std, scale)
             target = Conditional(problem, x0_hat, width, self.tau, spread)

@@ -99,7 +99,7 @@ class PnPDM(Sampler):
             z = likelihood.draw(
                 Conditional(problem, x, factor * levels[0]), rng, self.step_size and prior.scale**2 * self.step_size
             )
-            x = named(self.integrator).end(prior.denoise, z, levels, rng.normal, factor)
+            x = named(self.integrator).end(prior.denoise, z, levels, rng.normal, factor, prior.centre)
             yield Step(x, x, 0.0)
 
     def _shrink(self, problem: InverseProblem, prior: Prior) -> Tensor:
