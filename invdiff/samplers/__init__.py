@@ -14,6 +14,7 @@ from invdiff.samplers.guidance.dps import DPS
 from invdiff.samplers.guidance.dsg import DSG
 from invdiff.samplers.guidance.flowchef import FlowChef
 from invdiff.samplers.guidance.lgd import LGD
+from invdiff.samplers.guidance.lmaps import LMAPS
 from invdiff.samplers.guidance.mcg import MCG
 from invdiff.samplers.guidance.mmps import MMPS
 from invdiff.samplers.guidance.momentdraw import MomentDraw
@@ -59,6 +60,7 @@ __all__ = [
     "FPS",
     "ILVR",
     "LGD",
+    "LMAPS",
     "MCG",
     "MMPS",
     "MYULA",
