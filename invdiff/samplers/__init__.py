@@ -19,6 +19,7 @@ from invdiff.samplers.guidance.mcg import MCG
 from invdiff.samplers.guidance.mmps import MMPS
 from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
+from invdiff.samplers.guidance.sag import SAG
 from invdiff.samplers.guidance.sitcom import SITCOM
 from invdiff.samplers.guidance.tmpd import TMPD
 from invdiff.samplers.latent.psld import PSLD
@@ -68,6 +69,7 @@ __all__ = [
     "RDMC",
     "RED",
     "RSD",
+    "SAG",
     "SITCOM",
     "STSL",
     "TDS",
