@@ -16,6 +16,7 @@ from invdiff.samplers.guidance.flowchef import FlowChef
 from invdiff.samplers.guidance.lgd import LGD
 from invdiff.samplers.guidance.lmaps import LMAPS
 from invdiff.samplers.guidance.mcg import MCG
+from invdiff.samplers.guidance.mgps import MGPS
 from invdiff.samplers.guidance.mmps import MMPS
 from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
@@ -63,6 +64,7 @@ __all__ = [
     "LGD",
     "LMAPS",
     "MCG",
+    "MGPS",
     "MMPS",
     "MYULA",
     "PSLD",
