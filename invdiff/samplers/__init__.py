@@ -11,6 +11,7 @@ from invdiff.samplers.flow.flowdps import FlowDPS
 from invdiff.samplers.flow.flower import Flower
 from invdiff.samplers.flow.pnpflow import PnPFlow
 from invdiff.samplers.guidance.dps import DPS
+from invdiff.samplers.guidance.dreamguider import Dreamguider
 from invdiff.samplers.guidance.dsg import DSG
 from invdiff.samplers.guidance.flowchef import FlowChef
 from invdiff.samplers.guidance.lgd import LGD
@@ -79,6 +80,7 @@ __all__ = [
     "TV",
     "Auto",
     "DiffPIR",
+    "Dreamguider",
     "EnKG",
     "FlowChef",
     "FlowDPS",
