@@ -2,11 +2,10 @@
 
 Paper       Nair and Patel, Dreamguider: Improved Training Free Diffusion-Based Conditional Generation, 2024,
             arXiv:2406.02549. Their code is not public, and the constants c and d below are in no public text that we
-            know of: 1 each.
+            know of: ours.
 Target      none that is known: the misfit pulls without a Jacobian, so that pixels that y says nothing about follow by
             the denoiser alone. Biased at any number of steps: on a blurred Gaussian image of 16 pixels the
-            variances are 0.88 to 5 times the truth and means up to 1 standard deviation off, at the
-            default settings.
+            variances are 0.88 to 1.2 of the truth and means up to 0.2 standard deviations off, at the default settings.
 Needs       a differentiable operator; any noise, and a prior without gradients.
 Cost        per step and sample: 1 forward, 1 call of the operator and 1 product with its Jacobian, and 2 calls for the
             longest step; of a linear operator a call, an adjoint and a `solve` at the end.
@@ -42,7 +41,8 @@ class Dreamguider(Sampler):
     """Distance over gradients: guidance without a VJP and without a weight to tune; any differentiable operator.
 
     schedule  noise levels
-    low       c, weight of the gradient by the clean estimate, which counts at low noise
+    low       c, weight of the gradient by the clean estimate, which counts at low noise. With 1 data stay unexplained:
+              misfit 3.4 on inpainted digits in 100 steps, variances of Gaussian images up to 5 times the truth
     high      d, weight of the gradient by the noise estimate, which counts at high noise
     bounded   no step longer than the noise of y warrants
     """
@@ -52,7 +52,7 @@ class Dreamguider(Sampler):
     small: ClassVar = {"schedule": EDM(steps=10, sigma_max=10.0, sigma_min=0.02)}
 
     schedule: Schedule = EDM(steps=100, sigma_max=5.0, sigma_min=0.01)
-    low: NotNegative = 1.0
+    low: NotNegative = 10.0
     high: NotNegative = 1.0
     bounded: bool = True
 
