@@ -4,8 +4,8 @@ Paper       Zhang et al., Local MAP Sampling for Diffusion Models, ICML 2026, ar
             the trajectory, an isotropic covariance in proportion to sigma^2, descent of a few steps, new noise.
 Target      none that is known: x0 is the mode of p(x0 | x, y), not a draw, so that what y leaves open is too sure; but
             the covariance is wider than that of images, and y is trusted more than its noise allows. Biased at any
-            number of steps, on Gaussians too: on a blurred one of 16 pixels the
-            variances are 0.42 to 0.48 of the truth, at the default settings.
+            number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.42 to 0.48
+            of the truth, at the default settings.
 Needs       a differentiable operator without steps; any noise, and a prior without gradients.
 Cost        per step and sample: 1 forward; with a linear operator and Gaussian noise a call, an adjoint and a `solve`,
             or 30 iterations of conjugate gradients; else twice `iterations` calls and products with the Jacobian.

@@ -4,8 +4,8 @@ Paper       Moufad et al., Variational Diffusion Posterior Sampling with Midpoin
             Algorithm 1.
 Target      p(x | y), approximately: the likelihood is taken at D(x_m), m < s, where the denoiser is nearer to x0 than
             at the level of x, and x_m given x and y for a Gaussian, whose mean a few steps leave unfinished. Biased at
-            any number of steps, on Gaussians too: on a blurred one of 16 pixels the
-            variances are 0.82 to 3.9 times the truth and means up to 1.1 standard deviations off, at the default settings.
+            any number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.82 to 3.9 times
+            the truth and means up to 1.1 standard deviations off, at the default settings.
 Needs       a differentiable operator without steps and a differentiable prior; nonlinear operators and any noise.
 Cost        per step and sample but the last: 1 + 2 `iterations` forwards, 2 `iterations` VJPs; of the operator a call
             and a product with its Jacobian for each VJP. The last one is a forward.
