@@ -47,6 +47,7 @@ from invdiff.samplers.splitting.dpir import DPIR
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
 from invdiff.samplers.splitting.red import RED
+from invdiff.samplers.variational.dflow import DFlow
 from invdiff.samplers.variational.reddiff import REDDiff
 from invdiff.samplers.variational.rsd import RSD
 
@@ -79,6 +80,7 @@ __all__ = [
     "TMPD",
     "TV",
     "Auto",
+    "DFlow",
     "DiffPIR",
     "Dreamguider",
     "EnKG",

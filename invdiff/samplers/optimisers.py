@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invdiff.shapes import nonzero, per_row, row_dot
+from invdiff.shapes import nonzero, per_row, row_dot, row_norm
 
 
 class Adam:
@@ -53,3 +53,48 @@ def conjugate_descent(
             share = row_dot(fresh, fresh - gradient) / nonzero(row_dot(gradient, gradient))
             gradient, direction = fresh, per_row(share.clamp(min=0), x) * direction - fresh
     return x
+
+
+class LBFGS:
+    """The limited-memory method of Broyden, Fletcher, Goldfarb and Shanno with halved steps; rows never mix.
+
+    Nocedal and Wright, Numerical Optimization, 2006, algorithm 7.4. A row whose value does not fall far enough along
+    its step (Armijo, 1e-4 of what the slope says) stays, and tries half of the length the next time.
+
+    value, gradient  at x, (R,) and shaped like x
+    memory           how many steps are remembered
+    first            root mean square of the first step
+    """
+
+    def __init__(self, x: Tensor, value: Tensor, gradient: Tensor, *, memory: int = 10, first: float = 0.1) -> None:
+        self.x, self.value, self.gradient, self.memory = x, value, gradient, memory
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scale = first * x[0].numel() ** 0.5 / nonzero(row_norm(gradient))  # of the inverse Hessian
+        self.length = torch.ones_like(value)
+
+    def trial(self) -> Tensor:
+        """Where to evaluate next, shaped like x."""
+        direction, shares = self.gradient, []
+        for step, change, inverse in reversed(self.pairs):
+            shares.append(inverse * row_dot(step, direction))
+            direction = direction - per_row(shares[-1], change) * change
+        direction = per_row(self.scale, direction) * direction
+        for (step, change, inverse), share in zip(self.pairs, reversed(shares), strict=True):
+            direction = direction + per_row(share - inverse * row_dot(change, direction), step) * step
+        return self.x - per_row(self.length, direction) * direction
+
+    def report(self, trial: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """Take the value and the gradient at the trial; which rows moved there, (R,)."""
+        step, change = trial - self.x, gradient - self.gradient
+        fall = 1e-4 * row_dot(step, self.gradient).clamp(max=0)  # by rounding, a step may point uphill
+        moved = ~(value > self.value + fall)  # NaN moves on, and is seen
+        product = row_dot(step, change)
+        convex = moved & (product > 1e-12)  # of a function whose values matter to 1 or so; below is rounding
+        # A row that stays or finds no convexity remembers nothing: its pair has no weight.
+        self.pairs = [*self.pairs, (step, change, torch.where(convex, 1 / nonzero(product), 0))][-self.memory :]
+        self.scale = torch.where(convex, product / nonzero(row_dot(change, change)), self.scale)
+        self.length = torch.where(moved, 1.0, self.length / 2)
+        where = per_row(moved, trial)
+        self.x, self.gradient = torch.where(where, trial, self.x), torch.where(where, gradient, self.gradient)
+        self.value = torch.where(moved, value, self.value)
+        return moved
