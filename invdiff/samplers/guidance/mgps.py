@@ -6,6 +6,8 @@ Target      p(x | y), approximately: the likelihood is taken at D(x_m), m < s, w
             at the level of x, and x_m given x and y for a Gaussian, whose mean a few steps leave unfinished. Biased at
             any number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.82 to 3.9 times
             the truth and means up to 1.1 standard deviations off, at the default settings.
+            Precise data stay unexplained in part: misfit 7.2 on 30 % of the pixels of digits at noise 0.05, 5.7 on sums
+            along their rows, 1.5 on x + x^2.
 Needs       a differentiable operator without steps and a differentiable prior; nonlinear operators and any noise.
 Cost        per step and sample but the last: 1 + 2 `iterations` forwards, 2 `iterations` VJPs; of the operator a call
             and a product with its Jacobian for each VJP. The last one is a forward.
