@@ -4,8 +4,8 @@ Paper       Pan et al., Towards Accurate Guided Diffusion Sampling through Sympl
             arXiv:2312.12030, Algorithm 1.
 Target      p(x | y), approximately: the likelihood is taken at X, where the flow leads x in a few steps of Euler, in
             place of DPS's posterior mean: an image, not an average of images. Not averaged over p(x0 | x) either:
-            biased at any number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.16 to 0.89
-            of the truth and means up to 0.4 standard deviations off, at the default settings.
+            biased at any number of steps, on Gaussians too: on a blurred one of 16 pixels the variances are 0.16 to
+            0.89 of the truth and means up to 0.4 standard deviations off, at the default settings.
 Needs       a differentiable operator and a differentiable prior; nonlinear operators allowed.
 Cost        per step and sample: 2 `calls` forwards, `calls` VJPs; of the operator a call, a product with its Jacobian,
             and 2 calls for the length of the step. Memory of one call of the network, whatever `calls`.
