@@ -14,13 +14,17 @@ from invdiff.samplers.flow.flowdps import FlowDPS
 from invdiff.samplers.flow.flower import Flower
 from invdiff.samplers.flow.pnpflow import PnPFlow
 from invdiff.samplers.guidance.dps import DPS
+from invdiff.samplers.guidance.dreamguider import Dreamguider
 from invdiff.samplers.guidance.dsg import DSG
 from invdiff.samplers.guidance.flowchef import FlowChef
 from invdiff.samplers.guidance.lgd import LGD
+from invdiff.samplers.guidance.lmaps import LMAPS
 from invdiff.samplers.guidance.mcg import MCG
+from invdiff.samplers.guidance.mgps import MGPS
 from invdiff.samplers.guidance.mmps import MMPS
 from invdiff.samplers.guidance.momentdraw import MomentDraw
 from invdiff.samplers.guidance.pigdm import PiGDM
+from invdiff.samplers.guidance.sag import SAG
 from invdiff.samplers.guidance.sitcom import SITCOM
 from invdiff.samplers.guidance.tmpd import TMPD
 from invdiff.samplers.latent.psld import PSLD
@@ -48,6 +52,7 @@ from invdiff.samplers.splitting.dpir import DPIR
 from invdiff.samplers.splitting.lanpaint import LanPaint
 from invdiff.samplers.splitting.pnpdm import PnPDM
 from invdiff.samplers.splitting.red import RED
+from invdiff.samplers.variational.dflow import DFlow
 from invdiff.samplers.variational.dsd import DSD
 from invdiff.samplers.variational.reddiff import REDDiff
 from invdiff.samplers.variational.rsd import RSD
@@ -69,13 +74,16 @@ __all__ = [
     "FPS",
     "ILVR",
     "LGD",
+    "LMAPS",
     "MCG",
+    "MGPS",
     "MMPS",
     "MYULA",
     "PSLD",
     "RDMC",
     "RED",
     "RSD",
+    "SAG",
     "SITCOM",
     "SMC",
     "STSL",
@@ -83,7 +91,9 @@ __all__ = [
     "TMPD",
     "TV",
     "Auto",
+    "DFlow",
     "DiffPIR",
+    "Dreamguider",
     "EnKG",
     "FlowChef",
     "FlowDPS",

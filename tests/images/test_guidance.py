@@ -8,7 +8,7 @@ from invdiff import Compute, InverseProblem
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting, Operator, as_operator
 from invdiff.priors import Prior
 from invdiff.problem import simulate
-from invdiff.samplers import DSG, LGD, SITCOM, TMPD, FlowChef, FlowDPS, Flower, PnPFlow, Sampler
+from invdiff.samplers import DSG, LGD, LMAPS, SITCOM, TMPD, FlowChef, FlowDPS, Flower, PnPFlow, Sampler
 from invdiff.schedules import EDM
 
 SHORT = EDM(steps=40, sigma_max=10.0, sigma_min=0.003)
@@ -24,6 +24,7 @@ SAMPLERS = [
     FlowDPS(),
     Flower(),
     LGD(schedule=SHORT),
+    LMAPS(),
     SITCOM(iterations=10),
     PnPFlow(),
     TMPD(schedule=SHORT),

@@ -15,12 +15,17 @@ from invdiff.samplers import (
     DSG,
     EKI,
     LGD,
+    LMAPS,
     MCG,
+    MGPS,
     MMPS,
     RDMC,
     RSD,
+    SAG,
     SITCOM,
     TMPD,
+    DFlow,
+    Dreamguider,
     EnKG,
     FlowChef,
     MomentDraw,
@@ -57,7 +62,14 @@ CASES: list[tuple[Sampler, int]] = [
     (LGD(**SEVEN, draws=3), 7 * (3 * 2 + 2) + 3),
     # A call and a Jacobian product; two calls more for the longest step, where there is noise to replace.
     (DSG(**SEVEN), 7 * 2 + 6 * 2 + 3),
+    (Dreamguider(**SEVEN), 7 * 4 + 3),
+    (SAG(**SEVEN, calls=2), 7 * 4 + 3),
     (FlowChef(**SEVEN, iterations=2), 6 * 2 * 4),
+    # A call, an adjoint and a solve.
+    (LMAPS(**SEVEN), 7 * 3),
+    # A call and a Jacobian product for each of two gradients an iteration; of the start and each step.
+    (MGPS(**SEVEN, iterations=3), 6 * 3 * 2 * 2),
+    (DFlow(steps=3), 4 * 2),
     (SITCOM(**SEVEN, iterations=3), 7 * 3 * 2),
     (DAPS(**SEVEN, inner="closed_form"), 7 * 3),
     # A call and a Jacobian product in every step of the chain, and four times as much for the step size.
