@@ -9,8 +9,8 @@ Target      with F the flow from noise to image, N(z; 0, I) p(y | A F(z)), whose
             y: exact where A F is linear and carries N(0, I) to the prior, and the descent has converged; else
             approximate. Without it every start ends near one mode, and the spread of samples is no uncertainty. On a
             blurred Gaussian image of 16 pixels the variances are 0.62 to 0.90 of the truth and means up to 0.2 standard
-            deviations off, at the default settings: a flow of few steps narrows the prior. A network's flow cannot reach
-            every image: misfit 6 on 30 % of the pixels of digits at noise 0.025.
+            deviations off, at the default settings: a flow of few steps narrows the prior. A network's flow does not
+            reach every image: misfit 6 on 30 % of the pixels of digits.
 Needs       a differentiable operator without steps and a differentiable prior; Gaussian noise with `perturb`.
 Cost        per step and sample, and once at the start: 2 forwards and 1 VJP for each level of the flow; of the operator
             1 call and 1 product with its Jacobian. Memory of one call of the network, whatever the flow.
