@@ -137,11 +137,16 @@ def largest_curvature(problem: InverseProblem, prior: Prior, iterations: int = 2
     Power iteration with differences of gradients over a tenth of the range of images, which are exact where the
     likelihood is Gaussian and the operator linear.
     """
+    return curvature_about(problem, prior.centre, prior.scale, iterations)
+
+
+def curvature_about(problem: InverseProblem, centre: Tensor, scale: float, iterations: int = 20) -> Tensor:
+    """`largest_curvature` about other images, (C, H, W) or (), over a tenth of `scale`."""
     shape = (1, *problem.image_shape)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(problem.y.device, problem.y.real.dtype)
     direction = start.expand(problem.images, *problem.image_shape)
-    centre = prior.centre.to(direction)
-    reach = 0.1 * prior.scale * math.sqrt(start.numel())
+    centre = centre.to(direction)
+    reach = 0.1 * scale * math.sqrt(start.numel())
     size = direction.new_zeros(problem.images)
     for _ in range(iterations):
         direction = reach * direction / per_row(nonzero(row_norm(direction)), direction)
@@ -155,7 +160,12 @@ def operator_norm(problem: InverseProblem, prior: Prior) -> Tensor:
 
     Of a nonlinear operator that about the centre of the prior; 1 where nothing changes there.
     """
-    norm = (largest_curvature(problem, prior) * mean_variance(problem)).sqrt()
+    return norm_about(problem, prior.centre, prior.scale)
+
+
+def norm_about(problem: InverseProblem, centre: Tensor, scale: float) -> Tensor:
+    """`operator_norm` about other images, see `curvature_about`."""
+    norm = (curvature_about(problem, centre, scale) * mean_variance(problem)).sqrt()
     return nonzero(norm).to(problem.y.real.dtype)
 
 

@@ -45,6 +45,12 @@ def noises(count: int) -> list[Tensor]:
     return [rng.normal() for _ in range(count)]
 
 
+def test_a_prior_that_knows_the_mean_of_its_codes() -> None:
+    """Its centre is shaped like codes, not like images."""
+    prior = LatentPrior(GaussianPrior(torch.full((4, 4, 4), 0.4), 0.06 * torch.eye(64)), CODEC)
+    assert run(PSLD.example(), problem_of(prior), prior).shape == (2, *SHAPE)
+
+
 def run(sampler: Sampler, problem: InverseProblem, prior: LatentPrior) -> Tensor:
     return sampler.sample(problem, prior, compute=COMPUTE).samples[:, 0]
 

@@ -32,7 +32,7 @@ from invdiff.latent import coded
 from invdiff.priors import Codec
 from invdiff.ranges import NotNegative, Share
 from invdiff.samplers.base import Cost, InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.moves import clean_estimate, longest_step, operator_norm
+from invdiff.samplers.moves import clean_estimate, longest_step, norm_about, operator_norm
 from invdiff.schedules import EDM, Schedule
 from invdiff.shapes import per_row, row_norm, row_vjp
 
@@ -68,7 +68,8 @@ class PSLD(Sampler):
         omega = self.omega * half**2 * 2 / (high - low)
         bounded = self.step == "bounded"
         norm = operator_norm(problem, prior) if bounded else torch.ones_like(problem.y.real.flatten(1)[:, 0])
-        damping = operator_norm(image, prior) ** -2 if bounded else norm
+        middle = torch.tensor((low + high) / 2)
+        damping = norm_about(image, middle, high - low) ** -2 if bounded else norm
 
         def misfit(z0: Tensor) -> Tensor:
             return row_norm(problem.residual(z0))
