@@ -155,7 +155,8 @@ def test_operator_calls(
     guesses = counted(type(operator), "first_guess", monkeypatch)
     moved = counted(type(operator), "align", monkeypatch)
     y = invdiff.simulate(truth, operator, SIGMA)
-    sampler = settings_for("enkg", operator, GaussianNoise(), None, given=TASKS["black box"][3]).sampler  # type: ignore[arg-type]
+    prior = invdiff.load_prior("digits")
+    sampler = settings_for("enkg", operator, GaussianNoise(), prior, given=TASKS["black box"][3]).sampler
     result = invdiff.reconstruct(
         y, operator, prior="digits", sampler=sampler, num_samples=2, truth=truth, compute=QUIET, checks=False
     )

@@ -85,7 +85,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown operator": (["operator=mri3"], ["unknown operator 'mri3'", "inpainting"]),
     "unknown sampler": (
         ["sampler=dapss"],
-        ["unknown sampler 'dapss'; did you mean daps?", "callable, daps, ddnm"],
+        ["unknown sampler 'dapss'; did you mean daps?", "invdiff list shows all"],
     ),
     "unknown option": (
         ["sampler=dps", "sampler.zta=1"],

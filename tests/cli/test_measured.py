@@ -272,7 +272,7 @@ def test_the_ensemble_as_samples(reconstruct: Run, pictures: Path, arrays: Run, 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sampler=daps"], "clouds=true needs a sampler with an ensemble, afdps or enkg or "),
+        (["sampler=daps"], "clouds=true needs a sampler with an ensemble, "),
         (
             ["sampler=enkg", "sampler.ensemble=2", "num_samples=3"],
             "num_samples must be at most the ensemble of 2, got 3",
