@@ -15,6 +15,7 @@ SIGMA = 0.05
 PNPDM_SHORT = PnPDM(iterations=80, decay=0.95, rho_min=0.02)  # a faster fall of rho leaves the data behind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "operator", "gain"),
     [

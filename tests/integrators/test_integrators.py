@@ -261,6 +261,7 @@ def test_a_name_stands_for_an_integrator() -> None:
         DPMSolver(order=5)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FLOWS, "ancestral", "er_sde", "conjugate"])
 def test_mmps_draws_the_posterior_of_a_gaussian_with_any_integrator(name: str) -> None:
     """Levels that are fine enough, and a solver that converges: mean and covariance are the exact ones."""

@@ -352,6 +352,7 @@ def test_a_measured_chain_is_as_wide_as_the_exact_draw(inner: str) -> None:
         assert float(given.flatten(1).std(0)[0] * h[0].sqrt()) > 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["langevin", "hamiltonian"])
 @pytest.mark.parametrize("gain", [1e-3, 1e-1])
 def test_photon_counts_down_to_zero(inner: str, gain: float) -> None:

@@ -135,6 +135,7 @@ BROAD = (torch.tensor([0.2, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))
 NARROW = (torch.tensor([-0.1, 0.4]), torch.tensor([[0.2, -0.05], [-0.05, 0.3]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experts", "powers"),
     [

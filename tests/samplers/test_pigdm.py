@@ -173,6 +173,7 @@ def test_biased_for_a_mixture_at_any_number_of_steps() -> None:
 # -- images and rules --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["posterior", "published"])
 @pytest.mark.parametrize(
     "operator", [Inpainting(keep=0.3), GaussianBlur(std=1.5, kernel_size=9), SuperResolution(factor=4)]
