@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..codecs.convolutional import CodecSpec, ConvolutionalCodec
 from .images import random_batch
-from .training import Recipe, validation_set
+from .training import Recipe, finite, follow, validation_set, warm_cosine
 
 CODE_RANGE = (-6.0, 6.0)
 
@@ -126,21 +126,16 @@ class CodecTrainer:
         images = random_batch(self.images, rng, batch=recipe.batch, crop=recipe.crop, flip=recipe.flip, rotate=False)
         x = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
         noise = torch.from_numpy(rng.standard_normal((len(x), *self.codec.code_shape(tuple(x.shape[1:]))), np.float32))
-        warm = min(1.0, (self.step + 1) / 100)
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, self.progress()))))
+            group["lr"] = recipe.learning_rate * warm_cosine(self.step, 100, self.progress())
         loss = codec_loss(self.codec, x, noise.to(x), recipe.kl, recipe.edges)
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        value = loss.item()
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} at step {self.step}; lower learning_rate and resume")
-        decay = min(0.999, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.codec.parameters()), 1 - decay)
+        value = finite(loss, self.step)
+        follow(self.average, self.codec, 0.999, self.step)
         return value
 
     @torch.no_grad()

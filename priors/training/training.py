@@ -100,6 +100,26 @@ def edm_loss(prior: EDMPrior, clean: Tensor, noise: Tensor, sigma: Tensor) -> Te
     return weight * (estimate - clean).square().flatten(1).mean(1)
 
 
+def warm_cosine(step: int, warmup: int, progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to zero at progress 1."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+
+
+def finite(loss: Tensor, step: int) -> float:
+    """The loss as a number. Raises FloatingPointError where it is none."""
+    value = float(loss.item())
+    if not np.isfinite(value):
+        raise FloatingPointError(f"the loss became {value} at step {step}; lower learning_rate and resume")
+    return value
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, ema: float, step: int) -> None:
+    """Move the average of the weights; its memory is short at first, so that it does not keep the initial ones."""
+    decay = min(ema, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
 class Trainer:
     """Runs a recipe on images, in `folder`: `checkpoint.pt`, `prior.safetensors` (the best average), `log.jsonl`.
 
@@ -169,8 +189,7 @@ class Trainer:
         return max(self.step / self.recipe.steps, self.seconds / (60 * self.recipe.minutes))
 
     def learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.recipe.warmup)
-        return self.recipe.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, self.progress()))))
+        return self.recipe.learning_rate * warm_cosine(self.step, self.recipe.warmup, self.progress())
 
     def train_step(self) -> float:
         recipe = self.recipe
@@ -191,13 +210,8 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.prior.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        value = loss.item()
-        if not np.isfinite(value):
-            raise FloatingPointError(f"the loss became {value} at step {self.step}; lower learning_rate and resume")
-        # A short memory at first, so that the average does not carry the initial weights along.
-        decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.prior.parameters()), 1 - decay)
+        value = finite(loss, self.step)
+        follow(self.average, self.prior, recipe.ema, self.step)
         return value
 
     def validate(self) -> dict[str, float]:
