@@ -39,7 +39,7 @@ class Wavelets(Sampler):
     ratio       step of the image, for images of range 1, over that of the dual field, for weight 1
     """
 
-    requires = Needs(linear=True, gaussian_noise=True)
+    requires = Needs(linear=True, gaussian_noise=True, images=True)
     per_step = Cost(forwards=0)
     small: ClassVar = {"iterations": 20, "scales": 2}
 
