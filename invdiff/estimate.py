@@ -15,8 +15,6 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
-from scipy.fft import dctn
-from scipy.special import chdtri, ndtr, ndtri
 
 Array = NDArray[np.float64]
 
@@ -74,6 +72,8 @@ class Level:
 
 def level_of(parts: Array) -> Level:
     """The noise in numbers (N, n), which are noise alone, of mean 0, in the calm ones of N parts."""
+    from scipy.special import chdtri, ndtri  # slow to load, and not needed by most commands
+
     (count, numbers), size = parts.shape, np.sqrt(np.square(parts).mean(1))
 
     def at(share: float) -> tuple[float, float]:
@@ -163,6 +163,7 @@ def _noise_of_jpeg(file: str | Path | IO[bytes]) -> tuple[float, float] | None:
         opened.draft("YCbCr" if opened.mode == "RGB" else "L", opened.size)
         planes = np.atleast_3d(np.asarray(opened, dtype=float)).transpose(2, 0, 1)
     grey, variance = _left_of_noise(planes[0], tables[0])
+
     u, v = np.indices((8, 8))
     variance += float(np.square(tables[0])[u + v < 6].sum()) / 12 / 64  # what coarse steps take of the image
     grey = max(grey, float(np.sqrt(variance)))

@@ -40,7 +40,7 @@ def test_help_of_reconstruct(invdiff: Run) -> None:
     assert (done.code, done.err) == (0, "")
     for words in (
         "usage: invdiff reconstruct",
-        "sampler: afdps, auto, callable, daps, ddnm",
+        "sampler: afdps, aldi, auto, bffg, callable, daps",
         "num_samples: 4",
         "seed: 0",
         "comparison.png",

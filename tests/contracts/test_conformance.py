@@ -110,9 +110,10 @@ def test_every_prior_with_every_sampler(prior_class: type[Prior], sampler_class:
 def pair_of_prior(prior: Prior, sampler: Sampler) -> None:
     operator, shape = Inpainting.example()
     problem = measure(operator, prior.shape or shape, GaussianNoise(0.1))
-    # An ensemble that is too small for so many measurements refuses them, and a sampler of codes a prior without.
+    # An ensemble that is too small for so many measurements refuses them, a sampler of codes a prior without, and one
+    # for linear operators a decoder.
     needs = sampler.needs()
-    assert check_pair(sampler, problem, prior) or needs.measurements is not None or needs.codec
+    assert check_pair(sampler, problem, prior) or needs.measurements is not None or needs.codec or prior.codec
 
 
 def test_something_was_found(request: pytest.FixtureRequest) -> None:

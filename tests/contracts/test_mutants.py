@@ -169,7 +169,9 @@ def test_no_mutant_survives(
 def test_noise_times_root_two_is_seen_in_every_sampler(
     sampler_name: str, known_laws: dict[str, Law], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in those without a mutant of their own."""
+    """Also in those without a mutant of their own; `wavelets` draws noise for its start alone, which it forgets."""
+    if sampler_name == "wavelets":
+        pytest.skip("one image, whatever its start")
     noise_times_root_two(monkeypatch)
     with pytest.raises(AssertionError):
         check_posterior(all_samplers()[sampler_name].example(), known_laws.get(sampler_name), samples=3 * SAMPLES // 2)

@@ -52,7 +52,15 @@ SAMPLERS: list[Sampler] = [
 QUICK = {("ddrm", "mask"), ("dpir", "blur"), ("tv", "blur")}  # the others take more than a second
 # dB over the first guess. Where 64 numbers are measured of 1024, interpolation is better than total variation, and than
 # the one image of red.
-GAINS = {("tv", "super-resolution"): -0.7, ("myula", "super-resolution"): -1.0, ("red", "super-resolution"): -0.6}
+GAINS = {
+    ("tv", "super-resolution"): -0.7,
+    ("myula", "super-resolution"): -1.0,
+    ("red", "super-resolution"): -0.6,
+    ("wavelets", "mask"): 0.0,
+    ("wavelets", "super-resolution"): -2.1,
+    ("graphla", "super-resolution"): -0.9,
+    ("graphla", "ct"): -1.6,
+}
 # The mean of two draws carries half of their variance, which is large there.
 SAMPLES = {"super-resolution": 6}
 

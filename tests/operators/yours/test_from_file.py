@@ -105,7 +105,6 @@ def test_a_file_that_was_changed_is_read_again() -> None:
     assert from_file("camera.py:Camera").gain == 5
 
 
-@pytest.mark.slow
 def test_it_can_be_sent_to_another_process() -> None:
     """One that is started from here has the folder in its path; this is what `multiprocessing` does."""
     text = pickle.dumps(from_file("camera.py:Camera"))
