@@ -175,6 +175,9 @@ def _noise_of_jpeg(file: str | Path | IO[bytes]) -> tuple[float, float] | None:
 
 def _left_of_noise(plane: Array, table: Array) -> tuple[float, float]:
     """The standard deviation of noise in a plane before JPEG rounded it, and the variance of what is left."""
+    from scipy.fft import dctn  # slow to load, and not needed by most commands
+    from scipy.special import ndtr
+
     u, v = np.indices((8, 8))
     low, high = (u + v >= 1) & (u + v < 4), u + v >= 6
     found = np.rint(dctn(_in_blocks(plane[None], 8)[:, 0] - 128, axes=(1, 2), norm="ortho") / table)
