@@ -1,7 +1,7 @@
 """Every sampler on every task at equal budgets: the page docs/results/zoo.md.
 
     invdiff benchmark experiment=zoo output=runs/zoo        hours; the same command resumes
-    python benchmarks/zoo.py runs/zoo                       writes the page from what is there
+    python benchmarks/zoo.py runs/zoo                       writes the page of the finished runs
 
 A budget counts network calls of a sample, a VJP as two; a sampler that it cannot buy is missing. Energy scores are
 paired over the images, against the best of the task.

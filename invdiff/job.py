@@ -26,8 +26,7 @@ from invdiff.priors import Prior, as_prior, load_prior
 from invdiff.problem import InverseProblem, as_measurement
 from invdiff.reconstruction import Reconstruction
 from invdiff.results import Format
-from invdiff.samplers import EnKG, Sampler, all_samplers, settings_for
-from invdiff.samplers.particles.base import ParticleSampler
+from invdiff.samplers import Sampler, settings_for
 from invdiff.scores.prior_fit import distance_from
 from invdiff.scores.stored import bundled_file, find_calibration, key_of, read_calibrations
 from invdiff.scores.verdict import NOTES
@@ -155,7 +154,7 @@ class Job:
     def sample(self, images: range, callback: Callback | None = None) -> Posterior:
         """Samples of these images. Raises `Interrupted` on Ctrl-C."""
         together = self.chains < self.num_samples
-        draw = _of_one_ensemble(self.sampler) if together else self.sampler.sample
+        draw = self.sampler.sample_of_cloud if together else self.sampler.sample
         try:
             return draw(
                 self._of(images),
@@ -297,7 +296,8 @@ def prepare(
     chosen.check(problem, prior)
     check_num_samples(num_samples)
     if clouds:
-        _of_one_ensemble(chosen)
+        if not chosen.clouds:
+            chosen.sample_of_cloud(problem, prior)  # raises, with the samplers that have an ensemble
         if not num_samples <= chosen.particles:
             raise ValueError(
                 f"clouds=true: num_samples must be at most the ensemble of {chosen.particles}, got {num_samples}"
@@ -344,16 +344,6 @@ def prepare(
         calibration=measured,
         compute=compute or Compute(),
     )
-
-
-def _of_one_ensemble(sampler: Sampler) -> Callable[..., Posterior]:
-    """The method that gives the particles of one ensemble as samples. Raises ValueError where there is none."""
-    if isinstance(sampler, EnKG):
-        return sampler.sample_of_ensemble
-    if isinstance(sampler, ParticleSampler):
-        return sampler.sample_of_cloud
-    able = [name for name, cls in all_samplers().items() if issubclass(cls, (EnKG, ParticleSampler))]
-    raise ValueError(f"clouds=true needs a sampler with an ensemble, {' or '.join(able)}, got {sampler.name()}")
 
 
 def _as_prior(prior: Any) -> Prior:

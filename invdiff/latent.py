@@ -5,14 +5,15 @@ operators; with a linear codec it is as linear as A.
 """
 
 from functools import cached_property
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from invdiff.operators import LinearOperator, Operator
 from invdiff.operators.combine.composition import compose
-from invdiff.priors import Codec, LinearCodec, Prior
+from invdiff.posterior import Cost
+from invdiff.priors import Codec, LinearCodec, Prior, as_prior
 from invdiff.problem import InverseProblem
 
 # Pixels of images decoded at once.
@@ -97,12 +98,23 @@ def posed(problem: InverseProblem, prior: Prior) -> tuple[InverseProblem, Prior]
 
 @torch.no_grad()
 def decoded(codes: Tensor, codec: Codec) -> Tensor:
-    """Images (R, C, H, W) of codes (R, c, h, w), few at a time."""
-    channels, height, width = codec.image_shape(tuple(codes.shape[1:]))
+    """Images (..., C, H, W) of codes (..., c, h, w), few at a time."""
+    channels, height, width = codec.image_shape(tuple(codes.shape[-3:]))
     at_once = max(1, DECODED // (channels * height * width))
-    return torch.cat([codec.decode(part) for part in codes.split(at_once)])
+    images = torch.cat([codec.decode(part) for part in codes.flatten(0, -4).split(at_once)])
+    return images.unflatten(0, codes.shape[:-3])
 
 
 def coded(problem: InverseProblem) -> CodedProblem:
     """The problem as one of codes, for samplers that declare `Needs(codec=True)`."""
     return cast(CodedProblem, problem)
+
+
+def images_of(x: Tensor, prior: Any, cost: Cost) -> Tensor:
+    """What a sampler has left of its particles, (..., C, H, W) on the CPU, as images; codes are decoded and counted."""
+    codec = as_prior(prior).codec
+    if codec is None:
+        return x
+    cost.decodes += x[..., 0, 0, 0].numel()
+    where = next((tensor.device for tensor in [*codec.parameters(), *codec.buffers()]), x.device)
+    return decoded(x.to(where), codec).cpu()

@@ -144,21 +144,23 @@ def _guided_diffusion(
     if wrapped:
         vp = partial(read, schedule=VPTime(0.1, 20.0, t_min=1e-5))
         return [Candidate("adm_vp", "guided-diffusion inside VPPrecond, as InverseBench has it", vp)]
-    if spec.out_channels == 2 * spec.channels:
-        return [Candidate("adm", "guided-diffusion, noise and variance", read)]
-    return [
-        Candidate("adm", "guided-diffusion, noise alone", read),
-        Candidate("flow_unet", "the same U-Net with a velocity on t in [0, 1]", partial(_velocity, plain, path)),
-    ]
+    found = [Candidate("adm", "guided-diffusion, attention heads of 64 channels", read)]
+    if not spec.resblock_updown:  # heads leave no trace in the tensors
+        older = partial(read, head_channels=None, heads=4)
+        found.append(Candidate("improved", "improved-diffusion, four attention heads", older))
+    if spec.out_channels == spec.channels:
+        flow = partial(_velocity, plain, path)
+        found.append(Candidate("flow_unet", "the same U-Net with a velocity on t in [0, 1]", flow))
+    return found
 
 
 # Side of the images by the number of levels, as guided-diffusion chooses the levels.
 SIDES = {4: 64, 5: 128, 6: 256, 7: 512}
 
 
-def _velocity(tensors: Mapping[str, Tensor], path: Path, *, image_size: int | None = None, **settings: Any) -> Prior:
+def _velocity(tensors: Mapping[str, Tensor], path: Path, *, image_size: int, **settings: Any) -> Prior:
     """A flow of PnP-Flow (OT-FM): velocity at time t, the image at 1."""
-    prior = ADMPrior.of_tensors(tensors, path, image_size=image_size or 128, **settings)
+    prior = ADMPrior.of_tensors(tensors, path, image_size=image_size, **settings)
     assert prior.shape is not None
     return FlowPrior(prior.network, data_at=1, time_scale=1.0, shape=prior.shape)
 

@@ -34,7 +34,6 @@ def generate(
         if on_step is not None:
             on_step(x)
     return x if codec is None else codec.decode(x)
-    return x
 
 
 def flow_log_prob(prior: Prior, x: Tensor, levels: Sequence[float], probe: Tensor) -> Tensor:

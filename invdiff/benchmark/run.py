@@ -202,7 +202,7 @@ class _Worker:
 
         problem = self.measurements[run.task].problem(images)
         in_clouds = grid.clouds and isinstance(sampler, ParticleSampler)
-        sample = sampler.sample_of_cloud if in_clouds else sampler.sample  # type: ignore[attr-defined]
+        sample = sampler.sample_of_cloud if in_clouds else sampler.sample
         posterior = sample(
             problem,
             grid.prior,

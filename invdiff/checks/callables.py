@@ -95,7 +95,7 @@ def one_at_a_time(operator: Operator, images: Tensor) -> str:
     try:
         with torch.no_grad():
             operator.select(torch.tensor([0]))(images[:1].clone())
-    except Exception:  # whatever a user's function raises: the error that asks for a hint is told anyway
+    except Exception:  # code of a user; the caller raises the first error, which this hint would only complete
         return ""
     return (
         "; it measures one image but not several: write it for a batch (B, C, H, W), or for one NumPy image with "

@@ -144,8 +144,10 @@ def checkpoint_words(word: str) -> list[str]:
     """`prior=PATH` as the two options that hydra has for it; any other word as it is."""
     key, _, value = word.partition("=")
     plain = value.strip("'\"")
-    is_path = plain.startswith("hf://") or "/" in plain or Path(plain).suffix in SUFFIXES
-    if key != "prior" or not is_path or plain.startswith("["):
+    if key != "prior" or plain.startswith("["):
+        return [word]
+    file = plain.startswith("hf://") or Path(plain).suffix in SUFFIXES
+    if not file and not ("/" in plain and Path(plain).expanduser().exists()):  # a group of --config-dir has slashes too
         return [word]
     quoted = plain.replace("\\", "\\\\").replace("'", "\\'")
     return ["prior=checkpoint", f"prior.path='{quoted}'"]

@@ -82,6 +82,7 @@ class Sampler(ABC):
     requires  what operator, noise and prior must offer (`needs` where it depends on the settings)
     per_step  network forwards and VJPs of one step of one sample (`expected_cost` where steps differ)
     small     settings of a run of a few steps on a tiny problem, for `example`
+    clouds    there is `sample_of_cloud`: all samples of an image are particles of one ensemble, for the cost of one
 
     Its fields are checked against their types, `Literal` choices and `invdiff.ranges` when it is made.
     """
@@ -89,6 +90,7 @@ class Sampler(ABC):
     requires: ClassVar[Needs] = Needs()
     per_step: ClassVar[Cost] = Cost(forwards=1)
     small: ClassVar[Mapping[str, Any]] = {}
+    clouds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, self.name())
@@ -206,6 +208,24 @@ class Sampler(ABC):
             compute=compute or Compute(),
             callback=callback,
         )
+
+    def sample_of_cloud(
+        self,
+        problem: InverseProblem,
+        prior: Any,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        first_image: int = 0,
+        compute: Compute | None = None,
+        callback: Callback | None = None,
+    ) -> Posterior:
+        """As `sample`, but all samples of an image are particles of one ensemble, for the cost of one: not independent.
+
+        Raises `Unsupported`, with the samplers that have an ensemble, where `clouds` is False.
+        """
+        able = [name for name, cls in all_samplers().items() if cls.clouds]
+        raise Unsupported(f"clouds=true needs a sampler with an ensemble, {' or '.join(able)}, got {self.name()}")
 
 
 def all_samplers() -> dict[str, type[Sampler]]:

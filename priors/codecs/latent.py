@@ -136,7 +136,10 @@ class LatentPrior(Prior):
     @classmethod
     def variants(cls) -> dict[str, Prior]:
         codec, shape = ConvolutionalCodec.example()
-        unet = UNet(UNetSpec(channels=shape[0], patch=1, widths=(8,), blocks=(1,)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            unet = UNet(UNetSpec(channels=shape[0], patch=1, widths=(8,), blocks=(1,)))
+            torch.nn.init.normal_(unet.tail.weight, std=0.05)  # an untrained tail is zero, which would hide mistakes
         diffusion = EDMPrior(unet, shape=shape, sigma_data=1.0, value_range=(-6.0, 6.0))  # type: ignore[arg-type]
         diffusion.unit = 1.0
         return {"example": cls.example(), "trained here": cls(diffusion.eval().requires_grad_(False), codec)}

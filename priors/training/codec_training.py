@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class CodecRecipe:
     edges: float = 1.0
     held_out: int = 48
     seed: int = 0
-    value_range: tuple[float, float] = field(default=(0.0, 1.0))
+    value_range: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         multiple = 2 ** len(self.codec.widths)

@@ -1,5 +1,6 @@
 """Checkpoints by their path: each format is read as its own adapter reads it, or the candidates are named."""
 
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -25,15 +26,13 @@ from invdiff.priors import (
 from invdiff.priors.networks.adm import ADMNetwork, ADMSpec
 from invdiff.priors.networks.network_time import VPTime
 
-SPEC = ADMSpec(1, 2, 64, (1, 1, 1, 1), 1, (), None, True, False)
+SPEC = ADMSpec(1, 2, 64, (1, 1, 1, 1), 1, (), None, True, True)  # as guided-diffusion's published networks
 
 
-def adm(out: int) -> ADMNetwork:
+def adm(out: int, *, resblock_updown: bool = True) -> ADMNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = ADMNetwork(
-            SPEC.__class__(**{**SPEC.__dict__, "out_channels": out, "width": 64, "mults": (1, 1, 1, 1)})
-        )
+        network = ADMNetwork(replace(SPEC, out_channels=out, resblock_updown=resblock_updown))
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
     return network.eval().requires_grad_(False)
@@ -67,6 +66,18 @@ def test_guided_diffusion_with_a_variance(entry: str | None, tmp_path: Path) -> 
     alike(found, ADMPrior(network, image_size=64), 64)
 
 
+def test_older_networks_may_have_other_heads(tmp_path: Path) -> None:
+    """How many heads attention has leaves no trace in the tensors: two readings."""
+    network = adm(2, resblock_updown=False)
+    torch.save(dict(network.state_dict()), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"may be adm \(guided-diffusion, .*\), improved \(improved-diffusion"):
+        read_prior(tmp_path / "x.pt")
+    alike(read_prior(tmp_path / "x.pt", format="adm"), ADMPrior(network, image_size=64), 64)
+    four = read_prior(tmp_path / "x.pt", format="improved")
+    assert isinstance(four, ADMPrior)
+    assert (four.network.spec.head_channels, four.network.spec.heads) == (None, 4)
+
+
 def test_guided_diffusion_inside_vpprecond(tmp_path: Path) -> None:
     network = adm(1)
     torch.save({"ema": {f"model.{n}": t for n, t in network.state_dict().items()}}, tmp_path / "ffhq.pt")
@@ -80,6 +91,8 @@ def test_guided_diffusion_that_may_be_a_flow(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"may be adm .*, flow_unet .*: give format="):
         read_prior(tmp_path / "x.pt")
     alike(read_prior(tmp_path / "x.pt", format="adm"), ADMPrior(network, image_size=64), 64)
+    with pytest.raises(ValueError, match="missing 1 required keyword-only argument: 'image_size'"):
+        read_prior(tmp_path / "x.pt", format="flow_unet")
     flow = read_prior(tmp_path / "x.pt", format="flow_unet", settings={"image_size": 32})
     assert isinstance(flow, FlowPrior)
     assert flow.shape == (1, 32, 32)

@@ -531,11 +531,11 @@ def test_the_ensemble_as_samples(caplog: pytest.LogCaptureFixture) -> None:
     sampler, prior = EnKG.example(), WhitePrior()
     problem = InverseProblem(Denoising(), GaussianNoise(0.1), torch.rand(3, *SMALL))
     one = sampler.sample(problem, prior, seed=4, compute=QUIET)
-    found = sampler.sample_of_ensemble(problem, prior, num_samples=4, seed=4, compute=replace(QUIET, max_rows=2))
+    found = sampler.sample_of_cloud(problem, prior, num_samples=4, seed=4, compute=replace(QUIET, max_rows=2))
     assert found.samples.shape == (3, 4, *SMALL)
     torch.testing.assert_close(found.samples[:, :1], one.samples)
     assert len(found.samples[0].unique(dim=0)) == 4
     assert found.cost.forwards == one.cost.forwards
     assert "its spread of" in caplog.text
     with pytest.raises(ValueError, match="num_samples must be 1 to the ensemble of 5, got 6"):
-        sampler.sample_of_ensemble(problem, prior, num_samples=6, compute=QUIET)
+        sampler.sample_of_cloud(problem, prior, num_samples=6, compute=QUIET)

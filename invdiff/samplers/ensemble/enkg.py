@@ -28,6 +28,7 @@ from torch import Tensor
 
 from invdiff.engine.driver import Callback, Compute, Event
 from invdiff.integrators import DDIM
+from invdiff.latent import images_of
 from invdiff.posterior import Posterior
 from invdiff.ranges import Count, NotNegative, Positive, Share
 from invdiff.samplers.base import Cost, InverseProblem, Prior, Sampler, Step, Streams
@@ -57,7 +58,7 @@ class EnKG(Sampler):
 
     schedule       noise levels, image units
     ensemble       J, interacting particles behind each sample; the sample is the first of them, and
-                   `sample_of_ensemble` gives the others too
+                   `sample_of_cloud` gives the others too
     guidance       weight w of the correction
     guidance_end   the weight falls linearly to this fraction of it
     updates        corrections at each noise level
@@ -73,6 +74,7 @@ class EnKG(Sampler):
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
+    clouds = True
     small: ClassVar = {
         "schedule": EDM(steps=6, sigma_max=10.0, sigma_min=0.05),
         "ensemble": 5,
@@ -125,7 +127,7 @@ class EnKG(Sampler):
                 x = x + (after - sigma) / sigma * (x - x0)
             yield EnsembleStep(x[:, 0], x0[:, 0], after, x)
 
-    def sample_of_ensemble(
+    def sample_of_cloud(
         self,
         problem: InverseProblem,
         prior: Prior,
@@ -152,7 +154,7 @@ class EnKG(Sampler):
             kept[int(event.image[0])] = event.step.ensemble
 
         found = self.sample(problem, prior, seed=seed, first_image=first_image, compute=compute, callback=keep)
-        whole = torch.cat([kept[first].cpu() for first in sorted(kept)])
+        whole = images_of(torch.cat([kept[first].cpu() for first in sorted(kept)])[:, :num_samples], prior, found.cost)
         spread = float(whole.std(1, correction=0).mean())
         log.warning(
             "enkg: the samples are particles of one ensemble, which collapses: its spread of %.2g is no uncertainty; "
@@ -160,7 +162,7 @@ class EnKG(Sampler):
             spread,
         )
         diverged_at = found.diverged_at.expand(-1, num_samples).contiguous()
-        return Posterior(whole[:, :num_samples].contiguous(), diverged_at, found.cost, problem)
+        return Posterior(whole.contiguous(), diverged_at, found.cost, problem)
 
     def _guided(self, i: int) -> bool:
         return self.skip_start * self.num_steps < i < self.num_steps - int(self.skip_end * self.num_steps)

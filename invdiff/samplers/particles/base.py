@@ -6,7 +6,7 @@ samples are independent of each other; `cloud` gives the clouds themselves.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invdiff.engine.driver import Callback, Compute, Event
 from invdiff.engine.step import Step
+from invdiff.latent import images_of
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior
 from invdiff.problem import InverseProblem
@@ -44,6 +45,7 @@ class ParticleSampler(Sampler):
     particles_at_once  through network and operator: bounds the memory, changes nothing else
     """
 
+    clouds = True
     ensemble: Count = 64
     resample_below: Share = 0.5
     particles_at_once: Count = 64
@@ -118,7 +120,8 @@ class ParticleSampler(Sampler):
         posterior = self.sample(
             problem, prior, num_samples=chains, seed=seed, first_image=first_image, compute=compute, callback=keep
         )
-        return posterior, Cloud.cat([parts[start].to("cpu") for start in sorted(parts)])
+        cloud = Cloud.cat([parts[start].to("cpu") for start in sorted(parts)])
+        return posterior, replace(cloud, particles=images_of(cloud.particles, prior, posterior.cost))
 
     def sample_of_cloud(
         self,
