@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
 from invdiff.integrators import named
-from invdiff.latent import posed
+from invdiff.latent import coded, posed
 from invdiff.plug_ins import loaded
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
@@ -34,7 +34,8 @@ class Needs:
     mask    the operator measures some of the pixels themselves, and nothing else
     smooth  the operator has no steps: long descents follow the gradients of a stand-in away from the data
     measurements  the most real numbers in y of one image; None: any number
-    codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`invdiff.latent.coded`)
+    codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`latent.coded`).
+           `mask`, `linear` and `spectral` are then asked of the operator on images, not of that on codes
     images  the unknowns are images themselves, whose neighbouring pixels are alike
     """
 
@@ -52,7 +53,8 @@ class Needs:
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
         """The traits that the pair lacks, in words; empty where the sampler can run."""
         problem, prior = posed(problem, prior)
-        operator, name = problem.operator, type(problem.operator).__name__
+        operator = coded(problem).of_images.operator if self.codec and problem.codec is not None else problem.operator
+        name = type(operator).__name__
         most = self.measurements
         count = 0 if most is None else int(measured_numbers(problem).max())
         lacks = {

@@ -14,7 +14,7 @@ from invdiff.operators import GaussianNoise, Inpainting, PhaseRetrieval
 from invdiff.priors import Autoencoder, GaussianPrior, LatentPrior, LinearCodec
 from invdiff.priors.ode import generate
 from invdiff.problem import simulate
-from invdiff.samplers import DAPS, DPS, MCG, TV, Auto, MomentDraw, Sampler, settings_for
+from invdiff.samplers import DAPS, DPS, MCG, PSLD, TDS, TV, Auto, EnKG, MomentDraw, Sampler, settings_for
 from invdiff.schedules import EDM
 
 SCHEDULE = EDM(steps=10, sigma_max=5.0, sigma_min=0.02)
@@ -100,6 +100,31 @@ def test_requirements_are_those_of_the_operator_on_codes(bent: LatentPrior) -> N
     wrong = InverseProblem(Inpainting.random((1, 7, 7), seed=0), GaussianNoise(0.1), torch.zeros(1, 1, 7, 7))
     with pytest.raises(ValueError, match=r"expects images of shape \(1, 8, 8\), got \(1, 7, 7\)"):
         DPS().sample(wrong, bent, compute=QUIET)
+
+
+def test_samplers_of_codecs_ask_the_operator_on_images(bent: LatentPrior) -> None:
+    """PSLD needs a linear operator, not a linear decoder."""
+    found = PSLD(schedule=SCHEDULE).sample(measured(bent), bent, num_samples=2, compute=QUIET)
+    assert found.samples.shape == (2, 2, 1, 8, 8)
+    assert float(found.misfit.mean()) < 20
+    curved = InverseProblem(PhaseRetrieval(), GaussianNoise(0.1), PhaseRetrieval()(torch.rand(1, 1, 8, 8)))
+    with pytest.raises(ValueError, match="PhaseRetrieval is not"):
+        PSLD().sample(curved, bent, compute=QUIET)
+
+
+def test_auto_takes_a_sampler_that_a_decoder_can_pay(bent: LatentPrior, gaussian: LatentPrior) -> None:
+    assert isinstance(Auto().resolve(measured(bent), bent)[0], DPS)
+    assert isinstance(Auto().resolve(measured(gaussian), gaussian)[0], MomentDraw)
+
+
+@pytest.mark.parametrize("sampler", [EnKG.example(), TDS.example()])
+def test_clouds_are_of_images(sampler: Sampler, bent: LatentPrior) -> None:
+    """All particles are decoded, and the calls counted."""
+    one = sampler.sample(measured(bent), bent, compute=QUIET)
+    found = sampler.sample_of_cloud(measured(bent), bent, num_samples=3, compute=QUIET)
+    assert found.samples.shape == (2, 3, 1, 8, 8)
+    assert found.misfit.shape == (2, 3)
+    assert found.cost.decodes > one.cost.decodes
 
 
 def test_settings_are_those_of_the_operator_on_codes(bent: LatentPrior, gaussian: LatentPrior) -> None:
