@@ -8,19 +8,19 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from invdiff.axes import problem_of
-from invdiff.checks import IMPOSSIBLE, calls_ahead, check_measurement
+from invdiff.checks import IMPOSSIBLE, calls_ahead, check_measurement, estimate_sigma
 from invdiff.correction import Correction
 from invdiff.engine.driver import Callback, Compute, Interrupted, check_num_samples, images_at_once
 from invdiff.findings import Finding
 from invdiff.io.output import Output
-from invdiff.operators import Noise
+from invdiff.operators import GaussianNoise, Noise
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior, load_prior
 from invdiff.problem import InverseProblem, as_measurement
@@ -43,7 +43,7 @@ def reconstruct(
     y: Any,
     operator: Any,
     *,
-    noise: Noise | float = 0.05,
+    noise: Noise | float | Literal["auto"] = 0.05,
     prior: Any = "photo",
     sampler: str | type[Sampler] | Sampler = "auto",
     num_samples: int = 4,
@@ -62,7 +62,8 @@ def reconstruct(
 
     y            measurements (B, ...), a tensor or an array; without an axis for images or channels where it is clear
     operator     the forward model: an `Operator`, a `deepinv` physics, a callable, a matrix (see `as_operator`)
-    noise        a `Noise`, or the standard deviation of Gaussian noise in units of y
+    noise        a `Noise`, or the standard deviation of Gaussian noise in units of y; "auto": estimated from y, where
+                 parts of it are noise alone
     prior        the name of a bundled prior, a file of weights (.safetensors), a `Prior`, a `deepinv` denoiser or a
                  function (x, sigma) -> clean images
     sampler      a name or class, run with the settings for this operator; an instance runs as it is
@@ -266,7 +267,7 @@ def prepare(
     y: Any,
     operator: Any,
     *,
-    noise: Noise | float,
+    noise: Noise | float | Literal["auto"],
     prior: Any,
     sampler: str | type[Sampler] | Sampler,
     num_samples: int,
@@ -285,7 +286,11 @@ def prepare(
     if truth is not None:
         truth = as_measurement(truth).cpu()
         image_shape = tuple(truth.shape[1:])
-    problem = problem_of(y, operator, noise, prior, image_shape)
+    problem = problem_of(y, operator, 1.0 if isinstance(noise, str) else noise, prior, image_shape)
+    estimate = {}
+    if isinstance(noise, str):
+        problem, estimate["noise"] = _with_estimate(noise, problem)
+        log.info("%s", estimate["noise"])
     names = _numbered(names, problem.images) if isinstance(names, str) else list(names)
     if len(names) != problem.images or len(set(names)) != len(names):
         raise ValueError(f"names must be {problem.images} different ones, one per image, got {', '.join(names)}")
@@ -340,7 +345,7 @@ def prepare(
         seed=seed,
         names=names,
         truth=truth,
-        notes=notes | {"intervals": words} | said,
+        notes=notes | estimate | {"intervals": words} | said,
         calibration=measured,
         compute=compute or Compute(),
     )
@@ -350,6 +355,19 @@ def _as_prior(prior: Any) -> Prior:
     if isinstance(prior, Path) or (isinstance(prior, str) and prior.endswith(".safetensors")):
         return load_prior(weights=prior).eval()
     return (load_prior(prior) if isinstance(prior, str) else as_prior(prior)).eval()
+
+
+def _with_estimate(noise: str, problem: InverseProblem) -> tuple[InverseProblem, str]:
+    """The problem with Gaussian noise as y shows it, and a line on the estimate."""
+    if noise != "auto":
+        raise ValueError(f'noise must be a Noise, a number or "auto", got {noise!r}')
+    try:
+        level = estimate_sigma(problem.y, problem.operator)
+    except ValueError as error:
+        raise ValueError(f'noise="auto": {error}; give the standard deviation') from error
+    words = f'noise="auto": {level.value:.4g}, with a standard error of {level.error:.1g}, by y'
+    noise_of_y = GaussianNoise(level.value)
+    return InverseProblem(problem.operator, noise_of_y, problem.y, image_shape=problem.image_shape), words
 
 
 def _numbered(name: str, count: int) -> list[str]:

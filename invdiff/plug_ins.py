@@ -1,7 +1,9 @@
 """Operators and priors that installed packages offer by entry point; samplers register themselves, as subclasses."""
 
 import inspect
-from importlib.metadata import EntryPoint, entry_points
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 GROUPS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # of entry points
@@ -9,7 +11,18 @@ GROUPS = {"operator": "invdiff.operators", "prior": "invdiff.priors"}  # of entr
 
 def plug_ins(group: str) -> dict[str, Any]:
     """Classes and functions by name; raises ValueError for one that cannot be loaded."""
-    return {point.name: loaded(point, group) for point in entry_points(group=GROUPS[group])}
+    return {point.name: loaded(point, group) for point in offered(GROUPS[group])}
+
+
+def offered(group: str) -> EntryPoints:
+    """The entry points of a group of the packages that are installed."""
+    return _on(tuple(sys.path)).select(group=group)
+
+
+@cache
+def _on(path: tuple[str, ...]) -> EntryPoints:
+    """All entry points; reading them takes 20 ms, and one command asks 30 times."""
+    return entry_points()
 
 
 def loaded(point: EntryPoint, kind: str) -> Any:

@@ -1,9 +1,11 @@
 """Loading priors by name: those that ship with the package and those of installed packages; or from a weights file."""
 
 import hashlib
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.resources import files
 from pathlib import Path
+
+from invdiff.plug_ins import offered
 
 from .base import Prior
 from .closed_form.low_rank import KIND, LowRankMixturePrior
@@ -29,7 +31,7 @@ def bundled() -> dict[str, str]:
 
 def registered() -> dict[str, EntryPoint]:
     """Priors of installed packages by name: entry points of the group `invdiff.priors`, callables without arguments."""
-    return {point.name: point for point in entry_points(group="invdiff.priors")}
+    return {point.name: point for point in offered("invdiff.priors")}
 
 
 def load_prior(name: str = "photo", *, weights: str | Path | None = None) -> Prior:

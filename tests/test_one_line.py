@@ -15,7 +15,7 @@ from torch import Tensor
 import invdiff
 from invdiff import Compute, InverseProblem, Reconstruction
 from invdiff.cli.main import main
-from invdiff.operators import CT, BlackBox, GaussianNoise, Inpainting, Operator, PhaseRetrieval
+from invdiff.operators import CT, BlackBox, Denoising, GaussianNoise, Inpainting, Operator, PhaseRetrieval
 from invdiff.priors import EDMPrior
 from invdiff.samplers import DAPS, settings_for
 from invdiff.schedules import EDM
@@ -123,6 +123,21 @@ def test_a_name_runs_with_recommended_settings(
     said = [record.getMessage() for record in caplog.records if record.name == "invdiff"]
     said = [words for words in said if " measures " not in words]  # the calls that a black box will take
     assert said == [f"sampler {note}" for note in notes]
+
+
+def test_noise_is_estimated_from_y(truth: Tensor, digits: EDMPrior, caplog: pytest.LogCaptureFixture) -> None:
+    smooth = torch.nn.functional.interpolate(truth[..., :4, :4], size=(32, 32), mode="bicubic")
+    y = invdiff.simulate(smooth, Denoising(), SIGMA)
+    few = {"sampler": DAPS(schedule=EDM(steps=2)), "checks": False, "compute": QUIET}
+    with caplog.at_level(logging.INFO, logger="invdiff"):
+        found = invdiff.reconstruct(y, Denoising(), noise="auto", prior=digits, **few)
+    assert isinstance(found.problem.noise, GaussianNoise)
+    assert float(found.problem.noise.sigma) == pytest.approx(SIGMA, rel=0.15)
+    assert found.notes["noise"] in [record.getMessage() for record in caplog.records]
+    with pytest.raises(ValueError, match=r'^noise="auto": parts of y are constant.*; give the standard deviation'):
+        invdiff.reconstruct(torch.zeros(1, *SHAPE), Denoising(), noise="auto", prior=digits)
+    with pytest.raises(ValueError, match='must be a Noise, a number or "auto"'):
+        invdiff.reconstruct(y, Denoising(), noise="automatic", prior=digits)  # type: ignore[arg-type]
 
 
 def _nothing(truth: Tensor) -> invdiff.Posterior:

@@ -45,14 +45,14 @@ def estimate_sigma(y: Tensor, operator: Operator) -> Level:
     """
     parts = _parts(y, operator)
     if parts is None:
-        raise ValueError(f"noise.sigma=auto: no part of y of {type(operator).__name__} is known to hold noise alone")
+        raise ValueError(f"no part of y of {type(operator).__name__} is known to hold noise alone")
     if not len(parts):
-        raise ValueError("noise.sigma=auto: y holds too few neighbouring numbers to tell its noise")
+        raise ValueError("y holds too few neighbouring numbers to tell its noise")
     level = level_of(parts)
     if level.value == 0:
-        raise ValueError("noise.sigma=auto: parts of y are constant, without noise; use noise=none for exact data")
+        raise ValueError("parts of y are constant, without noise; use noise=none for exact data")
     if not level.alone or level.error > MOST_ERROR * level.value:
-        raise ValueError(f"noise.sigma=auto: no part of y is noise alone, of at most about {level.value:.2g}")
+        raise ValueError(f"no part of y is noise alone, of at most about {level.value:.2g}")
     return level
 
 

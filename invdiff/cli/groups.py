@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from textwrap import fill
@@ -50,6 +51,7 @@ def sampler_classes() -> dict[str, type["Sampler"]]:
     return {"auto": Auto, **all_samplers()}
 
 
+@cache
 def sampler_node(cls: type["Sampler"]) -> dict[str, Any]:
     """The defaults of a sampler as a node; the class alone where a default cannot be written as one."""
     from invdiff.samplers.settings import as_config

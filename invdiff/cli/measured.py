@@ -77,7 +77,7 @@ def settle_sigma(config: DictConfig, y: Tensor, operator: Operator) -> list[str]
     try:
         level = estimate_sigma(y, operator)
     except ValueError as error:
-        raise BadInput(f"{error}; give noise.sigma=") from error
+        raise BadInput(f"noise.sigma=auto: {error}; give noise.sigma=") from error
     unit = math.sqrt(2) if config.noise.per_component else 1.0
     config.noise.sigma = float(f"{level.value / unit:.4g}")
     return [f"noise.sigma=auto: {config.noise.sigma:g}, with a standard error of {level.error / unit:.1g}, by y"]

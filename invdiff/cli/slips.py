@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from invdiff.plug_ins import GROUPS as PLUG_INS
+from invdiff.plug_ins import offered
 
 _MORE = ("-cd", "--config-dir", "-cn", "--config-name", "-cp", "--config-path", "hydra", "+hydra", "++", "~")
 _WORD = re.compile(r"\+?([a-z][\w.]*)=(.*)", re.DOTALL)
@@ -138,9 +138,9 @@ def _configs() -> Path:
 def _names(group: str) -> list[str] | None:
     """Names in a group; None where packages may add some under names of their own."""
     if group == "sampler":
-        return None if entry_points(group="invdiff.samplers") else sorted({"auto", "callable", *sampler_fields()})
+        return None if offered("invdiff.samplers") else sorted({"auto", "callable", *sampler_fields()})
     folder = _configs() / group
-    plugged = [point.name for point in entry_points(group=PLUG_INS[group])] if group in PLUG_INS else []
+    plugged = [point.name for point in offered(PLUG_INS[group])] if group in PLUG_INS else []
     own = [str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.rglob("*.yaml")]
     return sorted({*own, *plugged})
 

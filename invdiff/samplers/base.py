@@ -7,7 +7,6 @@ its paper. Progress, random streams, chunking, precision, costs and divergence b
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import entry_points
 from inspect import isabstract
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -15,7 +14,7 @@ from invdiff.engine.driver import Callback, Compute, run
 from invdiff.engine.step import Step
 from invdiff.integrators import named
 from invdiff.latent import coded, posed
-from invdiff.plug_ins import loaded
+from invdiff.plug_ins import loaded, offered
 from invdiff.posterior import Cost, Posterior
 from invdiff.priors import Prior, as_prior
 from invdiff.problem import InverseProblem, Unsupported
@@ -236,7 +235,7 @@ def all_samplers() -> dict[str, type[Sampler]]:
     A class is registered when it is defined: in this package, in a module that was imported, or in an installed package
     that names it under its entry points `invdiff.samplers`. Raises ValueError for an entry point that cannot be loaded.
     """
-    for point in entry_points(group="invdiff.samplers"):
+    for point in offered("invdiff.samplers"):
         loaded(point, "sampler")
     found = {cls.name(): cls for cls in _subclasses(Sampler) if not isabstract(cls) and cls.resolve is Sampler.resolve}
     return dict(sorted(found.items()))

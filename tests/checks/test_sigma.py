@@ -110,5 +110,5 @@ def test_the_standard_error() -> None:
     ],
 )
 def test_refused(operator: Operator, y: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^noise.sigma=auto: .*{message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         estimate_sigma(y, operator)

@@ -57,6 +57,7 @@ def survives(sampler: Sampler, law: Law) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_sound_ones_survive(name: str, laws: dict[str, Law]) -> None:
     assert survives(SAMPLERS[name], laws[name])
@@ -153,6 +154,7 @@ MUTANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "name"),
     [(mutant.plant, name) for mutant in MUTANTS for name in mutant.reaches],

@@ -89,6 +89,7 @@ def test_any_denoiser_is_a_prior() -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_batch_invariance_with_a_network(name: str, float32: Compute) -> None:
     """Image 5 alone, in a batch of 8, and as the first of a chunk of the second part: the same to 1e-4."""

@@ -116,6 +116,7 @@ def test_the_truth_is_the_one_on_record(truth: Truth) -> None:
 # -- the limits --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_more_particles_bring_the_mean_to_that_of_the_posterior(name: str, truth: Truth) -> None:
     few, many = (clouds(SAMPLERS[name], truth, steps=60, ensemble=n, chains=16) for n in (16, 600))
@@ -137,6 +138,7 @@ def test_the_error_falls_with_the_root_of_the_number_of_particles(name: str, tru
     assert errors[-1] < 0.2, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "tolerance"),
     [

@@ -24,9 +24,6 @@ MODES = {
 } | {"auto": Auto()}
 del MODES["afdps annealed=False"]  # as published it diverges on this problem in any unit: its header has the condition
 del MODES["dreamguider bounded=False"]  # steps as published, with our constants, leave the toy
-SOME_MODES = [  # the examples in every run, other modes with the slow tests
-    name if name.endswith((" example", "auto")) else pytest.param(name, marks=pytest.mark.slow) for name in MODES
-]
 
 
 class Brightness(Prior):
@@ -45,8 +42,9 @@ class Brightness(Prior):
 OF_A_PRIOR = [n for n, cls in all_samplers().items() if cls().expected_cost().forwards and not cls().needs().codec]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_A_PRIOR)
-@pytest.mark.parametrize("side", [16, *(pytest.param(side, marks=pytest.mark.slow) for side in SIDES)])
+@pytest.mark.parametrize("side", [16, *SIDES])
 def test_images_are_as_bright_as_the_prior(name: str, side: int) -> None:
     """At the default settings, from one pixel that says next to nothing; a start at black gave 0.26 at 64x64.
 
@@ -123,7 +121,8 @@ def problem_of(keep: float = 0.5) -> tuple[Inpainting, Tensor]:
     return operator, operator(truth + 0.05 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(3)))
 
 
-@pytest.mark.parametrize("name", SOME_MODES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODES)
 def test_another_range_of_images_changes_nothing_but_the_range(name: str) -> None:
     (operator, y), prior = problem_of(), Curved()
     here = samples(MODES[name], operator, 0.05, y, prior)
@@ -153,7 +152,8 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", SOME_MODES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODES)
 def test_another_unit_of_the_measurement_changes_nothing(name: str) -> None:
     if name in PUBLISHED:
         pytest.skip("as published it is in the unit of y")

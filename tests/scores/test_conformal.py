@@ -63,7 +63,7 @@ def run(
 
 
 @pytest.mark.parametrize("num_samples", [2, 4, 12])
-@pytest.mark.parametrize("width", [0.625, 1.0, 1.5])
+@pytest.mark.parametrize("width", [0.625, *(pytest.param(width, marks=pytest.mark.slow) for width in (1.0, 1.5))])
 def test_the_factor_of_a_wrong_spread_is_found_and_holds_on_other_draws(width: float, num_samples: int) -> None:
     found = correct(run(Narrow(width=width), num_samples=num_samples).errors, num_samples, 0, **ABOUT)
     factor, error = found.spread

@@ -1,6 +1,5 @@
 """Which parameters of an operator were drawn at random or simulated, and which option gives or repeats them."""
 
-import pytest
 import torch
 
 from invdiff.operators import (
@@ -53,8 +52,7 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("case", DRAWN)
-def test_drawn(case: str) -> None:
-    operator, wanted = DRAWN[case]
-    assert isinstance(operator, Operator)
-    assert {name: how.by for name, how in operator.drawn.items()} == wanted
+def test_drawn() -> None:
+    for case, (operator, wanted) in DRAWN.items():
+        assert isinstance(operator, Operator)
+        assert {name: how.by for name, how in operator.drawn.items()} == wanted, case

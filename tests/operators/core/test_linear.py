@@ -62,8 +62,11 @@ def random_y(operator: LinearOperator, x: Tensor, normal: Normal) -> Tensor:
 def test_dense_algebra(
     name: str, normal: Normal, dense: Callable[..., Tensor], flatten: Callable[[Tensor], Tensor]
 ) -> None:
-    """Forward, adjoint, solve and pinv are those of the matrix of each image, whatever the size that it takes."""
+    """Forward, adjoint, solve, pinv and decomposition are those of the matrix of each image, whatever its size."""
     operator, own, images = instance(name)
+    if operator.spectral:
+        assert isinstance(operator, SpectralOperator)
+        check_decomposition(operator, own, images, normal)
     shapes = [own] + [shape for shape in OTHER_SHAPES if operator.mismatch(shape) is None and not is_bound(operator)]
     for shape in dict.fromkeys(shapes):
         x = normal(images, *shape, seed=1)
@@ -112,11 +115,8 @@ def near(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert (got - wanted).norm() <= tolerance * wanted.norm().clamp(min=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name, (operator, _) in CASES.items() if operator.spectral])
-def test_decomposition(name: str, normal: Normal) -> None:
+def check_decomposition(operator: SpectralOperator, shape: Shape, images: int, normal: Normal) -> None:
     """V is orthonormal, U is where A has singular values, and A = U S V^T."""
-    operator, shape, images = instance(name)
-    assert isinstance(operator, SpectralOperator)
     x, z = normal(images, *shape, seed=1), normal(images, *shape, seed=3)
     y, s = random_y(operator, x, normal), operator.singular_values(x)
     exact = {"rtol": 1e-10, "atol": 1e-11}
@@ -135,6 +135,7 @@ def test_decomposition(name: str, normal: Normal) -> None:
     torch.testing.assert_close(operator.adjoint(y), operator.v(s * operator.ut(y)), **exact)
 
 
+@pytest.mark.slow
 @each
 def test_rows(name: str, normal: Normal, dense: Callable[..., Tensor]) -> None:
     """In any order and repeated, before and after a decomposition was kept; zeros and NaN in one row harm no other."""
@@ -163,6 +164,7 @@ def test_rows(name: str, normal: Normal, dense: Callable[..., Tensor]) -> None:
             torch.testing.assert_close(spoilt[1:], wanted[1:], **close)
 
 
+@pytest.mark.slow
 @each
 def test_gradients(name: str, normal: Normal) -> None:
     """vjp is the adjoint, also after a call in inference mode; adjoint and solve are differentiable."""
@@ -183,6 +185,7 @@ def test_gradients(name: str, normal: Normal) -> None:
     torch.testing.assert_close(solved, operator.solve(x, 1.0), rtol=1e-6, atol=1e-6)  # the inverse is symmetric
 
 
+@pytest.mark.slow
 @each
 def test_unmeasured_entries_and_precision(name: str, normal: Normal, dense: Callable[..., Tensor]) -> None:
     """Unmeasured entries of y may be NaN; float32 images give float32 images, also with levels in float64."""
