@@ -125,19 +125,24 @@ def test_a_name_runs_with_recommended_settings(
     assert said == [f"sampler {note}" for note in notes]
 
 
-def test_noise_is_estimated_from_y(truth: Tensor, digits: EDMPrior, caplog: pytest.LogCaptureFixture) -> None:
-    smooth = torch.nn.functional.interpolate(truth[..., :4, :4], size=(32, 32), mode="bicubic")
+def shrinkage(x: Tensor, sigma: Tensor) -> Tensor:
+    """The denoiser of a standard normal image."""
+    return x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+
+def test_noise_is_estimated_from_y(truth: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    smooth = torch.nn.functional.interpolate(truth[..., :4, :4], size=(128, 128), mode="bicubic")
     y = invdiff.simulate(smooth, Denoising(), SIGMA)
     few = {"sampler": DAPS(schedule=EDM(steps=2)), "checks": False, "compute": QUIET}
     with caplog.at_level(logging.INFO, logger="invdiff"):
-        found = invdiff.reconstruct(y, Denoising(), noise="auto", prior=digits, **few)
+        found = invdiff.reconstruct(y, Denoising(), noise="auto", prior=shrinkage, **few)
     assert isinstance(found.problem.noise, GaussianNoise)
     assert float(found.problem.noise.sigma) == pytest.approx(SIGMA, rel=0.15)
     assert found.notes["noise"] in [record.getMessage() for record in caplog.records]
     with pytest.raises(ValueError, match=r'^noise="auto": parts of y are constant.*; give the standard deviation'):
-        invdiff.reconstruct(torch.zeros(1, *SHAPE), Denoising(), noise="auto", prior=digits)
+        invdiff.reconstruct(torch.arange(64.0).expand(1, 1, 64, 64), Denoising(), noise="auto", prior=shrinkage)
     with pytest.raises(ValueError, match='must be a Noise, a number or "auto"'):
-        invdiff.reconstruct(y, Denoising(), noise="automatic", prior=digits)  # type: ignore[arg-type]
+        invdiff.reconstruct(y, Denoising(), noise="automatic", prior=shrinkage)  # type: ignore[arg-type]
 
 
 def _nothing(truth: Tensor) -> invdiff.Posterior:
