@@ -91,13 +91,22 @@ def _name(operator: Operator) -> str:
 
 
 def one_at_a_time(operator: Operator, images: Tensor) -> str:
-    """A hint where one image can be measured and several cannot."""
+    """A hint where one image can be measured and several cannot, or arrays of NumPy and not tensors."""
+    one = images[:1]
+    if _measures(operator.select(torch.tensor([0])), one):
+        return (
+            "; it measures one image but not several: write it for a batch (B, C, H, W), or for one NumPy image with "
+            "BlackBox (operator.numpy=true)"
+        )
+    if isinstance(operator, CallableOperator) and _measures(BlackBox(operator.function), one):
+        return "; it measures one image (C, H, W) of NumPy: use BlackBox (operator.numpy=true)"
+    return ""
+
+
+@torch.no_grad()
+def _measures(operator: Operator, images: Tensor) -> bool:
     try:
-        with torch.no_grad():
-            operator.select(torch.tensor([0]))(images[:1].clone())
-    except Exception:  # code of a user; the caller raises the first error, which this hint would only complete
-        return ""
-    return (
-        "; it measures one image but not several: write it for a batch (B, C, H, W), or for one NumPy image with "
-        "BlackBox (operator.numpy=true)"
-    )
+        operator(images.clone())
+    except Exception:  # code of a user; the caller raises the first error, which a hint would only complete
+        return False
+    return True

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from traceback import extract_tb
+from traceback import extract_tb, walk_tb
 from typing import Any
 
 import hydra
@@ -28,6 +28,7 @@ from invdiff.cli.slips import unknown, unknown_option
 from invdiff.cli.values import check_config
 from invdiff.io.atomic import removed_if_empty, write_atomically
 from invdiff.io.output import check_apart, fresh_folder
+from invdiff.user_module import file_of
 
 Task = Callable[[DictConfig, Path], object]
 
@@ -274,16 +275,31 @@ def explain(error: BaseException) -> str | None:
         return _explain_hydra(_one_line(error))
     if isinstance(error, OmegaConfBaseException):
         return str(error).splitlines()[0]  # the rest is about omegaconf
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocator:
+        return "out of memory; set compute.max_rows=1, or a smaller size="
+    place = _in_a_file_of_the_user(error)
+    if place is not None:
+        return f"{place} raises {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if isinstance(error, (ValueError, FloatingPointError, CheckFailed)):
         return _one_line(error)
     if isinstance(error, (EOFError, pickle.UnpicklingError)):
         return f"a file is damaged, or not of the kind that its name says: {_one_line(error)[:200]}"
-    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or allocator:
-        return "out of memory; set compute.max_rows=1, or a smaller size="
     if isinstance(error, OSError):
         kept = "; results stored in the output folder are kept" if error.errno in (ENOSPC, EDQUOT) else ""
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "") + kept
+    return None
+
+
+def _in_a_file_of_the_user(error: BaseException) -> str | None:
+    """File and line where the error comes from a file of operator.file= and the like, or of a library it called."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__"))
+        file = file_of(module)
+        if file is not None:
+            return f"{file.name}, line {line},"
+        if module.partition(".")[0] == "invdiff":
+            return None
     return None
 
 

@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from invdiff.checks import check_callable
 from invdiff.cli.app import command, write_config
 from invdiff.cli.inputs import make_prior, make_sampler
 from invdiff.cli.targets import make
@@ -39,6 +40,7 @@ def main(config: DictConfig, output: Path) -> None:
     if config.input is not None:
         given, *_ = true_images(prior, files=config.input, size=config.size, seed=config.seed, most=config.images)
     shape = _shape(config, prior) if given is None else tuple(given.shape[1:])
+    check_callable(operator, prior, shape)
     y = simulate(torch.full((1, *shape), 0.5), operator, noise, config.seed)
     first = torch.zeros(1, dtype=torch.long)
     problem = InverseProblem(operator.select(first), noise.select(first), y, image_shape=shape)

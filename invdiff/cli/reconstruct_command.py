@@ -17,6 +17,7 @@ from torch import Tensor
 
 from invdiff._version import __version__
 from invdiff.axes import with_axes
+from invdiff.checks import check_callable
 from invdiff.cli.app import VerdictFailed, chosen_name, command, config_as_yaml, report, saved_config, typed
 from invdiff.cli.inputs import make_prior, make_sampler, of_one_size, true_images_of, volume_of
 from invdiff.cli.measured import load_measured, settle_sigma
@@ -78,6 +79,7 @@ def reconstruct_one_size(
     if given is None:
         truth, names, files, units = true_images_of(config, prior, config.input)
         files = files if config.input is None else [SIMULATES, *files]
+        check_callable(operator, prior, tuple(truth.shape[1:]))
         y = simulate(truth, operator, noise, config.seed)
     else:
         y, files, units = with_axes(given.y, operator, prior), given.notes, given.units

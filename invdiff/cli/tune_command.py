@@ -10,6 +10,7 @@ from rich.console import Console
 
 from invdiff._version import __version__
 from invdiff.benchmark.grid import Images
+from invdiff.checks import check_callable
 from invdiff.cli.app import chosen_name, command, report, write_config
 from invdiff.cli.inputs import check_optional, make_prior, make_sampler, plain, source_of
 from invdiff.cli.targets import make
@@ -54,6 +55,7 @@ def main(config: DictConfig, output: Path) -> None:
     source = source_of(config, data)
     images, where = validation_images(source, prior, config.images, slicing=slicing, size=config.size, seed=seed)
     shape = tuple(images.truth.shape[1:])
+    check_callable(operator, prior, shape)
     y = simulate(images.truth, operator, noise, seed)
     problem = InverseProblem(operator, noise, y, image_shape=shape)
     search.sampler.check(problem, prior)

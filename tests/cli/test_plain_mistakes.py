@@ -151,3 +151,40 @@ def test_records_that_are_nested_without_end(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" * 100_000)
     assert _record(path) is None
+
+
+SIMULATOR = """
+import numpy as np
+
+def camera(image):
+    return np.eye(8, 1024) @ image.reshape(1024)
+"""
+BOX = ("operator=callable", "operator.file=sim.py:camera", "prior=digits", "sampler=enkg")
+HINT = "use BlackBox (operator.numpy=true)"
+PLACE = "sim.py, line 5"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reconstruct", *BOX, "data=generated"], HINT),
+        (["check-operator", *BOX[:2], "operator.image_shape=[1,32,32]"], HINT),
+        *(
+            pytest.param(words, said, marks=pytest.mark.slow)
+            for words, said in (
+                (["tune", *BOX], HINT),
+                (["calibrate", *BOX], HINT),
+                (["benchmark", "operators=[{callable:{file:sim.py:camera}}]", *BOX[2:3], "samplers=[enkg]"], PLACE),
+                (["train", "from=measurements", "data=truth", *BOX[:2], "prior=mixture"], PLACE),
+            )
+        ),
+    ],
+)
+def test_a_simulator_of_one_array_is_recognised(invdiff: Run, pictures: Path, words: list[str], said: str) -> None:
+    """It raises before any y is there: the line names its place, or what to do."""
+    Path("sim.py").write_text(SIMULATOR)
+    pictures.rename("truth")
+    done = invdiff(*words, *([] if words[0] == "check-operator" else ["output=out"]))
+    assert done.code == (1 if words[0] == "check-operator" else 2)
+    assert said in done.err
+    assert "Traceback" not in done.err
