@@ -1,6 +1,7 @@
 """A forward model of the user's own, before it is used: a few of the rules of `check_operator`, for a few calls."""
 
 import time
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -98,7 +99,7 @@ def one_at_a_time(operator: Operator, images: Tensor) -> str:
             "; it measures one image but not several: write it for a batch (B, C, H, W), or for one NumPy image with "
             "BlackBox (operator.numpy=true)"
         )
-    if isinstance(operator, CallableOperator) and _measures(BlackBox(operator.function), one):
+    if isinstance(operator, CallableOperator) and _measures(BlackBox(cast(Any, operator.function)), one):
         return "; it measures one image (C, H, W) of NumPy: use BlackBox (operator.numpy=true)"
     return ""
 
