@@ -18,6 +18,7 @@ BUNDLED = {
     "photo": "RGB photographs of any size",
     "brain": "128x128 grey brain MRI slices",
     "brain_small": "128x128 grey brain MRI slices, at a quarter of the cost",
+    "brain_latent": "128x128 grey brain MRI slices in codes of 32x32, no finer than its codec",
     "digits": "32x32 grey handwritten digits",
     "brain_mixture": "64x64 grey brain MRI slices, a mixture of Gaussians in closed form",
     "digits_mixture": "32x32 grey handwritten digits, a mixture of Gaussians in closed form",
