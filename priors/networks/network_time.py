@@ -9,7 +9,7 @@ training. All levels are in the units of the network's own images.
 Papers  DDPM, arXiv:2006.11239 (`DiscreteTime.linear`); improved DDPM, arXiv:2102.09672 (`cosine`); latent diffusion,
         arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); progressive distillation,
         arXiv:2202.00512 (`v`); rectified flow, arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM,
-        arXiv:2206.00364 (`EDMTime`).
+        arXiv:2206.00364 (`EDMTime`); consistency models, arXiv:2303.01469 (`consistency`).
 """
 
 import math
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 Rule = Literal["interpolate", "nearest"]
-Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm"]
+Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm", "consistency"]
 
 
 class NetworkTime(ABC):
@@ -188,29 +188,52 @@ class VPTime(VariancePreserving):
         return low, high
 
     def time(self, sigma: Tensor) -> Tensor:
-        # 1 + sigma^2 = exp(rise t^2 / 2 + beta_min t), solved for t in the form that loses no digits near 0.
-        total, rise = (sigma**2).log1p(), self.beta_max - self.beta_min
+        # -2 ln alpha = rise t^2 / 2 + beta_min t, solved for t in the form that loses no digits near 0.
+        total, rise = self._decay(sigma), self.beta_max - self.beta_min
         t = 2 * total / (self.beta_min + (self.beta_min**2 + 2 * rise * total).sqrt())
         return self.time_scale * t
+
+    def _decay(self, sigma: Tensor) -> Tensor:
+        """-2 ln alpha."""
+        return (sigma**2).log1p()
+
+
+@dataclass(frozen=True)
+class SubVPTime(VPTime):
+    """The sub-VP process: alpha_t of the VP process with less noise, s_t = 1 - alpha_t^2."""
+
+    parametrisations = NetworkTime.parametrisations  # `v` needs alpha^2 + s_t^2 = 1
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (sigma**2 / math.sqrt(1 + sigma**2) for sigma in super().sigma_range)
+        return low, high
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (-self._decay(sigma) / 2).exp()
+
+    def _decay(self, sigma: Tensor) -> Tensor:
+        return 2 * (sigma / 2).asinh()  # sigma = 1 / alpha - alpha = 2 sinh(-ln alpha)
 
 
 @dataclass(frozen=True)
 class VETime(NetworkTime):
     """The variance-exploding process: the network takes x_sigma unscaled.
 
-    time_input  what the network takes as time: "sigma", "log" (ln sigma), or "t" in [0, 1], linear in ln sigma from
-                sigma_min to sigma_max
+    time_input  what the network takes as time: "sigma", "log" (ln sigma), "t" in [0, 1], linear in ln sigma from
+                sigma_min to sigma_max, or "step" from 0 at sigma_max to steps - 1 at sigma_min
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    time_input: Literal["sigma", "log", "t"] = "sigma"
+    time_input: Literal["sigma", "log", "t", "step"] = "sigma"
+    steps: int = 1000
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
-        if self.time_input not in ("sigma", "log", "t"):
-            raise ValueError(f"time_input must be 'sigma', 'log' or 't', got {self.time_input!r}")
+        if self.time_input not in ("sigma", "log", "t", "step"):
+            raise ValueError(f"time_input must be 'sigma', 'log', 't' or 'step', got {self.time_input!r}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
@@ -224,7 +247,8 @@ class VETime(NetworkTime):
             return sigma
         if self.time_input == "log":
             return sigma.log()
-        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        t = (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        return t if self.time_input == "t" else (self.steps - 1) * (1 - t)
 
 
 @dataclass(frozen=True)
@@ -269,12 +293,13 @@ class FlowTime(NetworkTime):
 
 @dataclass(frozen=True)
 class EDMTime(NetworkTime):
-    """EDM's preconditioning: the network takes x_sigma at unit variance and ln(sigma) / 4."""
+    """EDM's preconditioning: the network takes x_sigma at unit variance and time_scale ln(sigma) / 4."""
 
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    parametrisations = ("epsilon", "x0", "score", "edm")
+    time_scale: float = 1.0
+    parametrisations = ("epsilon", "x0", "score", "edm", "consistency")
 
     def __post_init__(self) -> None:
         if not (self.sigma_data > 0 and 0 < self.sigma_min < self.sigma_max < math.inf):
@@ -291,10 +316,15 @@ class EDMTime(NetworkTime):
         return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
-        return sigma.log() / 4
+        return self.time_scale * sigma.log() / 4
 
     def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         if parametrisation == "edm":
             # alpha = c_in; c_skip = (sigma_data c_in)^2 and c_out = s sigma_data c_in.
             return (self.sigma_data * alpha) ** 2 * z + s * self.sigma_data * alpha * out
+        if parametrisation == "consistency":
+            # The same with D = z at sigma_min, where the flow ends; below it the image stays.
+            above = (s - self.sigma_min).clamp(min=0)
+            skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
+            return skip * z + above * self.sigma_data * alpha * out
         return super().denoised(parametrisation, z, out, alpha, s)

@@ -250,7 +250,7 @@ def test_the_last_weights_instead_of_the_averaged_ones(tmp_path: Path, normal: C
         (lambda c: c["ema"].clear(), {}, "averaged weights"),
         (lambda c: c["model"].pop("module.sigmas"), {"ema": False}, "sigmas"),
         (lambda c: c.update(model={"weight": torch.ones(2)}), {"ema": False}, "NCSN"),
-        (lambda c: None, {"sde": "subvp"}, "'subvp'"),
+        (lambda c: None, {"sde": "sub"}, "'sub'"),
         (lambda c: None, {"image_size": 10}, "multiple of 4"),
     ],
 )
