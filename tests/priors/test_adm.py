@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from invdiff.priors import ADMPrior
+from invdiff.priors import ADMPrior, read_prior
 
 Weights = dict[str, Tensor]
 STEPS = [0, 1, 10, 50, 100, 250, 500, 750, 900, 999]
@@ -284,3 +284,27 @@ def test_what_does_not_fit_is_refused(change: Callable, settings: dict, words: s
 def test_sides_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 2"):
         ADMPrior(ADMPrior.example().network, image_size=15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["consistency", "edm"])
+def test_consistency_models_and_their_teachers(format: str, tmp_path: Path, normal: Callable) -> None:
+    """Attention by 1x1 convolutions of images; the tensors do not tell one from the other."""
+    kind = {**PLAIN, "head": 64, "width": 64, "classes": 10, "variance": False, "new_order": True}
+    weights = state_dict(kind)
+    names = [name for name in weights if name.endswith(("qkv.weight", "proj_out.weight"))]
+    torch.save({**weights, **{name: weights[name][..., None] for name in names}}, tmp_path / "cd.pt")
+    with pytest.raises(ValueError, match=r"may be consistency \(.*\), edm \(its EDM teacher"):
+        read_prior(tmp_path / "cd.pt")
+    prior = read_prior(tmp_path / "cd.pt", format=format, settings={"image_size": SIDE, "class_label": 3})
+    s = torch.tensor([0.002, 0.01, 0.1, 0.5, 1, 5, 20, 80]).reshape(-1, 1, 1, 1)
+    z = normal(8, 3, SIDE, SIDE, seed=1).tanh().float() + s * normal(8, 3, SIDE, SIDE, seed=2).float()
+    with torch.no_grad():
+        scaled, label = z / (s**2 + 0.25).sqrt(), torch.full((8,), 3)
+        out = home(weights, kind, scaled, 1000 * 0.25 * (s.flatten() + 1e-44).log(), label)
+        low = 0.002 if format == "consistency" else 0
+        wanted = 0.25 / ((s - low) ** 2 + 0.25) * z + (s - low) * 0.5 / (s**2 + 0.25).sqrt() * out
+        ours = 2 * prior.denoise((z + 1) / 2, s.flatten() / 2) - 1
+    assert ((ours - wanted).abs() / s.clamp(min=1)).max() < 1e-5
+    assert torch.allclose(prior.denoise(z, 0.0005), z, rtol=1e-6, atol=1e-6) == (format == "consistency")
+    assert prior.sigma_range == (0.001, 40)
