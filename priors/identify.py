@@ -15,6 +15,7 @@ from .formats.consistency import consistency
 from .formats.contents import Candidate, Contents, Reader
 from .formats.drunet import drunet
 from .formats.guided_diffusion import guided_diffusion
+from .formats.latent_diffusion import latent_diffusion
 from .formats.nvlabs import nvlabs
 from .formats.score_sde import score_sde
 from .library import load_prior
@@ -27,6 +28,7 @@ ADM = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.wei
 FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (ADM, guided_diffusion),
     (ADM, consistency),
+    (("diffusion_model.out.2.weight", "first_stage_model.post_quant_conv.weight"), latent_diffusion),
     (("map_layer0.weight", "map_layer1.weight"), nvlabs),
     (("all_modules.2.weight", "sigmas"), score_sde),
     (("m_head.weight", "m_tail.weight"), drunet),
