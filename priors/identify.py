@@ -14,6 +14,7 @@ from .codecs.latent import LatentPrior
 from .formats.consistency import consistency
 from .formats.contents import Candidate, Contents, Reader
 from .formats.drunet import drunet
+from .formats.edm2 import edm2
 from .formats.guided_diffusion import guided_diffusion
 from .formats.latent_diffusion import latent_diffusion
 from .formats.nvlabs import nvlabs
@@ -30,6 +31,7 @@ FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (ADM, consistency),
     (("diffusion_model.out.2.weight", "first_stage_model.post_quant_conv.weight"), latent_diffusion),
     (("map_layer0.weight", "map_layer1.weight"), nvlabs),
+    (("unet.emb_fourier.freqs", "unet.out_gain"), edm2),
     (("all_modules.2.weight", "sigmas"), score_sde),
     (("m_head.weight", "m_tail.weight"), drunet),
 )

@@ -73,18 +73,13 @@ class CompVisNetwork(nn.Module):
         self.quant_conv = nn.Conv2d(double * spec.inner, double * spec.codes, 1)
         self.post_quant_conv = nn.Conv2d(spec.codes, spec.inner, 1)
         if spec.entries is not None:
-            self.quantize = nn.ModuleDict({"embedding": nn.Embedding(spec.entries, spec.codes)})
+            self.quantize = _Book(spec.entries, spec.codes)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(images))[:, : self.spec.codes]
 
     def decode(self, codes: Tensor) -> Tensor:
-        if self.spec.entries is not None:
-            book = self.quantize["embedding"].weight
-            flat = codes.detach().movedim(1, -1).flatten(0, -2)
-            nearest = book[torch.cdist(flat, book, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)]
-            codes = codes + (nearest.reshape(codes.movedim(1, -1).shape).movedim(-1, 1) - codes.detach())
-        return self.decoder(self.post_quant_conv(codes))
+        return self.decoder(self.post_quant_conv(codes if self.spec.entries is None else self.quantize(codes)))
 
 
 class CompVisCodec(BlockCodec):
@@ -126,45 +121,47 @@ class _Encoder(nn.Module):
     def __init__(self, spec: CompVisSpec, out: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(spec.channels, spec.width, 3, padding=1)
-        self.down, width = nn.ModuleList(), spec.width
-        for level, mult in enumerate(spec.mults):
-            stage = _stage(width, mult * spec.width, spec.blocks, attention=level in spec.attention[0])
-            width = mult * spec.width
-            if level < len(spec.mults) - 1:
-                stage["downsample"] = nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, stride=2)})
-            self.down.append(stage)
-        self.mid = _middle(width, attention=spec.middle)
-        self.norm_out, self.conv_out = _norm(width), nn.Conv2d(width, out, 3, padding=1)
+        widths = [mult * spec.width for mult in spec.mults]
+        stages = [
+            _Stage(into, width, spec.blocks, attention=level in spec.attention[0])
+            for level, (into, width) in enumerate(zip([spec.width, *widths], widths, strict=False))
+        ]
+        for stage, width in zip(stages[:-1], widths, strict=False):
+            stage.downsample = _Convolution(width, stride=2)
+        self.down, self.mid = nn.ModuleList(stages), _Middle(widths[-1], attention=spec.middle)
+        self.norm_out, self.conv_out = _norm(widths[-1]), nn.Conv2d(widths[-1], out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for stage in self.down:
-            h = _through(stage, h)
-            h = stage["downsample"]["conv"](F.pad(h, (0, 1, 0, 1))) if "downsample" in stage else h
-        return self.conv_out(F.silu(self.norm_out(_between(self.mid, h))))
+            h = stage(h)
+            h = stage.downsample(F.pad(h, (0, 1, 0, 1))) if hasattr(stage, "downsample") else h
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
 class _Decoder(nn.Module):
     def __init__(self, spec: CompVisSpec) -> None:
         super().__init__()
-        width = spec.mults[-1] * spec.width
-        self.conv_in, self.mid = nn.Conv2d(spec.inner, width, 3, padding=1), _middle(width, attention=spec.middle)
-        stages = []
-        for level, mult in reversed(list(enumerate(spec.mults))):
-            stage = _stage(width, mult * spec.width, spec.blocks + 1, attention=level in spec.attention[1])
-            width = mult * spec.width
-            if level > 0:
-                stage["upsample"] = nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, padding=1)})
-            stages.append(stage)
-        self.up = nn.ModuleList(reversed(stages))
-        self.norm_out, self.conv_out = _norm(width), nn.Conv2d(width, spec.channels, 3, padding=1)
+        widths = [mult * spec.width for mult in spec.mults]
+        self.conv_in, self.mid = (
+            nn.Conv2d(spec.inner, widths[-1], 3, padding=1),
+            _Middle(widths[-1], attention=spec.middle),
+        )
+        stages = [
+            _Stage(into, width, spec.blocks + 1, attention=level in spec.attention[1])
+            for level, (width, into) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True))
+        ]
+        for stage, width in zip(stages[1:], widths[1:], strict=True):
+            stage.upsample = _Convolution(width, padding=1)
+        self.up = nn.ModuleList(stages)
+        self.norm_out, self.conv_out = _norm(widths[0]), nn.Conv2d(widths[0], spec.channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = _between(self.mid, self.conv_in(z))
+        h = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
-            h = _through(stage, h)
-            if "upsample" in stage:
-                h = stage["upsample"]["conv"](F.interpolate(h, scale_factor=2, mode="nearest"))
+            h = stage(h)
+            if hasattr(stage, "upsample"):
+                h = stage.upsample(F.interpolate(h, scale_factor=2, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -172,29 +169,54 @@ def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width, eps=1e-6)
 
 
-def _stage(into: int, out: int, blocks: int, *, attention: bool) -> nn.ModuleDict:
+class _Convolution(nn.Module):
+    def __init__(self, width: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class _Stage(nn.Module):
     """The blocks of a level, each with attention behind it or none."""
-    made = nn.ModuleList([_Block(into if k == 0 else out, out) for k in range(blocks)])
-    attended = nn.ModuleList([_Attention(out) for _ in range(blocks if attention else 0)])
-    return nn.ModuleDict({"block": made, "attn": attended})
+
+    downsample: _Convolution
+    upsample: _Convolution
+
+    def __init__(self, into: int, out: int, blocks: int, *, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList([_Block(into if k == 0 else out, out) for k in range(blocks)])
+        self.attn = nn.ModuleList([_Attention(out) for _ in range(blocks if attention else 0)])
+
+    def forward(self, h: Tensor) -> Tensor:
+        for place, block in enumerate(self.block):
+            h = block(h)
+            h = self.attn[place](h) if len(self.attn) else h
+        return h
 
 
-def _through(stage: nn.Module, h: Tensor) -> Tensor:
-    parts: nn.ModuleDict = stage  # type: ignore[assignment]
-    for place, block in enumerate(parts["block"]):  # type: ignore[arg-type]
-        h = block(h)
-        h = parts["attn"][place](h) if len(parts["attn"]) else h  # type: ignore[index, arg-type]
-    return h
+class _Middle(nn.Module):
+    def __init__(self, width: int, *, attention: bool) -> None:
+        super().__init__()
+        self.block_1, self.block_2 = _Block(width, width), _Block(width, width)
+        self.attn_1 = _Attention(width) if attention else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
 
 
-def _middle(width: int, *, attention: bool) -> nn.ModuleDict:
-    blocks: dict[str, nn.Module] = {"block_1": _Block(width, width), "block_2": _Block(width, width)}
-    return nn.ModuleDict({**blocks, **({"attn_1": _Attention(width)} if attention else {})})
+class _Book(nn.Module):
+    def __init__(self, entries: int, codes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(entries, codes)
 
-
-def _between(middle: nn.ModuleDict, h: Tensor) -> Tensor:
-    h = middle["block_1"](h)
-    return middle["block_2"](middle["attn_1"](h) if "attn_1" in middle else h)
+    def forward(self, codes: Tensor) -> Tensor:
+        """The nearest entry for every code, gradients pass."""
+        flat = codes.detach().movedim(1, -1)
+        book = self.embedding.weight
+        distances = torch.cdist(flat.flatten(0, -2), book, compute_mode="donot_use_mm_for_euclid_dist")
+        return codes + (book[distances.argmin(1)].reshape(flat.shape).movedim(-1, 1) - codes.detach())
 
 
 class _Block(nn.Module):

@@ -81,6 +81,5 @@ def _read(
     )
     diffusion.unit = 1.0
     autoencoder = build(lambda: CompVisNetwork(inner), codec, path)
-    return LatentPrior(
-        diffusion, CompVisCodec(autoencoder, scale=float(scale), value_range=(image_range[0], image_range[1]))
-    )
+    pictures = (image_range[0], image_range[1])
+    return LatentPrior(diffusion, CompVisCodec(autoencoder, scale=float(scale), value_range=pictures))

@@ -151,9 +151,7 @@ class ADMNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         step = 2 ** (len(self.spec.mults) - 1)
         if any(side % step for side in x.shape[2:]):
-            raise ValueError(
-                f"the sides of images of this network must be multiples of {step}, got {tuple(x.shape[2:])}"
-            )
+            raise ValueError(f"sides of images of this network must be multiples of {step}, got {tuple(x.shape[2:])}")
         half = self.spec.width // 2
         rates = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
         angles = t[:, None] * rates.to(x.dtype)

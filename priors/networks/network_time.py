@@ -66,7 +66,7 @@ class NetworkTime(ABC):
 class VariancePreserving(NetworkTime):
     """alpha^2 + s_t^2 = 1."""
 
-    parametrisations = ("epsilon", "x0", "v", "score")
+    parametrisations: ClassVar[tuple[Parametrisation, ...]] = ("epsilon", "x0", "v", "score")
 
     def scale(self, sigma: Tensor) -> Tensor:
         return (1 + sigma**2).rsqrt()
@@ -202,7 +202,7 @@ class VPTime(VariancePreserving):
 class SubVPTime(VPTime):
     """The sub-VP process: alpha_t of the VP process with less noise, s_t = 1 - alpha_t^2."""
 
-    parametrisations = NetworkTime.parametrisations  # `v` needs alpha^2 + s_t^2 = 1
+    parametrisations: ClassVar[tuple[Parametrisation, ...]] = ("epsilon", "x0", "score")  # no `v`: no unit variance
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
