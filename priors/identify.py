@@ -16,8 +16,10 @@ from .formats.contents import Candidate, Contents, Reader
 from .formats.drunet import drunet
 from .formats.edm2 import edm2
 from .formats.guided_diffusion import guided_diffusion
+from .formats.jit import jit
 from .formats.latent_diffusion import latent_diffusion
 from .formats.nvlabs import nvlabs
+from .formats.pnp_flow import pnp_flow
 from .formats.score_sde import score_sde
 from .library import load_prior
 from .networks.checkpoint_files import class_name, read_checkpoint, weights_of
@@ -32,6 +34,8 @@ FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("diffusion_model.out.2.weight", "first_stage_model.post_quant_conv.weight"), latent_diffusion),
     (("map_layer0.weight", "map_layer1.weight"), nvlabs),
     (("unet.emb_fourier.freqs", "unet.out_gain"), edm2),
+    (("temb_net.main.0.weight", "begin_conv.weight", "end_conv.2.weight"), pnp_flow),
+    (("net.x_embedder.proj1.weight", "net.in_context_posemb", "net.final_layer.norm_final.weight"), jit),
     (("all_modules.2.weight", "sigmas"), score_sde),
     (("m_head.weight", "m_tail.weight"), drunet),
 )
@@ -40,6 +44,7 @@ FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
 ENTRIES = (
     "ema",
     "model_ema",
+    "model_ema1",
     "ema_model",
     "params_ema",
     "ema_state_dict",

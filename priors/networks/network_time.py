@@ -259,11 +259,13 @@ class FlowTime(NetworkTime):
                 (1 - t) eps (rectified flow, flow matching). It sets the sign of the velocity dx_t / dt
     margin      t of the training lies in [margin, 1 - margin]
     time_scale  the input of the network is time_scale * t
+    noise       standard deviation of eps
     """
 
     data_at: Literal[0, 1] = 0
     margin: float = 1e-3
     time_scale: float = 1.0
+    noise: float = 1.0
     parametrisations = ("epsilon", "x0", "score", "flow")
 
     def __post_init__(self) -> None:
@@ -271,23 +273,27 @@ class FlowTime(NetworkTime):
             raise ValueError(f"data_at, the t of the image, must be 0 or 1, got {self.data_at!r}")
         if not 0 < self.margin < 0.5:
             raise ValueError(f"margin must lie between 0 and 0.5, got {self.margin}")
+        if not 0 < self.noise < math.inf:
+            raise ValueError(f"noise must be positive and finite, got {self.noise}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.margin / (1 - self.margin), (1 - self.margin) / self.margin
+        share = self.margin / (1 - self.margin)
+        return self.noise * share, self.noise / share
 
     def scale(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
+        return 1 / (1 + sigma / self.noise)
 
     def time(self, sigma: Tensor) -> Tensor:
-        return self.time_scale * (sigma / (1 + sigma) if self.data_at == 0 else 1 / (1 + sigma))
+        ratio = sigma / self.noise
+        return self.time_scale * (ratio / (1 + ratio) if self.data_at == 0 else 1 / (1 + ratio))
 
     def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         if parametrisation == "flow":
             # alpha = 1 - tau and alpha s = tau at the distance tau from the image; the velocity away from it is
-            # eps - z0.
+            # eps - z0; in units of the noise, s = tau / (1 - tau).
             away = out if self.data_at == 0 else -out
-            return alpha * (z - s * away)
+            return alpha * (z - s / self.noise * away)
         return super().denoised(parametrisation, z, out, alpha, s)
 
 
