@@ -21,6 +21,7 @@ from .formats.latent_diffusion import latent_diffusion
 from .formats.nvlabs import nvlabs
 from .formats.pnp_flow import pnp_flow
 from .formats.score_sde import score_sde
+from .formats.v_diffusion import v_diffusion
 from .library import load_prior
 from .networks.checkpoint_files import class_name, read_checkpoint, weights_of
 from .networks.diffusers_prior import SCHEME, DiffusersPrior, autoencoder_in, local_folder
@@ -36,6 +37,7 @@ FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("unet.emb_fourier.freqs", "unet.out_gain"), edm2),
     (("temb_net.main.0.weight", "begin_conv.weight", "end_conv.2.weight"), pnp_flow),
     (("net.x_embedder.proj1.weight", "net.in_context_posemb", "net.final_layer.norm_final.weight"), jit),
+    (("timestep_embed.weight", "net.0.main.0.weight"), v_diffusion),
     (("all_modules.2.weight", "sigmas"), score_sde),
     (("m_head.weight", "m_tail.weight"), drunet),
 )

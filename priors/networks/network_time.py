@@ -161,6 +161,31 @@ class DiscreteTime(VariancePreserving):
 
 
 @dataclass(frozen=True)
+class CosineTime(VariancePreserving):
+    """x_t = cos(t pi / 2) x0 + sin(t pi / 2) eps (v-diffusion).
+
+    time_input  "t" in [0, 1], or "log_snr", ln(alpha^2 / s_t^2)
+    """
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 1e3
+    time_input: Literal["t", "log_snr"] = "t"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
+        if self.time_input not in ("t", "log_snr"):
+            raise ValueError(f"time_input must be 't' or 'log_snr', got {self.time_input!r}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.sigma_min, self.sigma_max
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.atan() * 2 / math.pi if self.time_input == "t" else -2 * sigma.log()
+
+
+@dataclass(frozen=True)
 class VPTime(VariancePreserving):
     """The continuous variance-preserving process: beta(t) = beta_min + t (beta_max - beta_min), t in [t_min, 1].
 
