@@ -135,7 +135,6 @@ class _Encoder(nn.Module):
         h = self.conv_in(x)
         for stage in self.down:
             h = stage(h)
-            h = stage.downsample(F.pad(h, (0, 1, 0, 1))) if hasattr(stage, "downsample") else h
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -160,8 +159,6 @@ class _Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for stage in reversed(self.up):
             h = stage(h)
-            if hasattr(stage, "upsample"):
-                h = stage.upsample(F.interpolate(h, scale_factor=2, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -179,7 +176,7 @@ class _Convolution(nn.Module):
 
 
 class _Stage(nn.Module):
-    """The blocks of a level, each with attention behind it or none."""
+    """The blocks of a level, each with attention behind it or none, and the way to the next level."""
 
     downsample: _Convolution
     upsample: _Convolution
@@ -193,7 +190,9 @@ class _Stage(nn.Module):
         for place, block in enumerate(self.block):
             h = block(h)
             h = self.attn[place](h) if len(self.attn) else h
-        return h
+        if hasattr(self, "downsample"):
+            return self.downsample(F.pad(h, (0, 1, 0, 1)))
+        return self.upsample(F.interpolate(h, scale_factor=2, mode="nearest")) if hasattr(self, "upsample") else h
 
 
 class _Middle(nn.Module):

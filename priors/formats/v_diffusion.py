@@ -24,9 +24,7 @@ from .contents import Candidate, Contents
 def v_diffusion(contents: Contents) -> list[Candidate]:
     named, path = contents.tensors, contents.path
     if any(name.startswith("mapping") for name in named):
-        raise ValueError(
-            f"{path} is a v-diffusion network that needs an embedding of CLIP; unconditional ones are read"
-        )
+        raise ValueError(f"{path} is a v-diffusion network that needs embeddings of CLIP; unconditional ones are read")
     plain, relu = partial(_read, named, path, last_relu=False), partial(_read, named, path, last_relu=True)
     if any(name.endswith(".norm.weight") for name in named):
         return [Candidate("v_diffusion", "v-diffusion, yfcc_1 or yfcc_2", plain)]

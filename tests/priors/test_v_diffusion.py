@@ -71,7 +71,7 @@ def test_denoiser_of_its_home(family: str, tmp_path: Path, normal: Callable) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda w: w.update({"mapping.0.main.0.weight": torch.ones(1)}), "needs an embedding of CLIP"),
+        (lambda w: w.update({"mapping.0.main.0.weight": torch.ones(1)}), "needs embeddings of CLIP"),
         (lambda w: w.pop("net.2.main.3.main.2.bias"), "lacks net.2.main.3.main.2.bias"),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("net.1.")], "lacks net.1"),
     ],
