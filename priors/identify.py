@@ -23,7 +23,7 @@ from .formats.pnp_flow import pnp_flow
 from .formats.score_sde import score_sde
 from .formats.v_diffusion import v_diffusion
 from .library import load_prior
-from .networks.checkpoint_files import class_name, read_checkpoint, weights_of
+from .networks.checkpoint_files import check_hash, class_name, read_checkpoint, weights_of
 from .networks.diffusers_prior import SCHEME, DiffusersPrior, autoencoder_in, local_folder
 from .weights_file import has_header
 
@@ -63,17 +63,19 @@ def read_prior(
     *,
     format: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
     trust_pickle: bool = False,
 ) -> Prior:
     """The prior in a file or folder, or in hf://owner/repo.
 
     format        which reading, where the file fits several; the error names them
     settings      of the adapter by name, such as class_label or image_size
+    sha256        expected hash of a file, None: not checked
     trust_pickle  read a pickle that holds more than tensors; no code in it is run
 
     Raises ValueError, one line, for a file that is missing, damaged, of no known kind, or of several.
     """
-    found = candidates(path, trust_pickle=trust_pickle)
+    found = candidates(path, sha256=sha256, trust_pickle=trust_pickle)
     chosen = found if format is None else [candidate for candidate in found if candidate.name == format]
     if len(chosen) != 1:
         fitting = ", ".join(f"{candidate.name} ({candidate.what})" for candidate in found)
@@ -88,11 +90,15 @@ def read_prior(
         raise ValueError(f"{path}, {chosen[0].what}: {wrong}; settings= has those of the adapter by name") from error
 
 
-def candidates(path: str | Path, *, trust_pickle: bool = False) -> list[Candidate]:
+def candidates(path: str | Path, *, sha256: str | None = None, trust_pickle: bool = False) -> list[Candidate]:
     """All readings that the contents of a file or folder allow; see `read_prior` for its errors."""
     place = Path(path).expanduser()
     if str(path).startswith(SCHEME) or place.is_dir():
+        if sha256 is not None:
+            raise ValueError(f"sha256 must be null for a folder or a repository, got {sha256} for {path}")
         return [_pipeline(path)]
+    if sha256 is not None and place.is_file():
+        check_hash(place, sha256)
     if place.suffix == ".safetensors" and place.is_file() and has_header(place):
         return [Candidate("invdiff", "weights of invdiff train", partial(load_prior, weights=place))]
     content = read_checkpoint(place, trust_pickle=trust_pickle)
