@@ -34,7 +34,7 @@ FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (ADM, consistency),
     (("diffusion_model.out.2.weight", "first_stage_model.post_quant_conv.weight"), latent_diffusion),
     (("map_layer0.weight", "map_layer1.weight"), nvlabs),
-    (("unet.emb_fourier.freqs", "unet.out_gain"), edm2),
+    (("unet.emb_fourier.freqs", "unet.out_gain", "unet.out_conv.weight"), edm2),
     (("temb_net.main.0.weight", "begin_conv.weight", "end_conv.2.weight"), pnp_flow),
     (("net.x_embedder.proj1.weight", "net.in_context_posemb", "net.final_layer.norm_final.weight"), jit),
     (("timestep_embed.weight", "net.0.main.0.weight"), v_diffusion),
@@ -107,12 +107,13 @@ def candidates(path: str | Path, *, sha256: str | None = None, trust_pickle: boo
     else:
         entry, named = _weights_in(content)
     contents = Contents(place, weights_of(named, place), entry, class_name(named), trust_pickle)
-    found = [
-        candidate
-        for signature, reader in FORMATS
-        if all(name in contents.plain for name in signature)
-        for candidate in reader(contents)
-    ]
+    found: list[Candidate] = []
+    for signature, reader in FORMATS:
+        if all(name in contents.plain for name in signature):
+            try:
+                found += reader(contents)
+            except (KeyError, IndexError) as error:
+                raise ValueError(f"{path} has names of {reader.__name__} and other tensors: {error}") from error
     if not found:
         shown = ", ".join(sorted(contents.plain)[:3])
         raise ValueError(

@@ -32,6 +32,9 @@ class VDiffusionNetwork(nn.Module):
             raise ValueError("its last layer is no block of convolutions")
         last.last_relu = last_relu
         self.channels = weights[f"net.{len(self.net) - 1}.main.2.weight"].shape[0]
+        into = weights["net.0.main.0.weight"].shape[1]
+        if into != self.channels + 2 * len(weights["timestep_embed.weight"]):
+            raise ValueError(f"its first layer takes {into} channels, which are not those of image and time")
         self.levels = 1 + sum(isinstance(module, _Nested) for module in self.modules())
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
