@@ -2,7 +2,7 @@
 
 Paper       Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, NeurIPS 2021, arXiv:2105.05233.
 Form        x_k = sqrt(abar_k) z + sqrt(1 - abar_k) eps on [-1, 1]; the network predicts eps, and in as many channels
-            more a variance that is not used here. z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
+            more a variance of steps (`denoise_and_share`). z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
 Time        k of 1000; between two of them the fractional step, linear in ln sigma (`rule`).
 Network     put together from the blocks of `deepinv`, under the names that guided-diffusion gives its weights.
 """
@@ -204,6 +204,7 @@ class ADMPrior(ParametrisedPrior):
             learned_variance=spec.out_channels == 2 * spec.channels,
             class_label=class_label,
         )
+        self.step_variance = self.learned_variance
 
     @classmethod
     def load(

@@ -94,6 +94,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
             learned_variance=kind == "iddpm",
             class_label=class_label,
         )
+        self.step_variance = self.learned_variance
 
     @classmethod
     def load(

@@ -124,9 +124,7 @@ def test_bad_files(name: str, tmp_path: Path) -> None:
     last = next(n for n in reversed(weights) if n.endswith("weight") and n not in ("timestep_embed.weight",))
     torch.save({**weights, last: torch.full_like(weights[last], torch.inf)}, tmp_path / "inf.pt")
     refused(tmp_path / "inf.pt", "holds NaN or infinity in")
-    words = (
-        r"lacks|names of|no network that is known|must hold|is not of|does not (tell|fit)|instead of|of deepinv"
-    )
+    words = r"lacks|names of|no network that is known|must hold|is not of|does not (tell|fit)|instead of|of deepinv"
     for left in list(weights)[:: 1 + len(weights) // 8]:
         torch.save({n: t for n, t in weights.items() if n != left}, tmp_path / "less.pt")
         refused(tmp_path / "less.pt", words)
