@@ -9,7 +9,8 @@ training. All levels are in the units of the network's own images.
 Papers  DDPM, arXiv:2006.11239 (`DiscreteTime.linear`); improved DDPM, arXiv:2102.09672 (`cosine`); latent diffusion,
         arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); progressive distillation,
         arXiv:2202.00512 (`v`); rectified flow, arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM,
-        arXiv:2206.00364 (`EDMTime`); consistency models, arXiv:2303.01469 (`consistency`).
+        arXiv:2206.00364 (`EDMTime`); consistency models, arXiv:2303.01469 (`consistency`); Bayesian flow networks,
+        arXiv:2308.07037, equations 72 and 80 (`BayesianFlowTime`).
 """
 
 import math
@@ -183,6 +184,32 @@ class CosineTime(VariancePreserving):
 
     def time(self, sigma: Tensor) -> Tensor:
         return sigma.atan() * 2 / math.pi if self.time_input == "t" else -2 * sigma.log()
+
+
+@dataclass(frozen=True)
+class BayesianFlowTime(NetworkTime):
+    """Bayesian flow networks of continuous data: x_t = g x0 + sqrt(g (1 - g)) eps with g = 1 - sigma_1^(2 t).
+
+    The network takes the belief x_t and t in [t_min, 1], and predicts eps ("epsilon") or the clean image ("x0").
+    """
+
+    sigma_1: float = 0.02
+    t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma_1 < 1 and 0 < self.t_min < 1):
+            raise ValueError(f"sigma_1 and t_min must lie between 0 and 1, got {self.sigma_1} and {self.t_min}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (1 / math.sqrt(self.sigma_1 ** (-2 * t) - 1) for t in (1.0, self.t_min))
+        return low, high
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma**2)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return -(sigma**-2).log1p() / (2 * math.log(self.sigma_1))
 
 
 @dataclass(frozen=True)
