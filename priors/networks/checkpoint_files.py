@@ -38,7 +38,7 @@ class Source:
 
 _OPENAI = "https://github.com/openai/guided-diffusion#download-pre-trained-models"
 _NVLABS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
-_INVERSEBENCH = Source("https://github.com/devzhk/InverseBench/releases/tag/diffusion-prior", "MIT (the repository)")
+_INVERSEBENCH = Source("https://github.com/devzhk/InverseBench/releases/tag/diffusion-prior", "MIT, of the repository")
 _SCORE_SDE = (
     "https://github.com/yang-song/score_sde_pytorch#pretrained-checkpoints, folder exp/ve/{} of its Google drive"
 )

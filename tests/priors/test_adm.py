@@ -153,3 +153,28 @@ def test_consistency_models_and_their_teachers(format: str, tmp_path: Path, norm
     assert ((ours - wanted).abs() / s.clamp(min=1)).max() < 1e-5
     assert torch.allclose(prior.denoise(z, 0.0005), z, rtol=1e-6, atol=1e-6) == (format == "consistency")
     assert prior.sigma_range == (0.001, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        ("adm64", {**PLAIN, "mults": (1, 1, 1, 1), "head": 64, "width": 64, "new_order": True, "noise": "cosine"}),
+        ("adm128", {**PLAIN, "mults": (1, 1, 1, 1, 1), "head": None, "heads": 4, "width": 64}),
+    ],
+)
+def test_networks_for_smaller_images_need_their_format(
+    format: str, kind: dict, tmp_path: Path, normal: Callable
+) -> None:
+    """OpenAI's networks for 64 and 128 pixels have other heads or another schedule, which the tensors do not tell."""
+    weights, side = state_dict(kind), 16
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"may be adm \(.*linear noise\), {format} \("):
+        read_prior(tmp_path / "a.pt")
+    prior = read_prior(tmp_path / "a.pt", format=format, settings={"image_size": side})
+    abar = torch.tensor(alphas_cumprod(kind.get("noise", "linear"))[500], dtype=torch.float64)
+    x, sigma = normal(2, 3, side, side, dtype=torch.float32), float((1 / abar - 1).sqrt())
+    with torch.no_grad():
+        eps = home(weights, kind, (abar.sqrt() * x).float(), torch.full((2,), 500), None)[:, :3]
+    ours = 2 * prior.denoise((x + 1) / 2, sigma / 2) - 1
+    assert (ours - (x - sigma * eps)).abs().max() < 1e-5 * max(1, sigma)
