@@ -25,6 +25,7 @@ class Prior(nn.Module, ABC):
     sigma_range     noise levels of its training, in image units
     value_range     range of clean images in image units, (0, 1) for pictures; for clipping and divergence alone
     differentiable  whether autograd can differentiate `denoise`
+    step_variance   whether the network predicts the variance of DDPM's steps, `denoise_and_share`
     bounded_error   whether rounding inside the network stays small in the clean estimate at every noise level
     unit            see there; it may be set
     weights_hash    of the file that it was loaded from, None for others: tensors that are computed from a file differ
@@ -36,6 +37,7 @@ class Prior(nn.Module, ABC):
     sigma_range: tuple[float, float] = (0.002, 80.0)
     value_range: tuple[float, float] = (0.0, 1.0)
     differentiable: bool = True
+    step_variance: bool = False
     bounded_error: bool = True
     weights_hash: str | None = None
 
@@ -85,6 +87,16 @@ class Prior(nn.Module, ABC):
 
         Returns the estimate of the clean images, (B, *shape).
         """
+
+    def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """`denoise`, and the share v of the larger variance in DDPM's step from sigma to s < sigma, shaped like x.
+
+        The step has the variance a^v b^(1 - v), b = s^2 (sigma^2 - s^2) / sigma^2 that of known clean images and
+        a = (sigma^2 - s^2) (1 + (s / unit)^2) / (1 + (sigma / unit)^2) (improved DDPM, arXiv:2102.09672, equation 15).
+
+        Raises TypeError unless `step_variance`.
+        """
+        raise TypeError(f"{type(self).__name__} predicts no variance of steps, see step_variance")
 
     def forward(self, x: Tensor, sigma: float | Tensor, *unused: Any) -> Tensor:
         """`prior(x, sigma)`: the calling convention of a `deepinv` denoiser."""

@@ -4,31 +4,50 @@ What tensors alone do not tell (a network of noise, of a velocity or of a score 
 guessed: such a file needs `format`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .base import Prior
 from .codecs.latent import LatentPrior
+from .formats.consistency import consistency
+from .formats.contents import Candidate, Contents, Reader
+from .formats.drunet import drunet
+from .formats.edm2 import edm2
+from .formats.guided_diffusion import guided_diffusion
+from .formats.jit import jit
+from .formats.latent_diffusion import latent_diffusion
+from .formats.nvlabs import nvlabs
+from .formats.pnp_flow import pnp_flow
+from .formats.score_sde import score_sde
+from .formats.v_diffusion import v_diffusion
 from .library import load_prior
-from .networks.adm import ADMPrior, ADMSpec
-from .networks.checkpoint_files import class_name, read_checkpoint, weights_of
-from .networks.deepinv_prior import DeepinvPrior
+from .networks.checkpoint_files import check_hash, class_name, read_checkpoint, weights_of
 from .networks.diffusers_prior import SCHEME, DiffusersPrior, autoencoder_in, local_folder
-from .networks.flow import FlowPrior
-from .networks.ncsnpp import NCSNppPrior
-from .networks.network_time import VPTime
-from .networks.nvlabs_edm import CLASSES, NVLabsEDMPrior, stated
 from .weights_file import has_header
+
+# Formats of files: tensors that each has, by their names in the bare network, and its reader. docs/formats.md explains.
+ADM = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight", "out.2.weight")
+FORMATS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+    (ADM, guided_diffusion),
+    (ADM, consistency),
+    (("diffusion_model.out.2.weight", "first_stage_model.post_quant_conv.weight"), latent_diffusion),
+    (("map_layer0.weight", "map_layer1.weight"), nvlabs),
+    (("unet.emb_fourier.freqs", "unet.out_gain", "unet.out_conv.weight"), edm2),
+    (("temb_net.main.0.weight", "begin_conv.weight", "end_conv.2.weight"), pnp_flow),
+    (("net.x_embedder.proj1.weight", "net.in_context_posemb", "net.final_layer.norm_final.weight"), jit),
+    (("timestep_embed.weight", "net.0.main.0.weight"), v_diffusion),
+    (("all_modules.2.weight", "sigmas"), score_sde),
+    (("m_head.weight", "m_tail.weight"), drunet),
+)
 
 # Entries of a file that hold its weights, the averaged ones first.
 ENTRIES = (
     "ema",
     "model_ema",
+    "model_ema1",
+    "ema_model",
     "params_ema",
     "ema_state_dict",
     "state_dict",
@@ -39,36 +58,24 @@ ENTRIES = (
 )
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A way to read a file.
-
-    name  `format` that chooses it
-    what  in words
-    read  makes the prior, with settings of the adapter by name
-    """
-
-    name: str
-    what: str
-    read: Callable[..., Prior]
-
-
 def read_prior(
     path: str | Path,
     *,
     format: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
     trust_pickle: bool = False,
 ) -> Prior:
     """The prior in a file or folder, or in hf://owner/repo.
 
     format        which reading, where the file fits several; the error names them
     settings      of the adapter by name, such as class_label or image_size
+    sha256        expected hash of a file, None: not checked
     trust_pickle  read a pickle that holds more than tensors; no code in it is run
 
     Raises ValueError, one line, for a file that is missing, damaged, of no known kind, or of several.
     """
-    found = candidates(path, trust_pickle=trust_pickle)
+    found = candidates(path, sha256=sha256, trust_pickle=trust_pickle)
     chosen = found if format is None else [candidate for candidate in found if candidate.name == format]
     if len(chosen) != 1:
         fitting = ", ".join(f"{candidate.name} ({candidate.what})" for candidate in found)
@@ -83,11 +90,15 @@ def read_prior(
         raise ValueError(f"{path}, {chosen[0].what}: {wrong}; settings= has those of the adapter by name") from error
 
 
-def candidates(path: str | Path, *, trust_pickle: bool = False) -> list[Candidate]:
+def candidates(path: str | Path, *, sha256: str | None = None, trust_pickle: bool = False) -> list[Candidate]:
     """All readings that the contents of a file or folder allow; see `read_prior` for its errors."""
     place = Path(path).expanduser()
     if str(path).startswith(SCHEME) or place.is_dir():
+        if sha256 is not None:
+            raise ValueError(f"sha256 must be null for a folder or a repository, got {sha256} for {path}")
         return [_pipeline(path)]
+    if sha256 is not None and place.is_file():
+        check_hash(place, sha256)
     if place.suffix == ".safetensors" and place.is_file() and has_header(place):
         return [Candidate("invdiff", "weights of invdiff train", partial(load_prior, weights=place))]
     content = read_checkpoint(place, trust_pickle=trust_pickle)
@@ -95,20 +106,21 @@ def candidates(path: str | Path, *, trust_pickle: bool = False) -> list[Candidat
         entry, named = None, content.get("model", {})  # score_sde lists averaged weights without names
     else:
         entry, named = _weights_in(content)
-    tensors = weights_of(named, place)
-    names = {name.removeprefix("model.") for name in tensors}
-    readers = [
-        found
-        for recognise in (_guided_diffusion, _nvlabs, _score_sde, _drunet)
-        for found in recognise(place, entry, named, tensors, names, trust_pickle)
-    ]
-    if not readers:
-        shown = ", ".join(sorted(names)[:3])
+    contents = Contents(place, weights_of(named, place), entry, class_name(named), trust_pickle)
+    found: list[Candidate] = []
+    for signature, reader in FORMATS:
+        if all(name in contents.plain for name in signature):
+            try:
+                found += reader(contents)
+            except (KeyError, IndexError) as error:
+                raise ValueError(f"{path} has names of {reader.__name__} and other tensors: {error}") from error
+    if not found:
+        shown = ", ".join(sorted(contents.plain)[:3])
         raise ValueError(
             f"{path} holds no network that is known here (its tensors are {shown}, ...); load it yourself: "
             "prior=parametrised prior.network=my_unet.py:load"
         )
-    return readers
+    return found
 
 
 def _weights_in(content: Any) -> tuple[str | None, Any]:
@@ -125,78 +137,3 @@ def _pipeline(path: str | Path) -> Candidate:
     if autoencoder_in(folder) is None:
         return Candidate("diffusers", "a UNet2DModel of diffusers", partial(DiffusersPrior.load, folder))
     return Candidate("latent", "a latent model of diffusers", partial(LatentPrior.load, folder))
-
-
-def _guided_diffusion(
-    path: Path, entry: str | None, named: Any, tensors: Mapping[str, Tensor], names: set[str], trust_pickle: bool
-) -> list[Candidate]:
-    if not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= names:
-        return []
-    wrapped = "model.out.2.weight" in tensors  # inside InverseBench's VPPrecond
-    plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    try:
-        spec = ADMSpec.of(plain)
-    except (KeyError, ValueError, IndexError):
-        return []
-    read: Callable[..., Prior] = partial(ADMPrior.of_tensors, plain, path)
-    if len(spec.mults) in SIDES:
-        read = partial(read, image_size=SIDES[len(spec.mults)])
-    if wrapped:
-        vp = partial(read, schedule=VPTime(0.1, 20.0, t_min=1e-5))
-        return [Candidate("adm_vp", "guided-diffusion inside VPPrecond, as InverseBench has it", vp)]
-    found = [Candidate("adm", "guided-diffusion, attention heads of 64 channels", read)]
-    if not spec.resblock_updown:  # heads leave no trace in the tensors
-        older = partial(read, head_channels=None, heads=4)
-        found.append(Candidate("improved", "improved-diffusion, four attention heads", older))
-    if spec.out_channels == spec.channels:
-        flow = partial(_velocity, plain, path)
-        found.append(Candidate("flow_unet", "the same U-Net with a velocity on t in [0, 1]", flow))
-    return found
-
-
-# Side of the images by the number of levels, as guided-diffusion chooses the levels.
-SIDES = {4: 64, 5: 128, 6: 256, 7: 512}
-
-
-def _velocity(tensors: Mapping[str, Tensor], path: Path, *, image_size: int, **settings: Any) -> Prior:
-    """A flow of PnP-Flow (OT-FM): velocity at time t, the image at 1."""
-    prior = ADMPrior.of_tensors(tensors, path, image_size=image_size, **settings)
-    assert prior.shape is not None
-    return FlowPrior(prior.network, data_at=1, time_scale=1.0, shape=prior.shape)
-
-
-def _nvlabs(
-    path: Path, entry: str | None, named: Any, tensors: Mapping[str, Tensor], names: set[str], trust_pickle: bool
-) -> list[Candidate]:
-    if not {"map_layer0.weight", "map_layer1.weight"} <= names or not any(n.startswith("enc.") for n in names):
-        return []
-    kind = CLASSES.get(class_name(named) or "") or (stated(path) if path.suffix == ".safetensors" else None)
-    kinds = [kind] if kind else ["iddpm"] if "u" in tensors else ["edm", "vp", "ve"]
-    read = partial(NVLabsEDMPrior.load, path, key=entry or "ema", trust_pickle=trust_pickle)
-    return [
-        Candidate(kind, f"NVlabs' EDM code, preconditioning {kind}", partial(read, preconditioning=kind))
-        for kind in kinds
-    ]
-
-
-def _score_sde(
-    path: Path, entry: str | None, named: Any, tensors: Mapping[str, Tensor], names: set[str], trust_pickle: bool
-) -> list[Candidate]:
-    if not any(name.startswith("all_modules.") for name in tensors):
-        return []
-    kind = "ve" if "all_modules.0.W" in tensors else "vp"
-    return [
-        Candidate("ncsnpp", f"score_sde, {kind}", partial(NCSNppPrior.load, path, trust_pickle=trust_pickle)),
-        Candidate("flow", "a rectified flow", partial(FlowPrior.load, path, trust_pickle=trust_pickle)),
-    ]
-
-
-def _drunet(
-    path: Path, entry: str | None, named: Any, tensors: Mapping[str, Tensor], names: set[str], trust_pickle: bool
-) -> list[Candidate]:
-    if not {"m_head.weight", "m_tail.weight"} <= names:
-        return []
-    channels = tensors["m_tail.weight"].shape[0]
-    options = {"in_channels": channels, "out_channels": channels}
-    read = partial(DeepinvPrior.load, "DRUNet", path, options=options, channels=channels)
-    return [Candidate("deepinv_drunet", "deepinv's DRUNet", read)]

@@ -1,10 +1,12 @@
 """Shared by the tests: random numbers under their control, dense operators, and comparisons with a known law."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from torch import Tensor
@@ -278,3 +280,32 @@ def assert_law(samples: Tensor, mean: Tensor, covariance: Tensor, z: float = 5.0
     spread = ((torch.outer(variance, variance) + covariance**2) / count).sqrt()
     errors = (x.T.cov() - covariance) / spread
     assert errors.abs().max() < z, f"covariance is off by {errors.abs().max():.1f} standard errors"
+
+
+class HomeWeights:
+    """Random weights of a network written down a second time: drawn when its formulas first ask for them.
+
+    tensors  by the names of its home, after a first call
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, name: str, *shape: int, scale: float | None = None) -> Tensor:
+        if name not in self.tensors:
+            spread = scale if scale is not None else max(math.prod(shape[1:]), 1) ** -0.5
+            self.tensors[name] = spread * torch.randn(shape, generator=self.random)
+        return self.tensors[name]
+
+    def conv(self, at: str, h: Tensor, out: int, size: int = 3, *, bias: bool = True, **how: int) -> Tensor:
+        weight = self(f"{at}.weight", out, h.shape[1], size, size)
+        return F.conv2d(h, weight, self(f"{at}.bias", out, scale=0.1) if bias else None, **how)
+
+    def linear(self, at: str, h: Tensor, out: int, *, bias: bool = True) -> Tensor:
+        weight = self(f"{at}.weight", out, h.shape[-1])
+        return F.linear(h, weight, self(f"{at}.bias", out, scale=0.1) if bias else None)
+
+    def norm(self, at: str, h: Tensor, groups: int = 32, eps: float = 1e-6) -> Tensor:
+        weight, bias = self(f"{at}.weight", h.shape[1], scale=0.5), self(f"{at}.bias", h.shape[1], scale=0.1)
+        return F.group_norm(h, groups, weight, bias, eps)

@@ -38,18 +38,25 @@ class MeteredPrior(Prior):
         self._dtype = next((p.dtype for p in prior.parameters() if p.is_floating_point()), None)
         self.shape, self.channels = prior.shape, prior.channels
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
-        self.differentiable, self.unit = prior.differentiable, prior.unit
+        self.differentiable, self.unit, self.step_variance = prior.differentiable, prior.unit, prior.step_variance
 
     @property
     def centre(self) -> Tensor:
         return self._prior.centre
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self._metered(x, lambda own: (self._denoise(own, sigma), own))[0]
+
+    def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self._metered(x, lambda own: self._prior.denoise_and_share(own, sigma))
+
+    def _metered(self, x: Tensor, call: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The call on x in the type of the network, as one forward for each row; its first result carries VJPs."""
         rows = x.shape[0]
         self._cost.forwards += rows
         with autocast(self._cost.precision, x.device):
-            x0 = self._denoise(x.to(self._dtype or x.dtype), sigma).to(x.dtype)
-        return _CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0
+            x0, more = (result.to(x.dtype) for result in call(x.to(self._dtype or x.dtype)))
+        return (_CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0), more
 
     def _count_vjp(self, rows: int) -> None:
         self._cost.vjps += rows

@@ -35,6 +35,7 @@ class Needs:
     measurements  the most real numbers in y of one image; None: any number
     codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`latent.coded`).
            `mask`, `linear` and `spectral` are then asked of the operator on images, not of that on codes
+    step_variance  the network predicts the variance of DDPM's steps
     images  the unknowns are images themselves, whose neighbouring pixels are alike
     """
 
@@ -45,6 +46,7 @@ class Needs:
     spectral: bool = False
     gaussian_noise: bool = False
     differentiable_prior: bool = False
+    step_variance: bool = False
     measurements: int | None = None
     codec: bool = False
     images: bool = False
@@ -68,6 +70,8 @@ class Needs:
             and not problem.noise.gaussian,
             f"a differentiable prior ({type(prior).__name__} is not)": self.differentiable_prior
             and not prior.differentiable,
+            f"a prior that predicts the variance of steps ({type(prior).__name__} does not)": self.step_variance
+            and not prior.step_variance,
             f"a latent prior ({type(prior).__name__} has no codec)": self.codec and problem.codec is None,
             "images themselves as unknowns (this prior is one of codes)": self.images and problem.codec is not None,
             f"at most {most} measurements (y holds {count}; a larger ensemble takes more)": most is not None

@@ -13,14 +13,29 @@ from invdiff.problem import InverseProblem
 from invdiff.shapes import nonzero, per_row, row_dot, row_norm
 
 
-def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noise: Tensor) -> Tensor:
+def ancestral_step(
+    x: Tensor,
+    x0: Tensor,
+    sigma: float,
+    sigma_next: float,
+    noise: Tensor,
+    *,
+    share: Tensor | None = None,
+    unit: float = 1.0,
+) -> Tensor:
     """DDPM's ancestral step in variance-exploding coordinates, from sigma to sigma_next < sigma.
 
     The posterior q(x_next | x, x0): mean x0 + (sigma_next / sigma)^2 (x - x0), variance
     sigma_next^2 (sigma^2 - sigma_next^2) / sigma^2 ("fixed-small"); at sigma_next = 0 it returns x0.
+
+    share  of the larger variance, as the prior predicts it (`Prior.denoise_and_share`), with the prior's unit
     """
     shrink = (sigma_next / sigma) ** 2
-    return x0 + shrink * (x - x0) + sigma_next * (1 - shrink) ** 0.5 * noise
+    spread: float | Tensor = sigma_next * (1 - shrink) ** 0.5
+    if share is not None and sigma_next > 0:
+        larger = (1 + (sigma_next / unit) ** 2) / (1 + (sigma / unit) ** 2) / shrink
+        spread = spread * larger ** (share / 2)
+    return x0 + shrink * (x - x0) + spread * noise
 
 
 def time_travel(levels: Sequence[float], length: int, repeats: int) -> Iterator[tuple[float, float, bool]]:
@@ -108,11 +123,20 @@ def half_squares(problem: InverseProblem, x: Tensor) -> Tensor:
     return problem.residual(x).abs().square().flatten(1).sum(1) / 2
 
 
-def clean_estimate(prior: Prior, sigma: float, *, clip: bool) -> Callable[[Tensor], Tensor]:
-    """x -> E[x0 | x_sigma = x], clamped to the value range with `clip`."""
+def clean_estimate(
+    prior: Prior, sigma: float, *, clip: bool, shares: list[Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """x -> E[x0 | x_sigma = x], clamped to the value range with `clip`.
+
+    shares  takes the share of variance that the same call predicts (`Prior.denoise_and_share`)
+    """
 
     def estimate(x: Tensor) -> Tensor:
-        x0 = prior.denoise(x, sigma)
+        if shares is None:
+            x0 = prior.denoise(x, sigma)
+        else:
+            x0, share = prior.denoise_and_share(x, sigma)
+            shares.append(share.detach())
         return x0.clamp(*prior.value_range) if clip else x0
 
     return estimate

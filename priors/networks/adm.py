@@ -2,7 +2,7 @@
 
 Paper       Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, NeurIPS 2021, arXiv:2105.05233.
 Form        x_k = sqrt(abar_k) z + sqrt(1 - abar_k) eps on [-1, 1]; the network predicts eps, and in as many channels
-            more a variance that is not used here. z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
+            more a variance of steps (`denoise_and_share`). z0 = x_k / sqrt(abar_k) - sqrt(1 / abar_k - 1) eps.
 Time        k of 1000; between two of them the fractional step, linear in ln sigma (`rule`).
 Network     put together from the blocks of `deepinv`, under the names that guided-diffusion gives its weights.
 """
@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..base import Prior
 from .checkpoint_files import build, read_tensors, save_network
-from .network_time import DiscreteTime, NetworkTime, Rule
+from .network_time import DiscreteTime, NetworkTime, Rule, VPTime
 from .parametrised import ParametrisedPrior
+
+SIDES = {4: 64, 5: 128, 6: 256, 7: 512}  # of images, by the number of levels, as guided-diffusion chooses them
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,9 @@ class ADMNetwork(nn.Module):
         self.out = nn.Sequential(normalization(width), nn.SiLU(), nn.Conv2d(width, spec.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        step = 2 ** (len(self.spec.mults) - 1)
+        if any(side % step for side in x.shape[2:]):
+            raise ValueError(f"sides of images of this network must be multiples of {step}, got {tuple(x.shape[2:])}")
         half = self.spec.width // 2
         rates = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
         angles = t[:, None] * rates.to(x.dtype)
@@ -200,6 +204,7 @@ class ADMPrior(ParametrisedPrior):
             learned_variance=spec.out_channels == 2 * spec.channels,
             class_label=class_label,
         )
+        self.step_variance = self.learned_variance
 
     @classmethod
     def load(
@@ -208,7 +213,7 @@ class ADMPrior(ParametrisedPrior):
         *,
         image_size: int = 256,
         steps: int = 1000,
-        noise: Literal["linear", "cosine"] = "linear",
+        noise: str = "linear",
         rule: Rule = "interpolate",
         head_channels: int | None = 64,
         heads: int = 4,
@@ -223,7 +228,8 @@ class ADMPrior(ParametrisedPrior):
         OpenAI's networks for 256 x 256 images.
 
         image_size           side of the images
-        steps, noise         its `diffusion_steps` and `noise_schedule`
+        steps, noise         its `diffusion_steps` and `noise_schedule`, "linear" or "cosine"; "vp": the continuous
+                             process of InverseBench's VPPrecond
         rule                 its time input between two steps, see `DiscreteTime`
         head_channels        its `num_head_channels`; None where it was trained with `num_heads`, which goes in `heads`
         new_attention_order  its `use_new_attention_order`
@@ -232,15 +238,14 @@ class ADMPrior(ParametrisedPrior):
 
         Raises ValueError if the file or the settings do not fit.
         """
-        if noise not in ("linear", "cosine"):
-            raise ValueError(f"noise must be 'linear' or 'cosine', got {noise!r}")
-        schedule = DiscreteTime.linear(steps, rule=rule) if noise == "linear" else DiscreteTime.cosine(steps, rule=rule)
         tensors = read_tensors(weights, sha256=sha256, trust_pickle=trust_pickle)
         return cls.of_tensors(
             tensors,
             weights,
             image_size=image_size,
-            schedule=schedule,
+            steps=steps,
+            noise=noise,
+            rule=rule,
             head_channels=head_channels,
             heads=heads,
             new_attention_order=new_attention_order,
@@ -253,23 +258,28 @@ class ADMPrior(ParametrisedPrior):
         tensors: Mapping[str, Tensor],
         path: str | Path,
         *,
-        image_size: int,
-        schedule: NetworkTime | None = None,
+        image_size: int | None = None,
+        steps: int = 1000,
+        noise: str = "linear",
+        rule: Rule = "interpolate",
         head_channels: int | None = 64,
         heads: int = 4,
         new_attention_order: bool = False,
         class_label: int | None = None,
     ) -> "ADMPrior":
-        """From the tensors of a checkpoint, which is named in errors; the rest as in `load`."""
+        """From the tensors of a checkpoint, which is named in errors; the rest as in `load`.
+
+        image_size  None: from the number of levels, as guided-diffusion chooses them
+        """
         try:
             spec = ADMSpec.of(
                 tensors, head_channels=head_channels, heads=heads, new_attention_order=new_attention_order
             )
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(f"{path} must hold a U-Net of guided-diffusion: {error}") from error
+        levels = _schedule(noise, steps, rule)
         network = build(lambda: ADMNetwork(spec), tensors, path)
-        levels = schedule or DiscreteTime.linear()
-        return cls(network, image_size=image_size, schedule=levels, class_label=class_label)
+        return cls(network, image_size=image_size or side_of(spec, path), schedule=levels, class_label=class_label)
 
     def save(self, path: str | Path) -> None:
         """Write the weights under their own names to a `.safetensors` file, to be loaded with the same settings."""
@@ -288,6 +298,21 @@ class ADMPrior(ParametrisedPrior):
             "no classes, no variance": cls(plain, image_size=8),
             "cosine, nearest step": cls(plain, image_size=8, schedule=DiscreteTime.cosine(rule="nearest")),
         }
+
+
+def side_of(spec: ADMSpec, path: str | Path) -> int:
+    """Side of the training images by the number of levels; ValueError for another number."""
+    if len(spec.mults) not in SIDES:
+        raise ValueError(f"{path} has {len(spec.mults)} levels, which do not tell the side of images: give image_size=")
+    return SIDES[len(spec.mults)]
+
+
+def _schedule(noise: str, steps: int, rule: Rule) -> NetworkTime:
+    if noise == "vp":
+        return VPTime(0.1, 20.0, t_min=1e-5)
+    if noise not in ("linear", "cosine"):
+        raise ValueError(f"noise must be 'linear', 'cosine' or 'vp', got {noise!r}")
+    return DiscreteTime.linear(steps, rule=rule) if noise == "linear" else DiscreteTime.cosine(steps, rule=rule)
 
 
 def _example_network(spec: ADMSpec) -> ADMNetwork:

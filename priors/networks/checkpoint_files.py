@@ -38,6 +38,7 @@ class Source:
 
 _OPENAI = "https://github.com/openai/guided-diffusion#download-pre-trained-models"
 _NVLABS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+_INVERSEBENCH = Source("https://github.com/devzhk/InverseBench/releases/tag/diffusion-prior", "MIT, of the repository")
 _SCORE_SDE = (
     "https://github.com/yang-song/score_sde_pytorch#pretrained-checkpoints, folder exp/ve/{} of its Google drive"
 )
@@ -75,6 +76,18 @@ SOURCES = {
             "edm-imagenet-64x64-cond-adm.pkl",
         )
     },
+    **dict.fromkeys(
+        (
+            "blackhole.pt",
+            "ffhq256.pt",
+            "fwi-5m.pt",
+            "in-scatter-5m.pt",
+            "mri-brain.pt",
+            "mri-knee.pt",
+            "ns-5m.pt",
+        ),
+        _INVERSEBENCH,
+    ),
     "celebahq_256_ncsnpp.pth": Source(_SCORE_SDE.format("celebahq_256_ncsnpp_continuous"), "Apache 2.0"),
     "ffhq_1024_ncsnpp.pth": Source(_SCORE_SDE.format("ffhq_1024_ncsnpp_continuous"), "Apache 2.0"),
 }
@@ -98,7 +111,7 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None, trust_pickle
         found = f"; get it from {source.page} (licence: {source.licence})" if source else ""
         raise ValueError(f"checkpoint not found: {path}{found}")
     if sha256 is not None:
-        _check_hash(path, sha256)
+        check_hash(path, sha256)
     if path.suffix == ".safetensors":
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -122,7 +135,8 @@ def read_checkpoint(path: str | Path, *, sha256: str | None = None, trust_pickle
     return content
 
 
-def _check_hash(path: Path, sha256: str) -> None:
+def check_hash(path: Path, sha256: str) -> None:
+    """Raises ValueError for a file of another SHA-256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256.lower():

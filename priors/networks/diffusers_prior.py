@@ -1,7 +1,7 @@
 """Unconditional pixel-space models of `diffusers` as priors: a `UNet2DModel` with the scheduler it was trained with.
 
 Reads      a folder as `save_pretrained` writes it, of a pipeline (`model_index.json`, `unet/`, `scheduler/`; DDPM,
-           DDIM, PNDM, score SDE) or of a bare network with a `scheduler_config.json` beside it, or `hf://owner/repo`.
+           DDIM, PNDM, score SDE, consistency models) or of a bare network with a `scheduler_config.json` beside it, or `hf://owner/repo`.
 Form       from the scheduler's configuration: betas and prediction type (`epsilon`, `v_prediction`, `sample`) of a
            variance-preserving chain on [-1, 1], or the range of a variance-exploding one on [0, 1], whose network
            predicts the score. The scheduler's clipping belongs to its sampler and is not applied.
@@ -22,11 +22,15 @@ from torch import Tensor, nn
 from invdiff.shapes import sigma_per_row
 
 from ..base import Prior
-from .network_time import DiscreteTime, NetworkTime, Parametrisation, VETime
+from .network_time import DiscreteTime, EDMTime, NetworkTime, Parametrisation, VETime
 from .parametrised import ParametrisedPrior
 
 SCHEME = "hf://"
 PREDICTIONS: dict[str, Parametrisation] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+SPECIAL: dict[str, Parametrisation] = {
+    "ScoreSdeVeScheduler": "score",
+    "CMStochasticIterativeScheduler": "consistency",  # no posterior mean, see formats/consistency.py
+}
 CHAINS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 AUTOENCODERS = ("vae", "vqvae", "movq")  # names in pipelines
 WEIGHTS = "diffusion_pytorch_model"
@@ -68,7 +72,7 @@ class DiffusersPrior(ParametrisedPrior):
         exploding = scheduler.get("_class_name") == "ScoreSdeVeScheduler"
         super().__init__(
             _Network(unet),
-            "score" if exploding else prediction(scheduler),
+            prediction(scheduler),
             network_time(scheduler),
             shape=None if size is None else (channels, *size),
             channels=channels,
@@ -173,6 +177,8 @@ def example_unet(channels: int, sample_size: int | None) -> StandIn:
 
 def prediction(scheduler: Mapping[str, Any]) -> Parametrisation:
     """Parametrisation of the network, from a scheduler's configuration."""
+    if scheduler.get("_class_name") in SPECIAL:
+        return SPECIAL[scheduler["_class_name"]]
     name = scheduler.get("prediction_type", "epsilon")
     if name not in PREDICTIONS:
         raise ValueError(f"prediction_type of the scheduler must be one of {', '.join(PREDICTIONS)}, got {name!r}")
@@ -184,6 +190,9 @@ def network_time(scheduler: Mapping[str, Any]) -> NetworkTime:
     name = scheduler.get("_class_name", "a scheduler without _class_name")
     if name == "ScoreSdeVeScheduler":
         return VETime(scheduler.get("sigma_min", 0.01), scheduler.get("sigma_max", 1348.0), time_input="sigma")
+    if name == "CMStochasticIterativeScheduler":
+        low, high = scheduler.get("sigma_min", 0.002), scheduler.get("sigma_max", 80.0)
+        return EDMTime(scheduler.get("sigma_data", 0.5), low, high, time_scale=1000.0)
     if name not in CHAINS and not {"beta_schedule", "trained_betas"} & set(scheduler):
         raise ValueError(
             f"the scheduler must be a chain of betas, got {name}; wrap the network by hand: "

@@ -83,7 +83,7 @@ class FlowPrior(ParametrisedPrior):
         tensors = score_sde_weights(weights, ema=ema, sha256=sha256, trust_pickle=trust_pickle)
         network = load_ncsnpp(tensors, weights, exploding=False, fir=fir)
         check_size(image_size, network)
-        divided = network.spec.fourier if over_time is None else over_time
+        divided = "all_modules.0.W" in tensors if over_time is None else over_time
         return cls(
             _OverTime(network) if divided else network,
             data_at=1,

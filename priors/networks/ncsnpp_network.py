@@ -144,7 +144,7 @@ class NCSNppNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         spec, coarsest = self.spec, len(self.spec.mults) - 1
         layers: Iterator[Any] = iter(self.all_modules)
-        time = next(layers)(t.log()) if spec.fourier else _sines(t, spec.width)
+        time = next(layers)(t.log()) if spec.fourier else sines(t, spec.width)
         time = next(layers)(time)
         time = next(layers)(F.silu(time))
 
@@ -188,7 +188,8 @@ def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(width // 4, 32), width, eps=1e-6)
 
 
-def _sines(t: Tensor, width: int) -> Tensor:
+def sines(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines of a time (B,), (B, width)."""
     rates = torch.exp(-math.log(10000) / (width // 2 - 1) * torch.arange(width // 2, device=t.device)).to(t.dtype)
     angles = t[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)
@@ -245,12 +246,12 @@ class _Block(nn.Module):
         return (x + h) / math.sqrt(2)
 
 
-class _Mix(nn.Module):
-    """A linear map of the channels of every pixel."""
+class PixelMix(nn.Module):
+    """A linear map of the channels of every pixel, (..., C)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, into: int, out: int) -> None:
         super().__init__()
-        self.W, self.b = nn.Parameter(torch.zeros(width, width)), nn.Parameter(torch.zeros(width))
+        self.W, self.b = nn.Parameter(torch.zeros(into, out)), nn.Parameter(torch.zeros(out))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return pixels @ self.W + self.b
@@ -260,7 +261,7 @@ class _Attention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.GroupNorm_0 = _norm(width)
-        self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (_Mix(width) for _ in range(4))
+        self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (PixelMix(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.GroupNorm_0(x).flatten(2).mT

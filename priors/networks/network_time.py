@@ -9,7 +9,8 @@ training. All levels are in the units of the network's own images.
 Papers  DDPM, arXiv:2006.11239 (`DiscreteTime.linear`); improved DDPM, arXiv:2102.09672 (`cosine`); latent diffusion,
         arXiv:2112.10752 (`scaled_linear`); score SDEs, arXiv:2011.13456 (`VPTime`, `VETime`); progressive distillation,
         arXiv:2202.00512 (`v`); rectified flow, arXiv:2209.03003, and flow matching, arXiv:2210.02747 (`FlowTime`); EDM,
-        arXiv:2206.00364 (`EDMTime`).
+        arXiv:2206.00364 (`EDMTime`); consistency models, arXiv:2303.01469 (`consistency`); Bayesian flow networks,
+        arXiv:2308.07037, equations 72 and 80 (`BayesianFlowTime`).
 """
 
 import math
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 Rule = Literal["interpolate", "nearest"]
-Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm"]
+Parametrisation = Literal["epsilon", "x0", "v", "score", "flow", "edm", "consistency"]
 
 
 class NetworkTime(ABC):
@@ -66,7 +67,7 @@ class NetworkTime(ABC):
 class VariancePreserving(NetworkTime):
     """alpha^2 + s_t^2 = 1."""
 
-    parametrisations = ("epsilon", "x0", "v", "score")
+    parametrisations: ClassVar[tuple[Parametrisation, ...]] = ("epsilon", "x0", "v", "score")
 
     def scale(self, sigma: Tensor) -> Tensor:
         return (1 + sigma**2).rsqrt()
@@ -161,6 +162,57 @@ class DiscreteTime(VariancePreserving):
 
 
 @dataclass(frozen=True)
+class CosineTime(VariancePreserving):
+    """x_t = cos(t pi / 2) x0 + sin(t pi / 2) eps (v-diffusion).
+
+    time_input  "t" in [0, 1], or "log_snr", ln(alpha^2 / s_t^2)
+    """
+
+    sigma_min: float = 1e-3
+    sigma_max: float = 1e3
+    time_input: Literal["t", "log_snr"] = "t"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
+        if self.time_input not in ("t", "log_snr"):
+            raise ValueError(f"time_input must be 't' or 'log_snr', got {self.time_input!r}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        return self.sigma_min, self.sigma_max
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.atan() * 2 / math.pi if self.time_input == "t" else -2 * sigma.log()
+
+
+@dataclass(frozen=True)
+class BayesianFlowTime(NetworkTime):
+    """Bayesian flow networks of continuous data: x_t = g x0 + sqrt(g (1 - g)) eps with g = 1 - sigma_1^(2 t).
+
+    The network takes the belief x_t and t in [t_min, 1], and predicts eps ("epsilon") or the clean image ("x0").
+    """
+
+    sigma_1: float = 0.02
+    t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma_1 < 1 and 0 < self.t_min < 1):
+            raise ValueError(f"sigma_1 and t_min must lie between 0 and 1, got {self.sigma_1} and {self.t_min}")
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (1 / math.sqrt(self.sigma_1 ** (-2 * t) - 1) for t in (1.0, self.t_min))
+        return low, high
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma**2)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return -(sigma**-2).log1p() / (2 * math.log(self.sigma_1))
+
+
+@dataclass(frozen=True)
 class VPTime(VariancePreserving):
     """The continuous variance-preserving process: beta(t) = beta_min + t (beta_max - beta_min), t in [t_min, 1].
 
@@ -188,29 +240,52 @@ class VPTime(VariancePreserving):
         return low, high
 
     def time(self, sigma: Tensor) -> Tensor:
-        # 1 + sigma^2 = exp(rise t^2 / 2 + beta_min t), solved for t in the form that loses no digits near 0.
-        total, rise = (sigma**2).log1p(), self.beta_max - self.beta_min
+        # -2 ln alpha = rise t^2 / 2 + beta_min t, solved for t in the form that loses no digits near 0.
+        total, rise = self._decay(sigma), self.beta_max - self.beta_min
         t = 2 * total / (self.beta_min + (self.beta_min**2 + 2 * rise * total).sqrt())
         return self.time_scale * t
+
+    def _decay(self, sigma: Tensor) -> Tensor:
+        """-2 ln alpha."""
+        return (sigma**2).log1p()
+
+
+@dataclass(frozen=True)
+class SubVPTime(VPTime):
+    """The sub-VP process: alpha_t of the VP process with less noise, s_t = 1 - alpha_t^2."""
+
+    parametrisations: ClassVar[tuple[Parametrisation, ...]] = ("epsilon", "x0", "score")  # no `v`: no unit variance
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
+        low, high = (sigma**2 / math.sqrt(1 + sigma**2) for sigma in super().sigma_range)
+        return low, high
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (-self._decay(sigma) / 2).exp()
+
+    def _decay(self, sigma: Tensor) -> Tensor:
+        return 2 * (sigma / 2).asinh()  # sigma = 1 / alpha - alpha = 2 sinh(-ln alpha)
 
 
 @dataclass(frozen=True)
 class VETime(NetworkTime):
     """The variance-exploding process: the network takes x_sigma unscaled.
 
-    time_input  what the network takes as time: "sigma", "log" (ln sigma), or "t" in [0, 1], linear in ln sigma from
-                sigma_min to sigma_max
+    time_input  what the network takes as time: "sigma", "log" (ln sigma), "t" in [0, 1], linear in ln sigma from
+                sigma_min to sigma_max, or "step" from 0 at sigma_max to steps - 1 at sigma_min
     """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    time_input: Literal["sigma", "log", "t"] = "sigma"
+    time_input: Literal["sigma", "log", "t", "step"] = "sigma"
+    steps: int = 1000
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
-        if self.time_input not in ("sigma", "log", "t"):
-            raise ValueError(f"time_input must be 'sigma', 'log' or 't', got {self.time_input!r}")
+        if self.time_input not in ("sigma", "log", "t", "step"):
+            raise ValueError(f"time_input must be 'sigma', 'log', 't' or 'step', got {self.time_input!r}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
@@ -224,7 +299,8 @@ class VETime(NetworkTime):
             return sigma
         if self.time_input == "log":
             return sigma.log()
-        return (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        t = (sigma / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+        return t if self.time_input == "t" else (self.steps - 1) * (1 - t)
 
 
 @dataclass(frozen=True)
@@ -235,11 +311,13 @@ class FlowTime(NetworkTime):
                 (1 - t) eps (rectified flow, flow matching). It sets the sign of the velocity dx_t / dt
     margin      t of the training lies in [margin, 1 - margin]
     time_scale  the input of the network is time_scale * t
+    noise       standard deviation of eps
     """
 
     data_at: Literal[0, 1] = 0
     margin: float = 1e-3
     time_scale: float = 1.0
+    noise: float = 1.0
     parametrisations = ("epsilon", "x0", "score", "flow")
 
     def __post_init__(self) -> None:
@@ -247,34 +325,39 @@ class FlowTime(NetworkTime):
             raise ValueError(f"data_at, the t of the image, must be 0 or 1, got {self.data_at!r}")
         if not 0 < self.margin < 0.5:
             raise ValueError(f"margin must lie between 0 and 0.5, got {self.margin}")
+        if not 0 < self.noise < math.inf:
+            raise ValueError(f"noise must be positive and finite, got {self.noise}")
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.margin / (1 - self.margin), (1 - self.margin) / self.margin
+        share = self.margin / (1 - self.margin)
+        return self.noise * share, self.noise / share
 
     def scale(self, sigma: Tensor) -> Tensor:
-        return 1 / (1 + sigma)
+        return 1 / (1 + sigma / self.noise)
 
     def time(self, sigma: Tensor) -> Tensor:
-        return self.time_scale * (sigma / (1 + sigma) if self.data_at == 0 else 1 / (1 + sigma))
+        ratio = sigma / self.noise
+        return self.time_scale * (ratio / (1 + ratio) if self.data_at == 0 else 1 / (1 + ratio))
 
     def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         if parametrisation == "flow":
             # alpha = 1 - tau and alpha s = tau at the distance tau from the image; the velocity away from it is
-            # eps - z0.
+            # eps - z0; in units of the noise, s = tau / (1 - tau).
             away = out if self.data_at == 0 else -out
-            return alpha * (z - s * away)
+            return alpha * (z - s / self.noise * away)
         return super().denoised(parametrisation, z, out, alpha, s)
 
 
 @dataclass(frozen=True)
 class EDMTime(NetworkTime):
-    """EDM's preconditioning: the network takes x_sigma at unit variance and ln(sigma) / 4."""
+    """EDM's preconditioning: the network takes x_sigma at unit variance and time_scale ln(sigma) / 4."""
 
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    parametrisations = ("epsilon", "x0", "score", "edm")
+    time_scale: float = 1.0
+    parametrisations = ("epsilon", "x0", "score", "edm", "consistency")
 
     def __post_init__(self) -> None:
         if not (self.sigma_data > 0 and 0 < self.sigma_min < self.sigma_max < math.inf):
@@ -291,10 +374,15 @@ class EDMTime(NetworkTime):
         return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
-        return sigma.log() / 4
+        return self.time_scale * sigma.log() / 4
 
     def denoised(self, parametrisation: str, z: Tensor, out: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         if parametrisation == "edm":
             # alpha = c_in; c_skip = (sigma_data c_in)^2 and c_out = s sigma_data c_in.
             return (self.sigma_data * alpha) ** 2 * z + s * self.sigma_data * alpha * out
+        if parametrisation == "consistency":
+            # The same with D = z at sigma_min, where the flow ends; below it the image stays.
+            above = (s - self.sigma_min).clamp(min=0)
+            skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
+            return skip * z + above * self.sigma_data * alpha * out
         return super().denoised(parametrisation, z, out, alpha, s)

@@ -94,6 +94,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
             learned_variance=kind == "iddpm",
             class_label=class_label,
         )
+        self.step_variance = self.learned_variance
 
     @classmethod
     def load(
@@ -103,6 +104,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
         preconditioning: Preconditioning | None = None,
         sigma_data: float = 0.5,
         class_label: int | None = None,
+        value_range: tuple[float, float] = (0.0, 1.0),
         key: str = "ema",
         sha256: str | None = None,
         trust_pickle: bool = False,
@@ -112,6 +114,7 @@ class NVLabsEDMPrior(ParametrisedPrior):
         The weights determine the network. NVlabs' code is not needed, and no code of the pickle is run.
 
         preconditioning  None: from the pickle or a file of `save`; refused where neither tells it
+        value_range      what [-1, 1] of the network is here: (2, 4) for velocities normalised as v / (1 km/s) - 3
         key              the entry of a file that holds several networks
         sha256           expected hash of the file, None: not checked
 
@@ -147,7 +150,13 @@ class NVLabsEDMPrior(ParametrisedPrior):
             lambda: NVLabsNetwork(model(**settings, pretrained=None), kind, levels=levels), tensors, weights
         )
         side = settings["img_resolution"]
-        return cls(network, shape=(settings["in_channels"], side, side), class_label=class_label, sigma_data=sigma_data)
+        return cls(
+            network,
+            shape=(settings["in_channels"], side, side),
+            class_label=class_label,
+            sigma_data=sigma_data,
+            value_range=(value_range[0], value_range[1]),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the weights under their own names to a `.safetensors` file, to be loaded with the same settings."""

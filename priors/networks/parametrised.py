@@ -38,7 +38,7 @@ class ParametrisedPrior(Prior):
     shape              (C, H, W) of the training, None for a network that takes any size
     channels           where `shape` is None: the number of channels, None for any
     network_range      range of the training images; `value_range` is that of the images given here
-    learned_variance   the network has 2 C output channels, of which the last C, a variance, are not used
+    learned_variance   the network has 2 C output channels, of which the last C, a variance, are not used here
     class_label        class of the images, for a class-conditional network
     bgr                the network's channels are blue, green, red
 
@@ -88,16 +88,27 @@ class ParametrisedPrior(Prior):
         return (network_high - network_low) / (high - low)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self._denoised(x, sigma)[0]
+
+    def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        if not self.step_variance:
+            return super().denoise_and_share(x, sigma)
+        x0, variance = self._denoised(x, sigma)
+        return x0, (variance + 1) / 2
+
+    def _denoised(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The clean images, and what the network returns beyond their channels."""
         zoom, offset = self._zoom, self.network_range[0] - self._zoom * self.value_range[0]
         z = zoom * (x.flip(1) if self.bgr else x) + offset
         s = (zoom * sigma_per_row(sigma, x)).reshape(-1).expand(len(x))
         alpha, t = self.schedule(s)
         alpha, s = sigma_per_row(alpha, z), sigma_per_row(s, z)
-        z0 = self.schedule.denoised(self.parametrisation, z, self._output(alpha * z, t), alpha, s)
+        out, more = self._output(alpha * z, t)
+        z0 = self.schedule.denoised(self.parametrisation, z, out, alpha, s)
         x0 = (z0 - offset) / zoom
-        return x0.flip(1) if self.bgr else x0
+        return (x0.flip(1), more.flip(1)) if self.bgr else (x0, more)
 
-    def _output(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def _output(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         labels: tuple[Any, ...] = ()
         if self.class_label is not None:
             labels = (torch.full((len(x_t),), self.class_label, dtype=torch.int64, device=x_t.device),)
@@ -109,7 +120,7 @@ class ParametrisedPrior(Prior):
                 f"the network must return {wanted} for images {tuple(x_t.shape)}, got {tuple(out.shape)}; set "
                 "learned_variance where it predicts a variance too"
             )
-        return out[:, :channels].to(x_t.dtype)
+        return out[:, :channels].to(x_t.dtype), out[:, channels:].to(x_t.dtype)
 
     @classmethod
     def example(cls) -> "ParametrisedPrior":

@@ -327,7 +327,7 @@ def test_a_path_in_the_place_of_a_name(invdiff: Run, tmp_path: Path) -> None:
     assert done.code == 2
     assert "prior.format=" in done.err
     done = invdiff(
-        "reconstruct", "prior=sde.safetensors", "prior.format=ncsnpp", "prior.settings.image_size=8", *words[:-1],
+        "reconstruct", "prior=sde.safetensors", "prior.format=ve", "prior.settings.image_size=8", *words[:-1],
         "output=two",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -162,9 +162,9 @@ def test_a_hash_is_checked_before_anything_is_read(tmp_path: Path) -> None:
 def test_every_file_that_a_config_names_has_a_known_source() -> None:
     folder = Path(next(iter(invdiff.configs.__path__))) / "prior"
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    named = {name: str(config.get("weights")) for name, config in configs.items()}
+    named = {name: str(config.get("weights") or config.get("path")) for name, config in configs.items()}
     named = {name: file for name, file in named.items() if file.endswith((".pt", ".pth", ".pkl"))}
-    assert {"adm_ffhq", "adm_imagenet256", "edm_ffhq64", "ncsnpp_celebahq256"} <= named.keys()
+    assert {"adm_ffhq", "adm_imagenet256", "edm_ffhq64", "inversebench_fwi", "ncsnpp_celebahq256"} <= named.keys()
     assert set(named.values()) <= SOURCES.keys()
     for name in named:
         assert "sha256" in configs[name], f"configs/prior/{name}.yaml says no hash, null where none is known"

@@ -133,6 +133,25 @@ def test_the_chain_is_that_of_the_scheduler(config: dict[str, Any], diffusers: A
         assert len(found) - len(chain.levels) == (1 if "rescale_betas_zero_snr" in config else 0)
 
 
+@pytest.mark.slow
+def test_a_consistency_model(diffusers: Any, shared_unet: Any, tmp_path: Path, normal: Normal) -> None:
+    """As diffusers' own scheduler denoises in one step from its highest level."""
+    scheduler = diffusers.CMStochasticIterativeScheduler(clip_denoised=False)
+    shared_unet.save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    prior = DiffusersPrior.load(tmp_path)
+    assert prior.shape is not None
+    z = normal(2, *prior.shape, dtype=torch.float32)
+    scheduler.set_timesteps(timesteps=[0])
+    sigma = float(scheduler.sigmas[0])
+    with torch.no_grad():
+        t = scheduler.timesteps[0]
+        out = shared_unet(scheduler.scale_model_input(sigma * z, t), t).sample
+        wanted = scheduler.step(out, t, sigma * z).prev_sample
+    ours = 2 * prior.denoise((sigma * z + 1) / 2, sigma / 2) - 1
+    assert (ours - wanted).abs().max() < 1e-5 * sigma
+
+
 def test_another_range(pipeline: Path, normal: Normal) -> None:
     x = normal(1, 2, 8, 8, dtype=torch.float32)
     there, here = DiffusersPrior.load(pipeline, value_range=(-1.0, 1.0)), DiffusersPrior.load(pipeline)

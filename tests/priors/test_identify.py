@@ -26,7 +26,8 @@ from invdiff.priors import (
 from invdiff.priors.networks.adm import ADMNetwork, ADMSpec
 from invdiff.priors.networks.network_time import VPTime
 
-SPEC = ADMSpec(1, 2, 64, (1, 1, 1, 1), 1, (), None, True, True)  # as guided-diffusion's published networks
+SPEC = ADMSpec(1, 2, 32, (1, 1, 1, 1, 1, 2), 1, (), None, True, True)  # as guided-diffusion's networks of 256 pixels
+SIDE, SMALL = 32, {"image_size": 32}
 
 
 def adm(out: int, *, resblock_updown: bool = True) -> ADMNetwork:
@@ -62,8 +63,8 @@ def test_guided_diffusion_with_a_variance(entry: str | None, tmp_path: Path) -> 
     torch.save(weights if entry is None else {entry: weights, "step": 3}, tmp_path / "x.pt")
     found = read_prior(tmp_path / "x.pt")
     assert isinstance(found, ADMPrior)
-    assert found.shape == (1, 64, 64)
-    alike(found, ADMPrior(network, image_size=64), 64)
+    assert found.shape == (1, 256, 256)
+    alike(read_prior(tmp_path / "x.pt", settings=SMALL), ADMPrior(network, image_size=SIDE), SIDE)
 
 
 def test_older_networks_may_have_other_heads(tmp_path: Path) -> None:
@@ -72,17 +73,21 @@ def test_older_networks_may_have_other_heads(tmp_path: Path) -> None:
     torch.save(dict(network.state_dict()), tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"may be adm \(guided-diffusion, .*\), improved \(improved-diffusion"):
         read_prior(tmp_path / "x.pt")
-    alike(read_prior(tmp_path / "x.pt", format="adm"), ADMPrior(network, image_size=64), 64)
-    four = read_prior(tmp_path / "x.pt", format="improved")
+    alike(read_prior(tmp_path / "x.pt", format="adm", settings=SMALL), ADMPrior(network, image_size=SIDE), SIDE)
+    with pytest.raises(ValueError, match="missing 1 required keyword-only argument: 'noise'"):
+        read_prior(tmp_path / "x.pt", format="improved")
+    four = read_prior(tmp_path / "x.pt", format="improved", settings={"noise": "cosine"})
     assert isinstance(four, ADMPrior)
     assert (four.network.spec.head_channels, four.network.spec.heads) == (None, 4)
 
 
 def test_guided_diffusion_inside_vpprecond(tmp_path: Path) -> None:
-    network = adm(1)
+    network = adm(2)
     torch.save({"ema": {f"model.{n}": t for n, t in network.state_dict().items()}}, tmp_path / "ffhq.pt")
-    wanted = ADMPrior(network, image_size=64, schedule=VPTime(0.1, 20.0, t_min=1e-5))
-    alike(read_prior(tmp_path / "ffhq.pt"), wanted, 64)
+    found = read_prior(tmp_path / "ffhq.pt")
+    assert found.shape == (1, 256, 256)
+    wanted = ADMPrior(network, image_size=SIDE, schedule=VPTime(0.1, 20.0, t_min=1e-5))
+    alike(read_prior(tmp_path / "ffhq.pt", settings=SMALL), wanted, SIDE)
 
 
 def test_guided_diffusion_that_may_be_a_flow(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_guided_diffusion_that_may_be_a_flow(tmp_path: Path) -> None:
     torch.save(dict(network.state_dict()), tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"may be adm .*, flow_unet .*: give format="):
         read_prior(tmp_path / "x.pt")
-    alike(read_prior(tmp_path / "x.pt", format="adm"), ADMPrior(network, image_size=64), 64)
+    alike(read_prior(tmp_path / "x.pt", format="adm", settings=SMALL), ADMPrior(network, image_size=SIDE), SIDE)
     with pytest.raises(ValueError, match="missing 1 required keyword-only argument: 'image_size'"):
         read_prior(tmp_path / "x.pt", format="flow_unet")
     flow = read_prior(tmp_path / "x.pt", format="flow_unet", settings={"image_size": 32})
@@ -120,9 +125,11 @@ def test_networks_of_nvlabs(kind: str, tmp_path: Path) -> None:
 def test_score_sde_or_a_rectified_flow(tmp_path: Path) -> None:
     prior = NCSNppPrior.example()
     prior.save(tmp_path / "x.safetensors")  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"may be ncsnpp \(score_sde, ve\), flow"):
+    with pytest.raises(ValueError, match=r"may be ve \(score_sde, variance exploding\), vp .*, subvp .*, flow"):
         read_prior(tmp_path / "x.safetensors")
-    alike(read_prior(tmp_path / "x.safetensors", format="ncsnpp", settings={"image_size": 8}), prior, 8)
+    with pytest.raises(ValueError, match="missing 1 required keyword-only argument: 'image_size'"):
+        read_prior(tmp_path / "x.safetensors", format="ve")
+    alike(read_prior(tmp_path / "x.safetensors", format="ve", settings={"image_size": 8}), prior, 8)
     assert isinstance(read_prior(tmp_path / "x.safetensors", format="flow", settings={"image_size": 8}), FlowPrior)
 
 

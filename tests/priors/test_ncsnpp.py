@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from invdiff.priors import NCSNppPrior
+from invdiff.priors import NCSNppPrior, read_prior
 
 Layers = list[dict[str, Tensor]]
 SIDE = 8
@@ -250,7 +250,7 @@ def test_the_last_weights_instead_of_the_averaged_ones(tmp_path: Path, normal: C
         (lambda c: c["ema"].clear(), {}, "averaged weights"),
         (lambda c: c["model"].pop("module.sigmas"), {"ema": False}, "sigmas"),
         (lambda c: c.update(model={"weight": torch.ones(2)}), {"ema": False}, "NCSN"),
-        (lambda c: None, {"sde": "subvp"}, "'subvp'"),
+        (lambda c: None, {"sde": "sub"}, "'sub'"),
         (lambda c: None, {"image_size": 10}, "multiple of 4"),
     ],
 )
@@ -269,3 +269,161 @@ def test_a_network_of_discrete_levels_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(kind, layers_of(kind)), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="continuous levels"):
         NCSNppPrior.load(tmp_path / "a.pth", image_size=SIDE, sde="ve")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sde", ["subvp", "vp_steps", "ve_steps"])
+def test_other_processes_by_their_name(sde: str, tmp_path: Path, normal: Callable) -> None:
+    """sub-VP: x_t = alpha z + (1 - alpha^2) eps. Numbered levels: DDPM's chain, and sigmas with the largest first."""
+    kind = KINDS["vp, DDPM++"]
+    layers = layers_of(kind)
+    torch.save(checkpoint(kind, layers), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"may be vp .*, vp_steps .*, subvp .*, ve_steps .*, flow .*: give format="):
+        read_prior(tmp_path / "a.pth")
+    prior = read_prior(tmp_path / "a.pth", format=sde, settings={"image_size": SIDE})
+    z, eps = (normal(8, 3, SIDE, SIDE, seed=seed) for seed in (1, 2))
+    place = torch.tensor([0, 1, 10, 100, 400, 700, 900, 999])
+    if sde == "ve_steps":
+        mean, std, told = torch.ones(8), SIGMAS[place], place
+    elif sde == "vp_steps":
+        abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[place]
+        mean, std, told = abar.sqrt(), (1 - abar).sqrt(), place
+    else:
+        t = torch.linspace(0.005, 1, 8, dtype=torch.float64)
+        mean = (-0.25 * t**2 * 19.9 - 0.05 * t).exp()
+        std, told = 1 - mean**2, 999 * t
+    mean, std = mean.double().reshape(-1, 1, 1, 1), std.double().reshape(-1, 1, 1, 1)
+    sigma = (std / mean).flatten().float()
+    with torch.no_grad():
+        if sde == "ve_steps":
+            x_t = (z.sigmoid() + std * eps).float()
+            h = home(layers, kind, 2 * x_t - 1, told.float())
+            wanted, ours = x_t + std**2 * (h / std), prior.denoise(x_t, sigma)
+        else:
+            x_t = (mean * z.tanh() + std * eps).float()
+            h = home(layers, kind, x_t, told.float())
+            wanted = (x_t + std**2 * (-h / std)) / mean
+            ours = 2 * prior.denoise(((x_t / mean + 1) / 2).float(), sigma / 2) - 1
+    error = (ours - wanted).abs().amax((1, 2, 3)) / sigma.clamp(min=1)
+    assert (error < 1e-4).all(), error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sde", ["vp_steps", "ve_steps"])
+def test_the_network_of_ddpm(sde: str, tmp_path: Path, normal: Callable) -> None:
+    """score_sde's `ddpm`: plain sums, 32 groups, and convolutions that halve and double images."""
+    random, layers = torch.Generator().manual_seed(0), []
+    width, mults, blocks, attended = 32, (1, 2), 2, (1,)
+
+    def add(**shapes: tuple[int, ...]) -> None:
+        layers.append(
+            {
+                name.replace("__", "."): torch.randn(shape, generator=random) * math.prod(shape[1:]) ** -0.5
+                for name, shape in shapes.items()
+            }
+        )
+
+    def block(into: int, out: int) -> None:
+        shapes = {"GroupNorm_0__weight": (into,), "GroupNorm_0__bias": (into,), "Conv_0__weight": (out, into, 3, 3)}
+        shapes |= {"Conv_0__bias": (out,), "Dense_0__weight": (out, 4 * width), "Dense_0__bias": (out,)}
+        shapes |= {"GroupNorm_1__weight": (out,), "GroupNorm_1__bias": (out,), "Conv_1__weight": (out, out, 3, 3)}
+        add(**shapes, Conv_1__bias=(out,), **({} if into == out else {"NIN_0__W": (into, out), "NIN_0__b": (out,)}))
+
+    def attention(out: int) -> None:
+        mixes = {f"NIN_{i}__{part}": (out, out)[: 3 - len(part) - (part == "b")] for i in range(4) for part in "Wb"}
+        add(GroupNorm_0__weight=(out,), GroupNorm_0__bias=(out,), **mixes)
+
+    add(weight=(4 * width, width), bias=(4 * width,))
+    add(weight=(4 * width, 4 * width), bias=(4 * width,))
+    add(weight=(width, 3, 3, 3), bias=(width,))
+    now, skips = width, [width]
+    for level, mult in enumerate(mults):
+        for _ in range(blocks):
+            block(now, mult * width)
+            now = mult * width
+            if level in attended:
+                attention(now)
+            skips.append(now)
+        if level < len(mults) - 1:
+            add(Conv_0__weight=(now, now, 3, 3), Conv_0__bias=(now,))
+            skips.append(now)
+    block(now, now)
+    attention(now)
+    block(now, now)
+    for level in reversed(range(len(mults))):
+        for _ in range(blocks + 1):
+            block(now + skips.pop(), mults[level] * width)
+            now = mults[level] * width
+        if level in attended:
+            attention(now)
+        if level:
+            add(Conv_0__weight=(now, now, 3, 3), Conv_0__bias=(now,))
+    add(weight=(now,), bias=(now,))
+    add(weight=(3, now, 3, 3), bias=(3,))
+
+    def ddpm(x: Tensor, t: Tensor) -> Tensor:
+        it = iter(layers)
+
+        def norm(w: dict[str, Tensor], at: str, h: Tensor) -> Tensor:
+            return F.group_norm(h, 32, w[f"{at}weight"], w[f"{at}bias"], eps=1e-6)
+
+        def mixed(w: dict[str, Tensor], i: int, h: Tensor) -> Tensor:
+            return torch.einsum("bchw,cd->bdhw", h, w[f"NIN_{i}.W"]) + w[f"NIN_{i}.b"][:, None, None]
+
+        def residual(h: Tensor) -> Tensor:
+            w = next(it)
+            more = F.conv2d(F.silu(norm(w, "GroupNorm_0.", h)), w["Conv_0.weight"], w["Conv_0.bias"], padding=1)
+            more = more + F.linear(F.silu(time), w["Dense_0.weight"], w["Dense_0.bias"])[:, :, None, None]
+            more = F.conv2d(F.silu(norm(w, "GroupNorm_1.", more)), w["Conv_1.weight"], w["Conv_1.bias"], padding=1)
+            return more + (mixed(w, 0, h) if "NIN_0.W" in w else h)
+
+        def attend(h: Tensor) -> Tensor:
+            w = next(it)
+            n = norm(w, "GroupNorm_0.", h)
+            q, k, v = (mixed(w, i, n).flatten(2) for i in range(3))
+            share = (torch.einsum("bcs,bct->bst", q, k) * h.shape[1] ** -0.5).softmax(-1)
+            return h + mixed(w, 3, torch.einsum("bst,bct->bcs", share, v).reshape(h.shape))
+
+        angles = t[:, None] * torch.exp(-math.log(10000) / (width // 2 - 1) * torch.arange(width // 2))
+        w = next(it)
+        time = F.linear(torch.cat([angles.sin(), angles.cos()], 1), w["weight"], w["bias"])
+        w = next(it)
+        time = F.linear(F.silu(time), w["weight"], w["bias"])
+        w = next(it)
+        h = F.conv2d(x, w["weight"], w["bias"], padding=1)
+        kept = [h]
+        for level in range(len(mults)):
+            for _ in range(blocks):
+                h = residual(h)
+                h = attend(h) if level in attended else h
+                kept.append(h)
+            if level < len(mults) - 1:
+                w = next(it)
+                h = F.conv2d(F.pad(h, (0, 1, 0, 1)), w["Conv_0.weight"], w["Conv_0.bias"], stride=2)
+                kept.append(h)
+        h = residual(attend(residual(h)))
+        for level in reversed(range(len(mults))):
+            for _ in range(blocks + 1):
+                h = residual(torch.cat([h, kept.pop()], 1))
+            h = attend(h) if level in attended else h
+            if level:
+                w, h = next(it), h.repeat_interleave(2, -1).repeat_interleave(2, -2)
+                h = F.conv2d(h, w["Conv_0.weight"], w["Conv_0.bias"], padding=1)
+        h = F.silu(norm(next(it), "", h))
+        w = next(it)
+        return F.conv2d(h, w["weight"], w["bias"], padding=1)
+
+    torch.save(checkpoint({"channels": 3}, layers), tmp_path / "a.pth")
+    prior = read_prior(tmp_path / "a.pth", format=sde, settings={"image_size": SIDE})
+    x, told = normal(3, 3, SIDE, SIDE, dtype=torch.float32), torch.tensor([3, 400, 990])
+    with torch.no_grad():
+        if sde == "ve_steps":
+            s = SIGMAS[told]
+            wanted = x + s.reshape(-1, 1, 1, 1) * ddpm(2 * x - 1, told.float())
+            ours = prior.denoise(x, s)
+        else:
+            abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[told].float()
+            s = (1 / abar - 1).sqrt()
+            wanted = x - s.reshape(-1, 1, 1, 1) * ddpm(abar.sqrt().reshape(-1, 1, 1, 1) * x, told.float())
+            ours = 2 * prior.denoise((x + 1) / 2, s / 2) - 1
+    assert ((ours - wanted).abs().amax((1, 2, 3)) / s.clamp(min=1) < 1e-5).all()

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from invdiff.priors.networks.network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, VETime, VPTime
+from invdiff.priors import ParametrisedPrior
+from invdiff.priors.networks.network_time import (
+    BayesianFlowTime,
+    DiscreteTime,
+    EDMTime,
+    FlowTime,
+    NetworkTime,
+    VETime,
+    VPTime,
+)
 
 SCHEDULES = {
     "linear": DiscreteTime.linear(),
@@ -109,3 +118,27 @@ def test_settings_that_make_no_sense_are_refused(make: "type[NetworkTime]", word
     with pytest.raises(ValueError, match=words) as refusal:
         make()
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_bayesian_flow_network_of_continuous_data() -> None:
+    """Belief mu ~ N(g x, g (1 - g)), g = 1 - sigma_1^(2 t); from eps, x = mu / g - sqrt((1 - g) / g) eps.
+
+    On data N(0, 1/4) the exact network is known; it gives the exact posterior mean of the noisy image.
+    """
+    sigma_1, t = 0.02, torch.tensor([0.002, 0.1, 0.5, 0.999], dtype=torch.float64)
+    g = 1 - sigma_1 ** (2 * t)
+
+    def network(mu: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        assert torch.allclose(told, t, rtol=1e-6)
+        share = g.reshape(-1, 1, 1, 1)
+        x = share * 0.25 * mu / (share**2 * 0.25 + share * (1 - share))
+        return (mu - share * x) / (share * (1 - share)).sqrt()
+
+    prior = ParametrisedPrior(network, "epsilon", BayesianFlowTime(sigma_1), value_range=(-1.0, 1.0))
+    sigma = ((1 - g) / g).sqrt()
+    x = torch.linspace(-2, 2, 4 * 3, dtype=torch.float64).reshape(4, 1, 1, 3)
+    wanted = 0.25 / (0.25 + sigma**2).reshape(-1, 1, 1, 1) * x
+    assert torch.allclose(prior.denoise(x, sigma), wanted, rtol=1e-9)
+    with pytest.raises(ValueError, match="sigma_1 and t_min must lie between 0 and 1"):
+        BayesianFlowTime(1.5)

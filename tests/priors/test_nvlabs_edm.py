@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from deepinv.models import ADMUNet, NCSNpp
 from torch import Tensor, nn
 
-from invdiff.priors import NVLabsEDMPrior
+from invdiff import configs
+from invdiff.priors import NVLabsEDMPrior, read_prior
 
 SIDE, CHANNELS, CLASSES = 4, 3, 5
 KINDS = {
@@ -218,3 +220,44 @@ def test_what_does_not_fit_is_refused(change: Callable, settings: dict, words: s
     with pytest.raises(ValueError, match=words) as refusal:
         load(tmp_path / "a.pt", "edm, ADM", **{"preconditioning": "edm", **settings})
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "scale", "shift"),
+    [
+        ("blackhole", 0.5, 1.0),
+        ("fwi", 1.0, 3.0),
+        ("inverse_scattering", 0.5, 1.0),
+        ("mri_brain", 1.0, 0.0),
+        ("mri_knee", 1.0, 0.0),
+        ("navier_stokes", 10.0, 0.0),
+    ],
+)
+def test_files_of_inversebench(
+    name: str, scale: float, shift: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normal: Callable
+) -> None:
+    """Its fields are (z + shift) scale of what the network takes; its files do not tell VP from EDM."""
+    config = yaml.safe_load((Path(next(iter(configs.__path__))) / "prior" / f"inversebench_{name}.yaml").read_text())
+    vp = config["format"] == "vp"
+    assert vp == (name == "blackhole")
+    network = unet("ddpm" if vp else "adm", classes=0, out=CHANNELS)
+    monkeypatch.chdir(tmp_path)
+    weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"net": {n: torch.zeros_like(t) for n, t in weights.items()}, "ema": weights}, config["path"])
+    with pytest.raises(ValueError, match=r"may be edm .*, vp .*, ve .*: give format="):
+        read_prior(config["path"])
+    options = {key: value for key, value in config.items() if key != "_target_"}
+    prior = read_prior(**options)
+    assert prior.unit == scale
+    s = torch.tensor([0.02, 0.5, 3.0, 70.0]).reshape(-1, 1, 1, 1)
+    z = normal(4, CHANNELS, SIDE, SIDE, dtype=torch.float32) * (1 + s)
+    c_skip, c_out, c_in = 0.25 / (s**2 + 0.25), s * 0.5 / (0.25 + s**2).sqrt(), 1 / (0.25 + s**2).sqrt()
+    time = s.log() / 4
+    if vp:
+        c_skip, c_out, c_in = torch.ones(1), -s, 1 / (s**2 + 1).sqrt()
+        time = 999 * ((0.01 + 39.8 * (1 + s**2).log()).sqrt() - 0.1) / 19.9
+    with torch.no_grad():
+        wanted = c_skip * z + c_out * network.forward_unet(c_in * z, time.flatten(), class_labels=None)
+    ours = prior.denoise((z + shift) * scale, scale * s.flatten()) / scale - shift
+    assert ((ours - wanted).abs() / s.clamp(min=1)).max() < 1e-5

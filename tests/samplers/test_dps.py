@@ -19,7 +19,7 @@ from invdiff.operators import (
     PoissonNoise,
     SuperResolution,
 )
-from invdiff.priors import GaussianPrior
+from invdiff.priors import ADMPrior, GaussianPrior
 from invdiff.samplers import DPS
 from invdiff.samplers.moves import ancestral_step
 from invdiff.schedules import VP
@@ -157,6 +157,34 @@ def test_a_step_equals_the_authors_ddpm_step(setting: Setting, clip: bool) -> No
         assert (found - expected).abs().max() < EXACT * (1 + expected.abs().max())
         unguided = authors.step(z, t, setting.y_x, setting.matrix, 0.0, noise, clip)
         assert (unguided - expected).abs().max() > 1e-4, "guidance must matter for the comparison to mean anything"
+
+
+@pytest.mark.slow
+def test_a_step_with_the_variance_of_the_network() -> None:
+    """guided-diffusion's learned range: log variance between that of q(z_s | z_t, z_0) and beta, by a share v."""
+    prior, operator = ADMPrior.example(), Denoising()
+    authors = AuthorsDPS(torch.zeros(1), torch.eye(1), steps=20)
+    noise = normal(3, *SHAPE, seed=2, dtype=torch.float32)
+    y = operator(normal(3, *SHAPE, dtype=torch.float32).sigmoid())
+    problem = InverseProblem(operator, GaussianNoise(0.05), y)
+    for t, told in ((19, 999), (10, 526), (3, 158), (1, 53)):
+        a, before, beta = (float(v[t]) for v in (authors.alpha_bar, authors.alpha_bar_before, authors.beta))
+        sigma_t, sigma_s = (0.5 * (1 / v - 1) ** 0.5 for v in (a, before))
+        x = 0.5 + sigma_t * normal(3, *SHAPE, seed=1, dtype=torch.float32)
+        z = a**0.5 * (2 * x - 1)
+        with torch.no_grad():
+            eps, v = prior.network(z, torch.full((3,), float(told)), torch.full((3,), 1)).chunk(2, 1)
+        z0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
+        mean = beta * before**0.5 / (1 - a) * z0 + (1 - before) * (1 - beta) ** 0.5 / (1 - a) * z
+        small = beta * (1 - before) / (1 - a)
+        spread = (0.5 * ((v + 1) / 2 * torch.tensor(beta).log() + (1 - v) / 2 * torch.tensor(small).log())).exp()
+        wanted = ((mean + spread * noise) / before**0.5 + 1) / 2
+        sampler = DPS(schedule=Levels(values=(sigma_t, sigma_s)), zeta=0.0, clip=False, variance="learned")
+        (step,) = run(sampler, problem, prior, Scripted([(x - 0.5) / sigma_t, noise]))  # type: ignore[arg-type]
+        assert (step.x - wanted).abs().max() < 2e-5 * (1 + sigma_t)
+        assert t == 19 or (spread / small**0.5 - 1).abs().max() > 0.01, "the variance must matter for the comparison"
+    with pytest.raises(ValueError, match="a prior that predicts the variance of steps"):
+        DPS(variance="learned").sample(problem, gaussian(torch.full(SHAPE, 0.5), smooth(8, 8, std=0.2)))
 
 
 def test_clipping_was_put_to_the_test(setting: Setting) -> None:

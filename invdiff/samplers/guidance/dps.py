@@ -15,13 +15,13 @@ Departures  `guidance="norm"`: zeta over the norm of the operator, and a step no
             on CT of digits at noise 0.015, 2.6 with it). With `published`, as the authors' code, whose `scale`
             multiplies the gradient of the norm (the paper's formula squares it: scale = 2 zeta'); published scales are
             halved for [0, 1]. Besides: the start is the prior's mean plus noise where the mean is known, theirs is grey
-            plus noise; the variance of a step is fixed ("fixed-small"), their networks learn it; unmeasured entries of
-            y carry no noise, theirs do, which makes their norm 1.8 times larger at 70 % missing pixels, so that the
-            same zeta guides that much harder here. Norms are of one sample, never of the batch.
+            plus noise; the variance of a step is fixed ("fixed-small") unless `variance="learned"`, which is theirs;
+            unmeasured entries of y carry no noise, theirs do, which makes their norm 1.8 times larger at 70 % missing
+            pixels, so that the same zeta guides that much harder here. Norms are of one sample, never of the batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
 from typing import ClassVar, Literal
@@ -51,6 +51,7 @@ class DPS(Sampler):
               step longer than the noise of y warrants. `published`: without either. `likelihood`: the gradient of the
               negative log-likelihood times sigma_t^2 - sigma_s^2, zeta unused: "theory DPS", whose law on Gaussian
               problems is known in closed form
+    variance  of the noise of a step: `fixed` is that of known clean images, `learned` that of the network, as published
     clip      clamp the clean estimate to the value range, as the authors' code does
     """
 
@@ -61,7 +62,11 @@ class DPS(Sampler):
     schedule: Schedule = EDM(steps=100, sigma_max=3.0, sigma_min=0.003)
     zeta: NotNegative = 2.0
     guidance: Literal["norm", "published", "likelihood"] = "norm"
+    variance: Literal["fixed", "learned"] = "fixed"
     clip: bool = True
+
+    def needs(self) -> Needs:
+        return replace(self.requires, step_variance=self.variance == "learned")
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
         sigmas = self.schedule.levels(prior.scale)
@@ -73,7 +78,8 @@ class DPS(Sampler):
         bound = zeta / operator_norm(problem, prior) if self.guidance == "norm" else None
         x = prior.start(sigmas[0], rng.normal())
         for sigma_t, sigma_s in pairwise(sigmas):
-            x0, pull = row_vjp(clean_estimate(prior, sigma_t, clip=self.clip), x)  # lines 3-5
+            shares: list[Tensor] | None = [] if self.variance == "learned" else None
+            x0, pull = row_vjp(clean_estimate(prior, sigma_t, clip=self.clip, shares=shares), x)  # lines 3-5
             value, product = row_vjp(misfit, x0)
             slope = product(torch.ones_like(value))
             gradient = pull(slope)
@@ -85,5 +91,7 @@ class DPS(Sampler):
                 weight = per_row(chain * torch.minimum(bound, longest), x)
             else:
                 weight = chain * zeta
-            x = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal()) - weight * gradient  # lines 6 and 7
+            share = shares[0] if shares else None
+            step = ancestral_step(x, x0, sigma_t, sigma_s, rng.normal(), share=share, unit=half)
+            x = step - weight * gradient  # lines 6 and 7
             yield Step(x, x0, sigma_s)
