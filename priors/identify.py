@@ -18,7 +18,8 @@ from .library import load_prior
 from .networks.adm import ADMPrior, ADMSpec
 from .networks.checkpoint_files import class_name, read_checkpoint, weights_of
 from .networks.deepinv_prior import DeepinvPrior
-from .networks.diffusers_prior import SCHEME, DiffusersPrior, autoencoder_in, local_folder
+from .networks.diffusers_files import SCHEME, autoencoder_in, local_folder, text_kind
+from .networks.diffusers_prior import DiffusersPrior
 from .networks.flow import FlowPrior
 from .networks.ncsnpp import NCSNppPrior
 from .networks.network_time import VPTime
@@ -59,12 +60,16 @@ def read_prior(
     format: str | None = None,
     settings: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: float | None = None,
 ) -> Prior:
     """The prior in a file or folder, or in hf://owner/repo.
 
     format        which reading, where the file fits several; the error names them
     settings      of the adapter by name, such as class_label or image_size
     trust_pickle  read a pickle that holds more than tensors; no code in it is run
+    prompt, negative_prompt, guidance  of pipelines with text, as in `LatentPrior.load`
 
     Raises ValueError, one line, for a file that is missing, damaged, of no known kind, or of several.
     """
@@ -74,8 +79,12 @@ def read_prior(
         fitting = ", ".join(f"{candidate.name} ({candidate.what})" for candidate in found)
         reason = "may be" if format is None else f"is not of format={format}; it may be"
         raise ValueError(f"{path} {reason} {fitting}: give format=, prior.format= on the command line")
+    text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance": guidance}
+    text = {name: value for name, value in text.items() if value is not None}
+    if text and chosen[0].name != "latent":
+        raise ValueError(f"{path} is {chosen[0].what}, which takes no text: {', '.join(text)} must be null")
     try:
-        return chosen[0].read(**dict(settings or {}))
+        return chosen[0].read(**{**dict(settings or {}), **text})
     except TypeError as error:
         if "keyword" not in str(error):
             raise
@@ -122,6 +131,8 @@ def _weights_in(content: Any) -> tuple[str | None, Any]:
 
 def _pipeline(path: str | Path) -> Candidate:
     folder = local_folder(path, latent=None)
+    if text_kind(folder) is not None:
+        return Candidate("latent", "a text-conditional pipeline of diffusers", partial(LatentPrior.load, folder))
     if autoencoder_in(folder) is None:
         return Candidate("diffusers", "a UNet2DModel of diffusers", partial(DiffusersPrior.load, folder))
     return Candidate("latent", "a latent model of diffusers", partial(LatentPrior.load, folder))

@@ -39,16 +39,28 @@ class MeteredPrior(Prior):
         self.shape, self.channels = prior.shape, prior.channels
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
         self.differentiable, self.unit = prior.differentiable, prior.unit
+        self.network_calls = prior.network_calls
 
     @property
     def centre(self) -> Tensor:
         return self._prior.centre
 
+    @property
+    def embedding(self) -> Tensor | None:
+        return self._prior.embedding
+
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        rows = x.shape[0]
+        return self._counted(self._denoise, x, sigma)
+
+    def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
+        embedding = embedding.to(self._dtype or embedding.dtype)
+        return self._counted(lambda x, sigma: self._prior.denoise_with(x, sigma, embedding), x, sigma)
+
+    def _counted(self, denoise: Callable[..., Tensor], x: Tensor, sigma: float | Tensor) -> Tensor:
+        rows = x.shape[0] * self.network_calls
         self._cost.forwards += rows
         with autocast(self._cost.precision, x.device):
-            x0 = self._denoise(x.to(self._dtype or x.dtype), sigma).to(x.dtype)
+            x0 = denoise(x.to(self._dtype or x.dtype), sigma).to(x.dtype)
         return _CountBackward.apply(x0, lambda: self._count_vjp(rows)) if x0.requires_grad else x0
 
     def _count_vjp(self, rows: int) -> None:

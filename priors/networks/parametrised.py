@@ -88,12 +88,16 @@ class ParametrisedPrior(Prior):
         return (network_high - network_low) / (high - low)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self._denoised(self._output, x, sigma)
+
+    def _denoised(self, output: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: float | Tensor) -> Tensor:
+        """`denoise` with the output of the network, (x_t, t) -> F."""
         zoom, offset = self._zoom, self.network_range[0] - self._zoom * self.value_range[0]
         z = zoom * (x.flip(1) if self.bgr else x) + offset
         s = (zoom * sigma_per_row(sigma, x)).reshape(-1).expand(len(x))
         alpha, t = self.schedule(s)
         alpha, s = sigma_per_row(alpha, z), sigma_per_row(s, z)
-        z0 = self.schedule.denoised(self.parametrisation, z, self._output(alpha * z, t), alpha, s)
+        z0 = self.schedule.denoised(self.parametrisation, z, output(alpha * z, t), alpha, s)
         x0 = (z0 - offset) / zoom
         return x0.flip(1) if self.bgr else x0
 

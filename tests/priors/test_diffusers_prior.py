@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from invdiff.priors import DiffusersPrior
-from invdiff.priors.networks.diffusers_prior import network_time
+from invdiff.priors.networks.diffusers_schedulers import network_time
 from invdiff.priors.networks.network_time import DiscreteTime
 
 Normal = Callable[..., Tensor]
@@ -301,7 +301,7 @@ def test_a_hub_that_says_nothing(hub: list[dict[str, Any]], monkeypatch: pytest.
         import huggingface_hub
 
         monkeypatch.undo()  # the real question, to that server
-        monkeypatch.setattr("invdiff.priors.networks.diffusers_prior.HUB_SECONDS", 0.2)
+        monkeypatch.setattr("invdiff.priors.networks.diffusers_files.HUB_SECONDS", 0.2)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         ask = partialmethod(huggingface_hub.HfApi.__init__, endpoint=f"http://127.0.0.1:{mute.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.HfApi, "__init__", ask)
