@@ -15,6 +15,7 @@ from ..networks.unet import UNet, UNetSpec
 from ..weights_file import interval, read_weights, write_weights
 from .autoencoder import KINDS, Autoencoder
 from .convolutional import ConvolutionalCodec
+from .tiled import TiledCodec
 
 KIND = "latent"  # in the header of weights
 
@@ -113,6 +114,7 @@ class LatentPrior(Prior):
         guidance: float | None = None,
         code_range: tuple[float, float] = (-5.0, 5.0),
         image_range: tuple[float, float] = (0.0, 1.0),
+        tiles: int | None = None,
     ) -> "LatentPrior":
         """Read a folder of a pipeline or hf://owner/repo, as `DiffusersPrior.load`.
 
@@ -125,6 +127,8 @@ class LatentPrior(Prior):
                          (see `TextPrior`) and takes two network calls; of FLUX.1 dev it is an input, and takes one
         code_range       of clean codes, which have a standard deviation of about 1; for divergence alone
         image_range      of the images
+        tiles            side, in codes, of the overlapping tiles on which the autoencoder works, as `TiledCodec` has
+                         them; None: the whole image
 
         Raises ValueError where the folder does not hold such a pipeline, and for text where it takes none.
         """
@@ -154,7 +158,7 @@ class LatentPrior(Prior):
             diffusion = DiffusersPrior.of_codes(
                 unet, scheduler, class_label=class_label, code_range=(code_range[0], code_range[1])
             )
-        return cls(diffusion, autoencoder)
+        return cls(diffusion, autoencoder if tiles is None else TiledCodec(autoencoder, tiles))
 
     @classmethod
     def variants(cls) -> dict[str, Prior]:

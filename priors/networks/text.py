@@ -12,6 +12,7 @@ Guidance    F = F_negative + w (F_prompt - F_negative), both outputs from one ca
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,12 +36,15 @@ class TextPrior(ParametrisedPrior):
     code_range of clean codes, which have a standard deviation of about 1; for divergence alone
     """
 
+    network: Callable[..., Tensor]
     tokens: Tensor
     pooled: Tensor | None
+    negative_tokens: Tensor | None
+    negative_pooled: Tensor | None
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Callable[..., Tensor],
         parametrisation: Parametrisation,
         schedule: NetworkTime,
         *,
@@ -93,8 +97,7 @@ class TextPrior(ParametrisedPrior):
         rows = len(x_t)
         tokens, pooled = tokens.expand(rows, -1, -1), _expanded(self.pooled, rows)
         if self.negative_tokens is None:
-            out: Tensor = self.network(x_t, t, tokens, pooled)
-            return out.to(x_t.dtype)
+            return self.network(x_t, t, tokens, pooled).to(x_t.dtype)
         both = torch.cat([self.negative_tokens.to(tokens).expand(rows, -1, -1), tokens])
         negative = _expanded(self.negative_pooled, rows)
         pooled = None if pooled is None or negative is None else torch.cat([negative, pooled])

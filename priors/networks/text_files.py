@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .diffusers_files import TEXT_KINDS, TextKind, extra, parts_of, read_config, read_model, scheduler_of
 from .diffusers_schedulers import network_time, prediction
@@ -93,7 +93,7 @@ def _check_network(folder: Path, kind: TextKind, config: Mapping[str, Any], code
 @torch.no_grad()
 def encoded(
     folder: Path, network: nn.Module, prompt: str, negative_prompt: str | None, *, negative: bool
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """Embeddings of the texts: arguments of `TextPrior` by name; those of the negative one only with `negative`."""
     index = parts_of(folder)
     name = index["_class_name"]
@@ -132,7 +132,7 @@ def _part(folder: Path, part: str, entry: Any) -> Any:
     if kind is None and part.replace("tokenizer", "text_encoder") == OPTIONAL:
         return None
     known = ENCODERS if part.startswith("text_encoder") else TOKENIZERS
-    if kind not in known:
+    if kind is None or kind not in known:
         raise ValueError(f"{part} of {folder} must be one of {', '.join(known)}, got {kind}")
     if kind in ENCODERS:
         return read_model(folder / part, kind, library="transformers").eval()
