@@ -35,6 +35,7 @@ class Needs:
     measurements  the most real numbers in y of one image; None: any number
     codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`latent.coded`).
            `mask`, `linear` and `spectral` are then asked of the operator on images, not of that on codes
+    embedding  the prior is conditioned on the embedding of a text, or one that was learned (`Prior.embedding`)
     images  the unknowns are images themselves, whose neighbouring pixels are alike
     """
 
@@ -47,6 +48,7 @@ class Needs:
     differentiable_prior: bool = False
     measurements: int | None = None
     codec: bool = False
+    embedding: bool = False
     images: bool = False
 
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
@@ -69,6 +71,8 @@ class Needs:
             f"a differentiable prior ({type(prior).__name__} is not)": self.differentiable_prior
             and not prior.differentiable,
             f"a latent prior ({type(prior).__name__} has no codec)": self.codec and problem.codec is None,
+            f"a prior with an embedding of text ({type(prior).__name__} has none)": self.embedding
+            and prior.embedding is None,
             "images themselves as unknowns (this prior is one of codes)": self.images and problem.codec is not None,
             f"at most {most} measurements (y holds {count}; a larger ensemble takes more)": most is not None
             and count > most,
