@@ -161,9 +161,9 @@ def test_latino_follows_its_algorithm() -> None:
     prior, width, h = LatentPrior(Codes(), CODEC), 0.7, 1.5
     problem = problem_of(prior)
     draws, sigmas = noises(6), LEVELS.levels(prior.diffusion.scale)
-    guess = CODEC.encode(problem.first_guess)
+    centre = prior.diffusion.centre.double()
     seen, abars = problem.observed.double(), [1 / (1 + (s / h) ** 2) for s in sigmas]
-    z = (guess / h + sigmas[0] / h * draws[0]) * sqrt(abars[0])
+    z = (centre / h + sigmas[0] / h * draws[0]) * sqrt(abars[0])
     for k, (abar, later) in enumerate(pairwise(abars)):
         x = CODEC.decode(prior.diffusion.denoise(h * z / sqrt(abar), sigmas[k]))
         nu2 = (width * 0.5) ** 2 * (1 - abar)  # half of the range [0, 1]

@@ -13,8 +13,8 @@ Coordinates the paper's variance of the image given z_t is delta (1 - abar) on [
             [-1, 1], and width = delta^(1/2).
 Departures  theirs is a consistency model (DMD2 of SDXL, or Stable Diffusion with the LCM adapter), which maps z to a
             draw; ours any denoiser, whose D is a mean. delta is one number, in their code one of each problem and half
-            of the levels, for some times |y - A x|. Images are not clipped. The prompt is not tuned (LATINO-PRO): see
-            `p2l`.
+            of the levels, for some times |y - A x|. Images are not clipped, and codes start at the centre of the
+            prior, theirs at the encoded A^T y. The prompt is not tuned (LATINO-PRO): see `p2l`.
 """
 
 from collections.abc import Iterator
@@ -45,14 +45,14 @@ class LATINO(Sampler):
 
     requires = Needs(codec=True, linear=True, gaussian_noise=True)
     per_step = Cost(forwards=1)
-    small: ClassVar = {"schedule": EDM(steps=8, sigma_max=3.0, sigma_min=0.02)}
+    small: ClassVar = {"schedule": EDM(steps=8, sigma_max=1.0, sigma_min=0.02)}
 
     schedule: Schedule = EDM(steps=30, sigma_max=10.0, sigma_min=0.01)
     width: Positive = 1.0
 
     def iterate(self, problem: InverseProblem, prior: Prior, rng: Streams) -> Iterator[Step]:
-        sigmas, guess = self.schedule.levels(prior.scale), problem.first_guess
-        z = prior.start(sigmas[0], rng.normal()) if guess is None else guess + sigmas[0] * rng.normal()
+        sigmas = self.schedule.levels(prior.scale)
+        z = prior.start(sigmas[0], rng.normal())
         for sigma, after in pairwise(sigmas):
             share = self.width * sigma / hypot(prior.unit, sigma)
             z0 = drawn_to_data(coded(problem), prior.denoise(z, sigma), share)
