@@ -26,10 +26,16 @@ class Adam:
         return x - self.learning_rate * mean / (square.sqrt() + 1e-8)
 
 
-def explained_by_descent(problem: InverseProblem, x: Tensor, learning_rate: float, iterations: int) -> Tensor:
-    """What Adam makes of x until its misfit is 1 or less, each row by itself, (R, C, H, W)."""
+def explained_by_descent(
+    problem: InverseProblem, x: Tensor, learning_rate: float, iterations: int, last: float = 1.0
+) -> Tensor:
+    """What Adam makes of x until its misfit is 1 or less, each row by itself, (R, C, H, W).
+
+    last  learning rate of the last iteration, to which it falls geometrically, as a share of the first
+    """
     adam = Adam(x, learning_rate)
-    for _ in range(iterations):
+    for k in range(iterations):
+        adam.learning_rate = learning_rate * last ** (k / iterations)
         misfit, product = row_vjp(problem.misfit, x)
         if bool((misfit <= 1).all()):
             break

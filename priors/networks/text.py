@@ -37,6 +37,7 @@ class TextPrior(ParametrisedPrior):
     """
 
     network: Callable[..., Tensor]
+    guidance: Tensor
     tokens: Tensor
     pooled: Tensor | None
     negative_tokens: Tensor | None
@@ -64,15 +65,16 @@ class TextPrior(ParametrisedPrior):
             raise ValueError(f"guidance must be >= 0 and finite, got {guidance}")
         super().__init__(network, parametrisation, schedule, channels=channels, value_range=(-1.0, 1.0))
         self.value_range = self.network_range = (float(low), float(high))
-        self.unit, self.guidance, self.multiple = 1.0, float(guidance), multiple
+        self.unit, self.multiple = 1.0, multiple
+        self.register_buffer("guidance", torch.tensor(float(guidance)))  # among what tells priors apart
         self.register_buffer("tokens", tokens)
         self.register_buffer("pooled", pooled)
         self.register_buffer("negative_tokens", negative_tokens)
         self.register_buffer("negative_pooled", negative_pooled)
         self.network_calls = 1 if negative_tokens is None else 2
-        if self.guidance != 1:
+        if guidance != 1:
             self.note = (
-                f"guidance={self.guidance:g} biases the score towards the text: samples are of no known posterior, and "
+                f"guidance={guidance:g} biases the score towards the text: samples are of no known posterior, and "
                 "their spread is too small; guidance=1 is the network's own prior"
             )
 
@@ -108,12 +110,12 @@ class TextPrior(ParametrisedPrior):
     def example(cls) -> "TextPrior":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network, tokens, away = _StandIn(2, 3), torch.randn(1, 4, 3), torch.randn(1, 4, 3)
+            network, tokens, away = _StandIn(1, 3), torch.randn(1, 4, 3), torch.randn(1, 4, 3)
         return cls(
             network,
             "v",
             DiscreteTime.scaled_linear(),
-            channels=2,
+            channels=1,
             tokens=tokens,
             negative_tokens=away,
             guidance=2.0,
