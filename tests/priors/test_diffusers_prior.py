@@ -216,6 +216,14 @@ def edit(path: Path, **values: Any) -> None:
         ),
         (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="mine"), "unknown beta_schedule"),
         (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True),
+            "its last steps are pure noise",
+        ),
+        (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", timestep_type="continuous"),
+            "timestep_type of the scheduler must be discrete",
+        ),
+        (
             lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}'),
             "must be a chain of betas, got KarrasVeScheduler",
         ),
