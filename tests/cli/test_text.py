@@ -35,8 +35,9 @@ def run(invdiff: Run, picture: None, without_comparison: None) -> Run:
 def test_a_pipeline_with_a_prompt(shape: str, run: Run, tmp_path: Path, metrics: Run) -> None:
     """Guidance is counted, and the run says that it biases."""
     write(shape, tmp_path / "model")
-    done = run("prior.prompt=a cat", "prior.guidance=3")
+    done = run("prior.prompt=a cat, (it's big), [c]", "prior.guidance=3")
     assert done.code == 0, done.err
+    assert "a cat, (it's big), [c]" in (tmp_path / "out" / "config.yaml").read_text()
     assert "guidance=3 biases the score" in done.out
     guided = metrics("out")["cost"]
     done = run("prior.prompt=a cat", "output=plain")
