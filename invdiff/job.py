@@ -332,6 +332,9 @@ def prepare(
         measured, words = find_calibration(key, known, problem.image_shape)
     for note in notes.values():
         log.info("sampler %s", note)
+    if prior.note is not None:
+        log.info("prior: %s", prior.note)
+        notes["prior"] = prior.note
     ahead = calls_ahead(problem, chosen, chains)
     if ahead is not None:
         log.info("%s", ahead)

@@ -28,6 +28,8 @@ class Prior(nn.Module, ABC):
     step_variance   whether the network predicts the variance of DDPM's steps, `denoise_and_share`
     bounded_error   whether rounding inside the network stays small in the clean estimate at every noise level
     unit            see there; it may be set
+    network_calls   forwards of the network in one call of `denoise`: 2 with classifier-free guidance
+    note            what a run says about the prior, one sentence; None: nothing
     weights_hash    of the file that it was loaded from, None for others: tensors that are computed from a file differ
                     in their last digits between machines
     """
@@ -39,6 +41,8 @@ class Prior(nn.Module, ABC):
     differentiable: bool = True
     step_variance: bool = False
     bounded_error: bool = True
+    network_calls: int = 1
+    note: str | None = None
     weights_hash: str | None = None
 
     @cached_property
@@ -97,6 +101,18 @@ class Prior(nn.Module, ABC):
         Raises TypeError unless `step_variance`.
         """
         raise TypeError(f"{type(self).__name__} predicts no variance of steps, see step_variance")
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """(L, E) embedding of the text on which the network is conditioned; None: it takes no text."""
+        return None
+
+    def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
+        """`denoise` with another embedding of the text for each row, (B, L, E), which autograd can differentiate.
+
+        Raises TypeError without text.
+        """
+        raise TypeError(f"{type(self).__name__} takes no text, so there is no embedding")
 
     def forward(self, x: Tensor, sigma: float | Tensor, *unused: Any) -> Tensor:
         """`prior(x, sigma)`: the calling convention of a `deepinv` denoiser."""

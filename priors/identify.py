@@ -24,7 +24,8 @@ from .formats.score_sde import score_sde
 from .formats.v_diffusion import v_diffusion
 from .library import load_prior
 from .networks.checkpoint_files import check_hash, class_name, read_checkpoint, weights_of
-from .networks.diffusers_prior import SCHEME, DiffusersPrior, autoencoder_in, local_folder
+from .networks.diffusers_files import SCHEME, autoencoder_in, local_folder, text_kind
+from .networks.diffusers_prior import DiffusersPrior
 from .weights_file import has_header
 
 # Formats of files: tensors that each has, by their names in the bare network, and its reader. docs/formats.md explains.
@@ -65,6 +66,9 @@ def read_prior(
     settings: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     trust_pickle: bool = False,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: float | None = None,
 ) -> Prior:
     """The prior in a file or folder, or in hf://owner/repo.
 
@@ -72,6 +76,7 @@ def read_prior(
     settings      of the adapter by name, such as class_label or image_size
     sha256        expected hash of a file, None: not checked
     trust_pickle  read a pickle that holds more than tensors; no code in it is run
+    prompt, negative_prompt, guidance  of pipelines with text, as in `LatentPrior.load`
 
     Raises ValueError, one line, for a file that is missing, damaged, of no known kind, or of several.
     """
@@ -81,8 +86,12 @@ def read_prior(
         fitting = ", ".join(f"{candidate.name} ({candidate.what})" for candidate in found)
         reason = "may be" if format is None else f"is not of format={format}; it may be"
         raise ValueError(f"{path} {reason} {fitting}: give format=, prior.format= on the command line")
+    text = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance": guidance}
+    text = {name: value for name, value in text.items() if value is not None}
+    if text and chosen[0].name != "latent":
+        raise ValueError(f"{path} is {chosen[0].what}, which takes no text: {', '.join(text)} must be null")
     try:
-        return chosen[0].read(**dict(settings or {}))
+        return chosen[0].read(**{**dict(settings or {}), **text})
     except TypeError as error:
         if "keyword" not in str(error):
             raise
@@ -134,6 +143,8 @@ def _weights_in(content: Any) -> tuple[str | None, Any]:
 
 def _pipeline(path: str | Path) -> Candidate:
     folder = local_folder(path, latent=None)
+    if text_kind(folder) is not None:
+        return Candidate("latent", "a text-conditional pipeline of diffusers", partial(LatentPrior.load, folder))
     if autoencoder_in(folder) is None:
         return Candidate("diffusers", "a UNet2DModel of diffusers", partial(DiffusersPrior.load, folder))
     return Candidate("latent", "a latent model of diffusers", partial(LatentPrior.load, folder))

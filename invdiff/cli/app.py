@@ -44,6 +44,7 @@ HYDRA = (
 )
 OPEN = ("sampler.settings.", "operator.parameters.", "prior.parameters.", "prior.settings.")  # nodes that take new keys
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".pkl", ".bin")  # of checkpoints, in prior=PATH
+PROMPTS, QUOTES = ("prior.prompt", "prior.negative_prompt"), ("'", '"')
 _VALUES = "_values"  # where plain values travel past hydra's groups
 _ADDED = "_added"  # where the entries of `samplers+=[mine]` do
 
@@ -142,16 +143,22 @@ def command(
 
 
 def checkpoint_words(word: str) -> list[str]:
-    """`prior=PATH` as the two options that hydra has for it; any other word as it is."""
+    """`prior=PATH` as the two options that hydra has for it, text of a prompt in quotes; any other word as it is."""
     key, _, value = word.partition("=")
     plain = value.strip("'\"")
+    if key in PROMPTS and value != "null":  # with commas and brackets, which hydra would read
+        return [f"{key}={_quoted(value[1:-1] if value[:1] == value[-1:] and value[:1] in QUOTES else value)}"]
     if key != "prior" or plain.startswith("["):
         return [word]
     file = plain.startswith("hf://") or Path(plain).suffix in SUFFIXES
     if not file and not ("/" in plain and Path(plain).expanduser().exists()):  # a group of --config-dir has slashes too
         return [word]
-    quoted = plain.replace("\\", "\\\\").replace("'", "\\'")
-    return ["prior=checkpoint", f"prior.path='{quoted}'"]
+    return ["prior=checkpoint", f"prior.path={_quoted(plain)}"]
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _for_hydra(word: str, values: tuple[str, ...]) -> str:

@@ -334,6 +334,14 @@ class _Counted(Prior):
         self.shape, self.channels, self.differentiable = prior.shape, prior.channels, prior.differentiable
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
 
+    @property
+    def embedding(self) -> Tensor | None:
+        return self.prior.embedding
+
+    def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
+        self.calls += 1
+        return self.prior.denoise_with(x, sigma, embedding)
+
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         self.calls += 1
         return self.prior.denoise(x, sigma)

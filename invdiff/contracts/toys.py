@@ -79,10 +79,43 @@ class MaskedGain(Inpainting):
         return super().forward(x) * self.gain.to(x)
 
 
+class Worded(Prior):
+    """Another prior with an embedding of two words, in which its clean estimates are linear."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior, self.shape, self.channels = prior, prior.shape, prior.channels
+        self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
+        self.differentiable, self.bounded_error, self.unit = prior.differentiable, prior.bounded_error, prior.unit
+        self.register_buffer("words", torch.zeros(2, 3))
+
+    words: Tensor
+
+    @property
+    def embedding(self) -> Tensor:
+        return self.words
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self.prior.denoise(x, sigma)
+
+    def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
+        level = sigma_per_row(sigma, x) / (sigma_per_row(sigma, x) + self.unit)
+        return self.denoise(x, sigma) + self.unit * level * embedding.mean((1, 2)).reshape(-1, 1, 1, 1)
+
+    @classmethod
+    def example(cls) -> "Worded":
+        return cls(WhitePrior())
+
+
 def fitting(sampler: Sampler, prior: Prior) -> Prior:
-    """The prior, or for samplers of latent priors one whose codes are the pixels of images: four channels for each."""
+    """The prior, or for samplers of latent priors one whose codes are the pixels of images: four channels for each.
+
+    For those that tune an embedding, one whose embedding moves the mean.
+    """
     if not sampler.needs().codec:
         return prior
+    if sampler.needs().embedding:
+        prior = Worded(prior)
     return LatentPrior(prior, LinearCodec(torch.eye(4), 2, value_range=prior.value_range))
 
 

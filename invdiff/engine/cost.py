@@ -39,10 +39,15 @@ class MeteredPrior(Prior):
         self.shape, self.channels = prior.shape, prior.channels
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
         self.differentiable, self.unit, self.step_variance = prior.differentiable, prior.unit, prior.step_variance
+        self.network_calls = prior.network_calls
 
     @property
     def centre(self) -> Tensor:
         return self._prior.centre
+
+    @property
+    def embedding(self) -> Tensor | None:
+        return self._prior.embedding
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         return self._metered(x, lambda own: (self._denoise(own, sigma), own))[0]
@@ -50,9 +55,13 @@ class MeteredPrior(Prior):
     def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         return self._metered(x, lambda own: self._prior.denoise_and_share(own, sigma))
 
+    def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
+        embedding = embedding.to(self._dtype or embedding.dtype)
+        return self._metered(x, lambda own: (self._prior.denoise_with(own, sigma, embedding), own))[0]
+
     def _metered(self, x: Tensor, call: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The call on x in the type of the network, as one forward for each row; its first result carries VJPs."""
-        rows = x.shape[0]
+        """The call on x in the type of the network, its forwards counted; its first result carries VJPs."""
+        rows = x.shape[0] * self.network_calls
         self._cost.forwards += rows
         with autocast(self._cost.precision, x.device):
             x0, more = (result.to(x.dtype) for result in call(x.to(self._dtype or x.dtype)))

@@ -22,6 +22,10 @@ class _Flat(Prior):
         super().__init__()
         self.differentiable = differentiable
 
+    @property
+    def embedding(self) -> Tensor:
+        return torch.zeros(1, 1)
+
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         return torch.full_like(x, 0.5)
 
@@ -32,7 +36,8 @@ class Row:
 
     operators  by kind of operator, whether it can take one, with the best of noises and priors
     noise      `any`, or `Gaussian`
-    prior      `any`, or `gradients`: it takes products with the network's Jacobian; `latent`: one of codes
+    prior      `any`, or `gradients`: it takes products with the network's Jacobian; `latent`: one of codes; `text`: one
+               with an embedding
     forwards, vjps  of the network, for one sample with the default settings
     """
 
@@ -80,6 +85,7 @@ def compatibility() -> Iterator[Row]:
             takes,
             "any" if able(sampler, one, poisson=True) else "Gaussian",
             ("latent, " if sampler.needs().codec else "")
+            + ("text, " if sampler.needs().embedding else "")
             + ("any" if able(sampler, one, prior=_Flat(differentiable=False)) else "gradients"),
             cost.forwards,
             cost.vjps,

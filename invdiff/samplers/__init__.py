@@ -10,6 +10,7 @@ from invdiff.samplers.baselines.wavelets import Wavelets
 from invdiff.samplers.ensemble.aldi import ALDI
 from invdiff.samplers.ensemble.eki import EKI
 from invdiff.samplers.ensemble.enkg import EnKG
+from invdiff.samplers.flow.flair import FLAIR
 from invdiff.samplers.flow.flowdps import FlowDPS
 from invdiff.samplers.flow.flower import Flower
 from invdiff.samplers.flow.pnpflow import PnPFlow
@@ -27,6 +28,8 @@ from invdiff.samplers.guidance.pigdm import PiGDM
 from invdiff.samplers.guidance.sag import SAG
 from invdiff.samplers.guidance.sitcom import SITCOM
 from invdiff.samplers.guidance.tmpd import TMPD
+from invdiff.samplers.latent.latino import LATINO
+from invdiff.samplers.latent.p2l import P2L
 from invdiff.samplers.latent.psld import PSLD
 from invdiff.samplers.latent.resample import ReSample
 from invdiff.samplers.latent.stsl import STSL
@@ -71,14 +74,17 @@ __all__ = [
     "DSG",
     "EKI",
     "FKC",
+    "FLAIR",
     "FPS",
     "ILVR",
+    "LATINO",
     "LGD",
     "LMAPS",
     "MCG",
     "MGPS",
     "MMPS",
     "MYULA",
+    "P2L",
     "PSLD",
     "RDMC",
     "RED",

@@ -36,6 +36,7 @@ class Needs:
     codec  the prior is a latent one: the sampler asks for images of codes, and codes of images (`latent.coded`).
            `mask`, `linear` and `spectral` are then asked of the operator on images, not of that on codes
     step_variance  the network predicts the variance of DDPM's steps
+    embedding  the prior is conditioned on the embedding of a text, or one that was learned (`Prior.embedding`)
     images  the unknowns are images themselves, whose neighbouring pixels are alike
     """
 
@@ -49,6 +50,7 @@ class Needs:
     step_variance: bool = False
     measurements: int | None = None
     codec: bool = False
+    embedding: bool = False
     images: bool = False
 
     def missing(self, problem: InverseProblem, prior: Prior) -> list[str]:
@@ -73,6 +75,8 @@ class Needs:
             f"a prior that predicts the variance of steps ({type(prior).__name__} does not)": self.step_variance
             and not prior.step_variance,
             f"a latent prior ({type(prior).__name__} has no codec)": self.codec and problem.codec is None,
+            f"a prior with an embedding of text ({type(prior).__name__} has none)": self.embedding
+            and prior.embedding is None,
             "images themselves as unknowns (this prior is one of codes)": self.images and problem.codec is not None,
             f"at most {most} measurements (y holds {count}; a larger ensemble takes more)": most is not None
             and count > most,

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from invdiff.shapes import nonzero, per_row, row_dot, row_norm
+from invdiff.problem import InverseProblem
+from invdiff.shapes import nonzero, per_row, row_dot, row_norm, row_vjp
 
 
 class Adam:
@@ -23,6 +24,24 @@ class Adam:
         self.second = b * self.second + (1 - b) * gradient**2
         mean, square = self.first / (1 - a**self.count), self.second / (1 - b**self.count)
         return x - self.learning_rate * mean / (square.sqrt() + 1e-8)
+
+
+def explained_by_descent(
+    problem: InverseProblem, x: Tensor, learning_rate: float, iterations: int, last: float = 1.0
+) -> Tensor:
+    """What Adam makes of x until its misfit is 1 or less, each row by itself, (R, C, H, W).
+
+    last  learning rate of the last iteration, to which it falls geometrically, as a share of the first
+    """
+    adam = Adam(x, learning_rate)
+    for k in range(iterations):
+        adam.learning_rate = learning_rate * last ** (k / iterations)
+        misfit, product = row_vjp(problem.misfit, x)
+        if bool((misfit <= 1).all()):
+            break
+        moved = adam.step(x, product(torch.ones_like(misfit)))
+        x = torch.where(per_row(misfit <= 1, x), x, moved)  # NaN moves on, and is seen
+    return x
 
 
 def conjugate_descent(

@@ -147,12 +147,29 @@ def settings_for(
     traits = _traits(in_codes(operator, prior.codec), noise)
     where = next((name for name in traits if name in table), None)
     advised = {} if where is None else dict(table[where])
+    if recommended and prior.codec is not None:
+        highest = _highest_level(with_settings(default, advised | given), prior.diffusion)
+        if highest is not None:
+            advised[LEVEL], where = highest, where or "the levels of the prior"
     # A given schedule is whole: nothing inside it is advised.
     advised = {n: value for n, value in advised.items() if n not in given and n.partition(".")[0] not in given}
     made = with_settings(default, advised | given)
     changed = {name: (setting(default, name), value) for name, value in advised.items() if _has(default, name)}
     changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
     return Settled(made, changed, where if changed else None)
+
+
+LEVEL = "schedule.sigma_max"
+
+
+def _highest_level(sampler: Sampler, diffusion: Prior) -> float | None:
+    """`schedule.sigma_max` at which a network of codes was trained, where sampling would start above it.
+
+    A network that predicts noise errs in proportion to the level there, by more than codes are wide. None: no change.
+    """
+    start = setting(sampler, LEVEL) if _has(sampler, LEVEL) else None
+    highest = diffusion.sigma_range[1] / diffusion.scale
+    return highest if not diffusion.bounded_error and start is not None and start > highest else None
 
 
 def _traits(operator: Operator, noise: Noise) -> list[str]:

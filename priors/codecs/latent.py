@@ -7,20 +7,15 @@ from torch import Tensor
 
 from ..base import Prior
 from ..codec import Codec
-from ..networks.diffusers_prior import (
-    DiffusersPrior,
-    autoencoder_in,
-    example_unet,
-    local_folder,
-    read_config,
-    read_model,
-    read_unet,
-)
+from ..networks.diffusers_files import autoencoder_in, local_folder, read_config, read_model, read_unet, text_kind
+from ..networks.diffusers_prior import DiffusersPrior, example_unet
 from ..networks.edm import EDMPrior
+from ..networks.text_files import read_text_prior
 from ..networks.unet import UNet, UNetSpec
 from ..weights_file import interval, read_weights, write_weights
 from .autoencoder import KINDS, Autoencoder
 from .convolutional import ConvolutionalCodec
+from .tiled import TiledCodec
 
 KIND = "latent"  # in the header of weights
 
@@ -47,6 +42,7 @@ class LatentPrior(Prior):
                 raise ValueError(f"latent: codec and prior of codes do not fit: {reason}")
         self.channels, self.value_range = codec.channels, codec.value_range
         self.differentiable, self.bounded_error = diffusion.differentiable, diffusion.bounded_error
+        self.network_calls, self.note = diffusion.network_calls, diffusion.note
 
     @property
     def diffusion(self) -> Prior:
@@ -113,25 +109,56 @@ class LatentPrior(Prior):
         path: str | Path,
         *,
         class_label: int | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        guidance: float | None = None,
         code_range: tuple[float, float] = (-5.0, 5.0),
         image_range: tuple[float, float] = (0.0, 1.0),
+        tiles: int | None = None,
     ) -> "LatentPrior":
-        """Read a folder of a pipeline (LDMPipeline) or hf://owner/repo, as `DiffusersPrior.load`.
+        """Read a folder of a pipeline or hf://owner/repo, as `DiffusersPrior.load`.
 
-        code_range   of clean codes, which have a standard deviation of about 1; for divergence alone
-        image_range  of the images
+        LDMPipeline, or one with text: StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline,
+        FluxPipeline. The text is encoded once; the text encoders are not kept.
+
+        prompt           of pipelines with text: what images show; None: the empty text
+        negative_prompt  what they do not show, with guidance > 1; None: the text that the pipeline has for it
+        guidance         weight of the prompt (classifier-free guidance), None or 1: none. Any other biases the score
+                         (see `TextPrior`) and takes two network calls; of FLUX.1 dev it is an input, and takes one
+        code_range       of clean codes, which have a standard deviation of about 1; for divergence alone
+        image_range      of the images
+        tiles            side, in codes, of the overlapping tiles on which the autoencoder works, as `TiledCodec` has
+                         them; None: the whole image
+
+        Raises ValueError where the folder does not hold such a pipeline, and for text where it takes none.
         """
         folder = local_folder(path, latent=True)
         place = folder / str(autoencoder_in(folder))
         kind = read_config(place / "config.json").get("_class_name")
         if kind not in KINDS:
             raise ValueError(f"the autoencoder in {place} must be one of {', '.join(KINDS)}, got {kind}")
-        unet, scheduler = read_unet(folder)
         autoencoder = Autoencoder(read_model(place, kind), value_range=(image_range[0], image_range[1]))
-        diffusion = DiffusersPrior.of_codes(
-            unet, scheduler, class_label=class_label, code_range=(code_range[0], code_range[1])
-        )
-        return cls(diffusion, autoencoder)
+        diffusion: Prior
+        if text_kind(folder) is not None:
+            if class_label is not None:
+                raise ValueError(f"class_label must be null for {folder}, which takes text, got {class_label}")
+            diffusion = read_text_prior(
+                folder,
+                codes=autoencoder.code_channels,
+                factor=autoencoder.factor,
+                prompt=prompt or "",
+                negative_prompt=negative_prompt,
+                guidance=1.0 if guidance is None else guidance,
+                code_range=(code_range[0], code_range[1]),
+            )
+        else:
+            if (prompt, negative_prompt, guidance) != (None, None, None):
+                raise ValueError(f"prompt, negative_prompt and guidance must be null for {folder}, which takes no text")
+            unet, scheduler = read_unet(folder)
+            diffusion = DiffusersPrior.of_codes(
+                unet, scheduler, class_label=class_label, code_range=(code_range[0], code_range[1])
+            )
+        return cls(diffusion, autoencoder if tiles is None else TiledCodec(autoencoder, tiles))
 
     @classmethod
     def variants(cls) -> dict[str, Prior]:

@@ -26,6 +26,8 @@ from invdiff.user_module import named_in
 from ..base import Prior
 from .network_time import DiscreteTime, EDMTime, FlowTime, NetworkTime, Parametrisation, VETime, VPTime
 
+Output = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t, t) -> F, and channels beyond it
+
 
 class ParametrisedPrior(Prior):
     """A network with a declared parametrisation and schedule; see the module's docstring for the formulas.
@@ -88,22 +90,22 @@ class ParametrisedPrior(Prior):
         return (network_high - network_low) / (high - low)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        return self._denoised(x, sigma)[0]
+        return self._denoised(self._output, x, sigma)[0]
 
     def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         if not self.step_variance:
             return super().denoise_and_share(x, sigma)
-        x0, variance = self._denoised(x, sigma)
+        x0, variance = self._denoised(self._output, x, sigma)
         return x0, (variance + 1) / 2
 
-    def _denoised(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    def _denoised(self, output: Output, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """The clean images, and what the network returns beyond their channels."""
         zoom, offset = self._zoom, self.network_range[0] - self._zoom * self.value_range[0]
         z = zoom * (x.flip(1) if self.bgr else x) + offset
         s = (zoom * sigma_per_row(sigma, x)).reshape(-1).expand(len(x))
         alpha, t = self.schedule(s)
         alpha, s = sigma_per_row(alpha, z), sigma_per_row(s, z)
-        out, more = self._output(alpha * z, t)
+        out, more = output(alpha * z, t)
         z0 = self.schedule.denoised(self.parametrisation, z, out, alpha, s)
         x0 = (z0 - offset) / zoom
         return (x0.flip(1), more.flip(1)) if self.bgr else (x0, more)

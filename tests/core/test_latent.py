@@ -11,7 +11,8 @@ from invdiff import Compute, InverseProblem
 from invdiff.engine.driver import Event
 from invdiff.latent import posed
 from invdiff.operators import GaussianNoise, Inpainting, PhaseRetrieval
-from invdiff.priors import Autoencoder, GaussianPrior, LatentPrior, LinearCodec
+from invdiff.priors import Autoencoder, DiffusersPrior, GaussianPrior, LatentPrior, LinearCodec
+from invdiff.priors.networks.diffusers_prior import example_unet
 from invdiff.priors.ode import generate
 from invdiff.problem import simulate
 from invdiff.samplers import DAPS, DPS, MCG, PSLD, TDS, TV, Auto, EnKG, MomentDraw, Sampler, settings_for
@@ -131,6 +132,22 @@ def test_settings_are_those_of_the_operator_on_codes(bent: LatentPrior, gaussian
     assert settings_for("daps", OPERATOR, GaussianNoise(), bent).where == "nonlinear"
     assert settings_for("daps", OPERATOR, GaussianNoise(), gaussian).where is None
     assert settings_for("daps", PhaseRetrieval(), GaussianNoise(), bent).where == "ambiguous"
+
+
+@pytest.mark.slow
+def test_sampling_starts_where_a_network_of_noise_was_trained(bent: LatentPrior) -> None:
+    """Above, its errors are wider than codes; a start that was given stays, as does that of a network of v."""
+    scheduler = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085}
+    scheduler["beta_end"] = 0.012
+    unet, codec = example_unet(channels=4, sample_size=4), bent.codec
+    noise = LatentPrior(DiffusersPrior.of_codes(unet, scheduler), codec)
+    velocity = LatentPrior(DiffusersPrior.of_codes(unet, {**scheduler, "prediction_type": "v_prediction"}), codec)
+    settled = settings_for("psld", OPERATOR, GaussianNoise(), noise)
+    assert settled.sampler.schedule.sigma_max == pytest.approx(14.615 / 2, abs=1e-3)  # type: ignore[attr-defined]
+    assert "recommended for the levels of the prior" in str(settled)
+    given = settings_for("psld", OPERATOR, GaussianNoise(), noise, given={"schedule.sigma_max": 30.0})
+    assert given.sampler.schedule.sigma_max == 30  # type: ignore[attr-defined]
+    assert not settings_for("psld", OPERATOR, GaussianNoise(), velocity).changed
 
 
 def test_callbacks_get_images(bent: LatentPrior) -> None:

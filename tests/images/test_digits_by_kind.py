@@ -17,7 +17,7 @@ from invdiff.operators import (
     SuperResolution,
 )
 from invdiff.problem import simulate
-from invdiff.samplers import ALDI, BFFG, DSD, EKI, FPS, RDMC, RSD, SMC, Sampler, ScorePriorVI
+from invdiff.samplers import ALDI, BFFG, DSD, EKI, FLAIR, FPS, RDMC, RSD, SMC, Sampler, ScorePriorVI
 from invdiff.schedules import EDM
 
 SHAPE = (1, 32, 32)
@@ -42,6 +42,7 @@ CASES: dict[str, tuple[Sampler, str, tuple[str, ...]]] = {
     "bffg": (BFFG(ensemble=16), "digits", ("mask",)),
     "dsd": (DSD(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "eki": (EKI(ensemble=64), "digits_mixture", ("few pixels", "linear", "black box")),
+    "flair": (FLAIR(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "fps": (FPS(ensemble=4), "digits", ("mask", "SVD")),
     "rdmc": (RDMC(), "digits", ("mask", "SVD", "linear", "nonlinear")),
     "rsd": (RSD(ensemble=2), "digits", ("mask", "SVD", "linear", "nonlinear")),

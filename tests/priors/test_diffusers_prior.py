@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from invdiff.priors import DiffusersPrior
-from invdiff.priors.networks.diffusers_prior import network_time
+from invdiff.priors.networks.diffusers_schedulers import network_time
 from invdiff.priors.networks.network_time import DiscreteTime
 
 Normal = Callable[..., Tensor]
@@ -235,6 +235,14 @@ def edit(path: Path, **values: Any) -> None:
         ),
         (lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="mine"), "unknown beta_schedule"),
         (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True),
+            "its last steps are pure noise",
+        ),
+        (
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", timestep_type="continuous"),
+            "timestep_type of the scheduler must be discrete",
+        ),
+        (
             lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "KarrasVeScheduler"}'),
             "must be a chain of betas, got KarrasVeScheduler",
         ),
@@ -320,7 +328,7 @@ def test_a_hub_that_says_nothing(hub: list[dict[str, Any]], monkeypatch: pytest.
         import huggingface_hub
 
         monkeypatch.undo()  # the real question, to that server
-        monkeypatch.setattr("invdiff.priors.networks.diffusers_prior.HUB_SECONDS", 0.2)
+        monkeypatch.setattr("invdiff.priors.networks.diffusers_files.HUB_SECONDS", 0.2)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         ask = partialmethod(huggingface_hub.HfApi.__init__, endpoint=f"http://127.0.0.1:{mute.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.HfApi, "__init__", ask)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from invdiff.priors import DiffusersPrior, LatentPrior, read_prior
+from invdiff.priors.codecs.tiled import TiledCodec
 
 Normal = Callable[..., Tensor]
 LEVELS = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
@@ -99,6 +100,45 @@ def test_codes_and_images(kind: str, diffusers: Any, tmp_path: Path, normal: Nor
     leaf = codes[:1].requires_grad_(True)
     (gradient,) = torch.autograd.grad(prior.decode(leaf).sum(), leaf)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.slow
+def test_the_autoencoder_keeps_its_precision_under_autocast(diffusers: Any, tmp_path: Path, normal: Normal) -> None:
+    save(diffusers, tmp_path, "vae")
+    codec, codes = LatentPrior.load(tmp_path).codec, normal(1, 2, 8, 8, dtype=torch.float32)
+    images = codec.decode(codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codec.decode(codes), images)
+        assert codec.encode(images).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_scale_and_shift_of_each_channel(diffusers: Any, tmp_path: Path, normal: Normal) -> None:
+    """As pipelines of diffusers apply latents_mean and latents_std."""
+    _, _, autoencoder = save(diffusers, tmp_path, "vae")
+    edit(tmp_path / "vae" / "config.json", latents_mean=[0.3, -0.2], latents_std=[2.0, 0.5])
+    codec, codes = LatentPrior.load(tmp_path).codec, normal(1, 2, 8, 8, dtype=torch.float32)
+    mean, std = torch.tensor([0.3, -0.2]).reshape(-1, 1, 1), torch.tensor([2.0, 0.5]).reshape(-1, 1, 1)
+    wanted = autoencoder.decode(codes * std / 0.7 + mean).sample
+    assert torch.allclose(codec.decode(codes), wanted / 2 + 0.5, atol=1e-5)
+    coded = (autoencoder.encode(wanted).latent_dist.mode() - mean) * 0.7 / std
+    assert torch.allclose(codec.encode(wanted / 2 + 0.5), coded, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_tiles_and_checkpointing(diffusers: Any, tmp_path: Path, normal: Normal) -> None:
+    """Gradients are those of the same codec without checkpointing; the prior of the caller is not changed."""
+    save(diffusers, tmp_path, "vae")
+    prior, tiled = LatentPrior.load(tmp_path), LatentPrior.load(tmp_path, tiles=4)
+    assert isinstance(tiled.codec, TiledCodec)
+    codes, gradients = normal(1, 2, 8, 8, dtype=torch.float32), []
+    for on in (False, True):
+        prior.checkpoint_gradients(on)
+        assert prior.codec.checkpoint_gradients is on
+        leaf = codes.clone().requires_grad_(True)
+        gradients += torch.autograd.grad(prior.codec.decode(leaf).sum(), leaf)
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert tiled.codec.decode(codes).shape == prior.codec.decode(codes).shape
 
 
 def edit(path: Path, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""PnP-Flow, FLOWER and FlowDPS: whole runs beside transcriptions in a flow's own coordinates."""
+"""PnP-Flow, FLOWER, FlowDPS and FLAIR: whole runs beside transcriptions in a flow's own coordinates."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from invdiff import InverseProblem
 from invdiff.contracts.toys import COMPUTE, WhitePrior
 from invdiff.operators import GaussianBlur, GaussianNoise, Inpainting
 from invdiff.problem import simulate
-from invdiff.samplers import DAPS, FlowDPS, Flower, PnPFlow, Sampler
+from invdiff.samplers import DAPS, FLAIR, FlowDPS, Flower, PnPFlow, Sampler
 from invdiff.schedules import Straight
 from invdiff.streams import Streams, key
 
@@ -126,3 +126,37 @@ def test_precise_data_are_explained(sampler: Sampler) -> None:
     truth = 0.4 + 0.25 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1))
     problem = InverseProblem(operator, GaussianNoise(0.002), simulate(truth, operator, GaussianNoise(0.002)))
     assert sampler.sample(problem, PRIOR, num_samples=2, compute=COMPUTE).misfit.max() < 3
+
+
+@pytest.mark.slow
+def test_flair_follows_the_published_algorithm() -> None:
+    """In a flow's own coordinates, with Adam of torch until the misfit is 1; times below 0.4 are left out.
+
+    The noise is large: nothing is left to explain at the end.
+    """
+    problem, rng, until, share = problem_of(0.3), stream(), 0.4, 0.8
+    noise = rng.normal()
+    mean = torch.zeros_like(noise)
+    kept = [s for s in (1 - t for t in times()[:-1]) if s >= until]
+    for t in kept:
+        x = (1 - t) * mean + t * noise
+        clean = destination(x, 1 - t)
+        velocity, wanted = (x - clean) / t, noise - mean
+        mean = mean - share * t * (velocity - wanted)
+        leaf = mean.clone().requires_grad_(True)
+        adam, iterations = torch.optim.Adam([leaf], betas=(0.9, 0.99)), 10 if t > kept[-1] else 50
+        for k in range(iterations):
+            adam.param_groups[0]["lr"] = 0.02 / H * 0.05 ** (k / iterations)
+            with torch.enable_grad():
+                misfit = seen(problem, leaf).square().sum() / (0.3 / H) ** 2 / int(problem.observed.sum())
+            if misfit <= 1:
+                break
+            adam.zero_grad()
+            misfit.backward()
+            adam.step()
+        mean = leaf.detach()
+        end = x + (1 - t) * velocity
+        noise = (1 - t) * end + (1 - (1 - t) ** 2) ** 0.5 * rng.normal()
+    assert len(kept) == FLAIR(schedule=TIMES, until=until).num_steps < STEPS
+    found = run(FLAIR(schedule=TIMES, until=until, rate=share, iterations=10), problem)
+    assert torch.allclose(found, CENTRE + H * mean, atol=1e-5)

@@ -1,4 +1,4 @@
-"""PSLD, STSL and ReSample: whole runs beside transcriptions in the papers' coordinates, and what must vanish."""
+"""Samplers of codes: whole runs beside transcriptions in the papers' coordinates, and what must vanish."""
 
 from itertools import pairwise
 from math import sqrt
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from invdiff import InverseProblem
-from invdiff.contracts.toys import COMPUTE, WhitePrior
+from invdiff.contracts.toys import COMPUTE, WhitePrior, Worded
 from invdiff.operators import CallableOperator, GaussianNoise, Inpainting, SuperResolution
 from invdiff.priors import GaussianPrior, LatentPrior, LinearCodec
 from invdiff.problem import simulate
-from invdiff.samplers import PSLD, ReSample, Sampler
+from invdiff.samplers import LATINO, P2L, PSLD, ReSample, Sampler
 from invdiff.samplers.latent.psld import unglued
 from invdiff.samplers.latent.stsl import trace_gradient
 from invdiff.schedules import EDM
@@ -153,3 +153,58 @@ def test_hard_consistency_leaves_the_noise(operator: Any) -> None:
     problem = problem_of(prior, operator)
     found = ReSample(iterations=300, learning_rate=0.01).sample(problem, prior, num_samples=2, compute=COMPUTE)
     assert ((found.misfit - 1).abs() < 0.2).all()
+
+
+@pytest.mark.slow
+def test_latino_follows_its_algorithm() -> None:
+    """By a solve of (A^T A / sigma_y^2 + 1 / nu^2), diagonal for a mask; z = sqrt(abar) z0 + sqrt(1 - abar) n."""
+    prior, width, h = LatentPrior(Codes(), CODEC), 0.7, 1.5
+    problem = problem_of(prior)
+    draws, sigmas = noises(6), LEVELS.levels(prior.diffusion.scale)
+    centre = prior.diffusion.centre.double()
+    seen, abars = problem.observed.double(), [1 / (1 + (s / h) ** 2) for s in sigmas]
+    z = (centre / h + sigmas[0] / h * draws[0]) * sqrt(abars[0])
+    for k, (abar, later) in enumerate(pairwise(abars)):
+        x = CODEC.decode(prior.diffusion.denoise(h * z / sqrt(abar), sigmas[k]))
+        nu2 = (width * 0.5) ** 2 * (1 - abar)  # half of the range [0, 1]
+        x = (x / nu2 + torch.where(problem.observed, problem.y, 0) / 0.1**2) / (1 / nu2 + seen / 0.1**2)
+        z = sqrt(later) * CODEC.encode(x) / h + sqrt(1 - later) * draws[k + 1]
+    found = run(LATINO(schedule=LEVELS, width=width), problem, prior)
+    assert torch.allclose(found.double(), CODEC.decode(h * z), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_p2l_follows_its_algorithm() -> None:
+    """Beside Adam of torch on the embedding; the steps of codes without their data term, which PSLD's tests have."""
+    prior = LatentPrior(Worded(Codes()), CODEC)
+    problem = problem_of(prior).select(torch.tensor([0]))
+    sampler = P2L(schedule=LEVELS, tuned=2, learning_rate=0.1, rate=0.0, every=2, width=0.7, eta=0.0)
+    rng = Streams([key(0, "sample", 0, 0)], (4, 4, 4), "cpu", torch.float64)
+    diffusion, sigmas, h = prior.diffusion, LEVELS.levels(prior.diffusion.scale), 1.5
+    z = diffusion.centre + sigmas[0] * rng.normal()
+    words = torch.zeros(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([words], lr=0.1, betas=(0.9, 0.999))
+    for k, (t, s) in enumerate(pairwise(sigmas), 1):
+        for _ in range(2):
+            with torch.enable_grad():
+                image = CODEC.decode(diffusion.denoise_with(z, t, words))
+                loss = torch.where(problem.observed, problem.y - image, 0).norm()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        clean = diffusion.denoise_with(z, t, words.detach())
+        if k % 2 == 0:
+            nu2 = (0.7 * 0.5) ** 2 * t**2 / (h**2 + t**2)
+            seen = problem.observed.double() / 0.1**2
+            image = (CODEC.decode(clean) / nu2 + seen * problem.y.nan_to_num()) / (1 / nu2 + seen)
+            clean = CODEC.encode(image)
+        rng.normal()
+        z = clean + s / t * (z - clean)
+    assert words.abs().max() > 0.1
+    assert torch.allclose(run(sampler, problem, prior).double(), CODEC.decode(z), atol=1e-4)
+
+
+def test_p2l_needs_an_embedding() -> None:
+    prior = LatentPrior(WhitePrior(), CODEC)
+    with pytest.raises(ValueError, match="P2L needs a prior with an embedding of text"):
+        P2L().sample(problem_of(prior), prior, compute=COMPUTE)

@@ -24,15 +24,13 @@ from itertools import pairwise
 from math import sqrt
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from invdiff.integrators import ddim_step
 from invdiff.ranges import Count, Positive, Share
 from invdiff.samplers.base import InverseProblem, Needs, Prior, Sampler, Step, Streams
-from invdiff.samplers.optimisers import Adam
+from invdiff.samplers.optimisers import explained_by_descent
 from invdiff.schedules import EDM, Schedule
-from invdiff.shapes import per_row, row_vjp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +66,9 @@ class ReSample(Sampler):
             z0 = prior.denoise(z, sigma_t)
             z = ddim_step(z, z0, sigma_t, sigma_s, self.eta, rng.normal())
             if sigma_s == 0 or (sigma_t <= self.from_sigma * prior.scale and k % self.every == 0):
-                z0 = self.consistent(problem, z0, self.learning_rate * prior.scale)
+                z0 = explained_by_descent(problem, z0, self.learning_rate * prior.scale, self.iterations)
                 z = self.resampled(z, z0, sigma_t, sigma_s, rng.normal())
             yield Step(z, z0, sigma_s)
-
-    def consistent(self, problem: InverseProblem, z0: Tensor, rate: float) -> Tensor:
-        """Codes near z0 whose misfit is 1 or less, as far as the iterations go, (R, c, h, w)."""
-        adam = Adam(z0, rate)
-        for _ in range(self.iterations):
-            misfit, product = row_vjp(problem.misfit, z0)
-            if bool((misfit <= 1).all()):
-                break
-            moved = adam.step(z0, product(torch.ones_like(misfit)))
-            z0 = torch.where(per_row(misfit <= 1, z0), z0, moved)  # NaN moves on, and is seen
-        return z0
 
     def resampled(self, z: Tensor, z0: Tensor, sigma_t: float, sigma_s: float, noise: Tensor) -> Tensor:
         """A draw from N(z0, sigma_s^2) times N(z, v), v of this step."""
