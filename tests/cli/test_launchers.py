@@ -75,6 +75,7 @@ def test_by_submitit_with_its_tasks_as_ranks(invdiff: Run, whole: pa.Table) -> N
     assert swept["psnr"].to_pylist() == pytest.approx(whole["psnr"].to_pylist(), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_stops_no_other(invdiff: Run) -> None:
     done = invdiff(*WORDS, "-m", f"samplers=[nonsense],[{DAPS}]", "output=swept")
     assert done.code == 2

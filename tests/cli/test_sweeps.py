@@ -60,6 +60,7 @@ def test_an_unknown_name_stops_a_sweep_before_it_begins(reconstruct: Run, pictur
     assert not Path("out/0").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_into_the_default_folder(invdiff: Run, pictures: Path) -> None:
     done = invdiff("train", "-m", "recipe=digits", f"data={pictures}", "recipe.crop=512,1024")
     assert done.code == 2

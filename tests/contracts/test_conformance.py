@@ -58,6 +58,7 @@ def test_config_makes_the_sampler(sampler_name: str) -> None:
     assert sampler.num_steps > 0
 
 
+@pytest.mark.slow
 def test_posterior(sampler_name: str, known_laws: dict[str, Law]) -> None:
     """The true posterior, or the recorded law: a new method is exact or brings its own entry."""
     sampler = all_samplers()[sampler_name].example()
@@ -98,6 +99,7 @@ def pair(operator: Operator, shape: tuple[int, ...], sampler: Sampler) -> None:
         check_pair(sampler, measure(operator, shape, PoissonNoise(0.05)), priors[0])
 
 
+@pytest.mark.slow
 def test_a_network_with_every_sampler(sampler_name: str) -> None:
     pair_of_prior(EDMPrior.example(), all_samplers()[sampler_name].example())
 
