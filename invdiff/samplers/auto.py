@@ -26,7 +26,8 @@ from invdiff.latent import posed
 from invdiff.samplers.base import InverseProblem, Prior, Sampler, Step, Streams
 from invdiff.samplers.ensemble.enkg import EnKG
 from invdiff.samplers.guidance.dps import DPS
-from invdiff.samplers.guidance.momentdraw import MomentDraw, twice_differentiable
+from invdiff.samplers.guidance.momentdraw import MomentDraw
+from invdiff.samplers.linearisation import twice_differentiable
 from invdiff.samplers.settings import settings_for
 from invdiff.samplers.splitting.daps import DAPS
 

@@ -37,7 +37,8 @@ from invdiff.operators.core.base import LinearOperator
 from invdiff.priors.base import Prior
 from invdiff.samplers import Auto, MomentDraw, settings_for
 from invdiff.samplers.base import Step
-from invdiff.samplers.guidance.momentdraw import CENTRE, EXCESS, WIDTH, linearised
+from invdiff.samplers.guidance.momentdraw import CENTRE, EXCESS, WIDTH
+from invdiff.samplers.linearisation import linearised
 from invdiff.samplers.solvers import square_root
 from invdiff.schedules import EDM
 from invdiff.scores.metrics import psnr
