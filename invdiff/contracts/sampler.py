@@ -333,6 +333,7 @@ class _Counted(Prior):
         self.prior, self.calls = prior, 0
         self.shape, self.channels, self.differentiable = prior.shape, prior.channels, prior.differentiable
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
+        self.step_variance = prior.step_variance
 
     @property
     def embedding(self) -> Tensor | None:
@@ -341,6 +342,10 @@ class _Counted(Prior):
     def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
         self.calls += 1
         return self.prior.denoise_with(x, sigma, embedding)
+
+    def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return self.prior.denoise_and_share(x, sigma)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         self.calls += 1

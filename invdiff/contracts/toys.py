@@ -79,14 +79,33 @@ class MaskedGain(Inpainting):
         return super().forward(x) * self.gain.to(x)
 
 
-class Worded(Prior):
-    """Another prior with an embedding of two words, in which its clean estimates are linear."""
+class Wrapped(Prior):
+    """Another prior, to which subclasses add what some samplers need."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior, self.shape, self.channels = prior, prior.shape, prior.channels
         self.sigma_range, self.value_range = prior.sigma_range, prior.value_range
         self.differentiable, self.bounded_error, self.unit = prior.differentiable, prior.bounded_error, prior.unit
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        return self.prior.denoise(x, sigma)
+
+
+class Stepping(Wrapped):
+    """It predicts the variance of steps: half way, on a logarithmic scale, between the smallest and the largest."""
+
+    step_variance = True
+
+    def denoise_and_share(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self.denoise(x, sigma), torch.full_like(x, 0.5)
+
+
+class Worded(Wrapped):
+    """It has an embedding of two words, in which its clean estimates are linear."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
         self.register_buffer("words", torch.zeros(2, 3))
 
     words: Tensor
@@ -94,9 +113,6 @@ class Worded(Prior):
     @property
     def embedding(self) -> Tensor:
         return self.words
-
-    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        return self.prior.denoise(x, sigma)
 
     def denoise_with(self, x: Tensor, sigma: float | Tensor, embedding: Tensor) -> Tensor:
         level = sigma_per_row(sigma, x) / (sigma_per_row(sigma, x) + self.unit)
@@ -110,8 +126,11 @@ class Worded(Prior):
 def fitting(sampler: Sampler, prior: Prior) -> Prior:
     """The prior, or for samplers of latent priors one whose codes are the pixels of images: four channels for each.
 
-    For those that tune an embedding, one whose embedding moves the mean.
+    For those that tune an embedding, one whose embedding moves the mean; for those that take the variance of steps from
+    the network, one that predicts it.
     """
+    if sampler.needs().step_variance:
+        prior = Stepping(prior)
     if not sampler.needs().codec:
         return prior
     if sampler.needs().embedding:
