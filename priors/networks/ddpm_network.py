@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ncsnpp_network import PixelMix, sines
+from .ncsnpp_network import PixelAttention, PixelMix, sines
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,18 @@ class DDPMNetwork(nn.Module):
         skips = [width]
         for level, out in enumerate(widths):
             for _ in range(spec.blocks):
-                layers += [_Block(width, out, embedded), *([_Attention(out)] if level in spec.attention else [])]
+                layers += [_Block(width, out, embedded), *([_attention(out)] if level in spec.attention else [])]
                 width = out
                 skips.append(width)
             if level < len(widths) - 1:
                 layers.append(_Resize(width, up=False))
                 skips.append(width)
-        layers += [_Block(width, width, embedded), _Attention(width), _Block(width, width, embedded)]
+        layers += [_Block(width, width, embedded), _attention(width), _Block(width, width, embedded)]
         for level in range(len(widths) - 1, -1, -1):
             for _ in range(spec.blocks + 1):
                 layers.append(_Block(width + skips.pop(), widths[level], embedded))
                 width = widths[level]
-            layers += [_Attention(width)] if level in spec.attention else []
+            layers += [_attention(width)] if level in spec.attention else []
             layers += [_Resize(width, up=True)] if level > 0 else []
         self.all_modules = nn.ModuleList([*layers, _norm(width), nn.Conv2d(width, spec.channels, 3, padding=1)])
 
@@ -143,16 +143,8 @@ class _Block(nn.Module):
         return h + (self.NIN_0(x.movedim(1, -1)).movedim(-1, 1) if hasattr(self, "NIN_0") else x)
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.GroupNorm_0 = _norm(width)
-        self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (PixelMix(width, width) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels = self.GroupNorm_0(x).flatten(2).mT
-        mixed = F.scaled_dot_product_attention(self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels))
-        return x + self.NIN_3(mixed).mT.reshape(x.shape)
+def _attention(width: int) -> PixelAttention:
+    return PixelAttention(_norm(width), scale=1.0)
 
 
 class _Resize(nn.Module):

@@ -115,7 +115,7 @@ class NCSNppNetwork(nn.Module):
         skips = [width]
         for level, out in enumerate(widths):
             for _ in range(spec.blocks):
-                layers += [_Block(width, out, embedded), *([_Attention(out)] if level in spec.attention else [])]
+                layers += [_Block(width, out, embedded), *([_attention(out)] if level in spec.attention else [])]
                 width = out
                 skips.append(width)
             if level < coarsest:
@@ -127,14 +127,14 @@ class NCSNppNetwork(nn.Module):
                     pyramid = width
                 skips.append(width)
 
-        layers += [_Block(width, width, embedded), _Attention(width), _Block(width, width, embedded)]
+        layers += [_Block(width, width, embedded), _attention(width), _Block(width, width, embedded)]
 
         for level in range(coarsest, -1, -1):
             for _ in range(spec.blocks + 1):
                 layers.append(_Block(width + skips.pop(), widths[level], embedded))
                 width = widths[level]
             if level in spec.attention:
-                layers.append(_Attention(width))
+                layers.append(_attention(width))
             if spec.outward == "output_skip" or level == 0:
                 layers += [_norm(width), nn.Conv2d(width, spec.channels, 3, padding=1)]
             if level > 0:
@@ -257,16 +257,23 @@ class PixelMix(nn.Module):
         return pixels @ self.W + self.b
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int) -> None:
+class PixelAttention(nn.Module):
+    """Attention of one head between all pixels; `scale` of its sum with the input."""
+
+    def __init__(self, norm: nn.GroupNorm, *, scale: float) -> None:
         super().__init__()
-        self.GroupNorm_0 = _norm(width)
+        width, self.scale = norm.num_channels, scale
+        self.GroupNorm_0 = norm
         self.NIN_0, self.NIN_1, self.NIN_2, self.NIN_3 = (PixelMix(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.GroupNorm_0(x).flatten(2).mT
         mixed = F.scaled_dot_product_attention(self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels))
-        return (x + self.NIN_3(mixed).mT.reshape(x.shape)) / math.sqrt(2)
+        return (x + self.NIN_3(mixed).mT.reshape(x.shape)) * self.scale
+
+
+def _attention(width: int) -> PixelAttention:
+    return PixelAttention(_norm(width), scale=1 / math.sqrt(2))
 
 
 class _Combine(nn.Module):

@@ -74,8 +74,8 @@ class TextPrior(ParametrisedPrior):
         self.network_calls = 1 if negative_tokens is None else 2
         if guidance != 1:
             self.note = (
-                f"guidance={guidance:g} biases the score towards the text: samples are of no known posterior, and "
-                "their spread is too small; guidance=1 is the network's own prior"
+                f"guidance={guidance:g} biases the score towards the text: samples are of no known posterior; "
+                "guidance=1 is the network's own prior"
             )
 
     @property
