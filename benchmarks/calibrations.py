@@ -39,7 +39,7 @@ OPERATORS: dict[str, Operator] = {  # as the command makes them by default, but 
     "mri": MRI(),
     "ct": CT(views=30),
 }
-SIDE = 128  # of the images of a prior that takes any size
+SIDE = 64  # of the images of a prior that takes any size: a quarter of the cost of 128
 CHECK_SEED, SEED = 1, 0
 
 

@@ -21,7 +21,7 @@ def offered(group: str) -> EntryPoints:
 
 @cache
 def _on(path: tuple[str, ...], group: str) -> EntryPoints:
-    """Read once: it takes 20 ms, and one command asks 30 times."""
+    """Read once: it takes milliseconds, and one command asks 30 times."""
     return entry_points(group=group)
 
 
